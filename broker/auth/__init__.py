@@ -1,0 +1,1 @@
+"""Who a client is: one file per mechanism."""

@@ -1,0 +1,1 @@
+"""Bytes to MQTT packets and back: no I/O, no clock."""

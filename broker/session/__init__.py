@@ -1,0 +1,1 @@
+"""Sessions and the connection state machine, without I/O."""

@@ -1,0 +1,1 @@
+"""Sockets: the reactor and its listeners."""
