@@ -35,12 +35,11 @@ class SessionRef:
     client id one after the other, `token` names this ownership; the store refuses any other.
     """
 
-    __slots__ = ("birth", "client_id", "partition", "session_id", "token")
+    __slots__ = ("birth", "client_id", "session_id", "token")
 
-    def __init__(self, client_id: str, session_id: bytes, partition: int, birth: int, token: bytes) -> None:
+    def __init__(self, client_id: str, session_id: bytes, birth: int, token: bytes) -> None:
         self.client_id = client_id
         self.session_id = session_id
-        self.partition = partition
         self.birth = birth
         self.token = token
 
@@ -170,19 +169,17 @@ class GroupEntry:
 class Target:
     """A persistent session that a publication must reach; `seq` is filled in when it is stored."""
 
-    __slots__ = ("birth", "partition", "qos", "retain", "seq", "session_id", "subscription_ids")
+    __slots__ = ("birth", "qos", "retain", "seq", "session_id", "subscription_ids")
 
     def __init__(
         self,
         session_id: bytes,
-        partition: int,
         birth: int,
         qos: int,
         retain: bool,
         subscription_ids: Sequence[int],
     ) -> None:
         self.session_id = session_id
-        self.partition = partition
         self.birth = birth
         self.qos = qos
         self.retain = retain
@@ -195,11 +192,10 @@ class GroupTarget:
     """A shared-subscription group that a publication must reach; `entry_id` is filled in when stored
     and stays b"" where the group's bound refused the message."""
 
-    __slots__ = ("entry_id", "group_id", "partition")
+    __slots__ = ("entry_id", "group_id")
 
-    def __init__(self, group_id: bytes, partition: int) -> None:
+    def __init__(self, group_id: bytes) -> None:
         self.group_id = group_id
-        self.partition = partition
         self.entry_id = b""
 
 
@@ -295,13 +291,11 @@ class Cluster(Protocol):
     """State that outlives a connection and, with a real store, a node."""
 
     async def serve(self, events: ClusterEvents, poller: Poller, *, task_status: object) -> None:
-        """Joins, calls `events.restore`, reports started, then keeps the lease and the timers until cancelled.
+        """Joins, calls `events.restore`, reports started, then keeps the lease and the timers until cancelled;
+        on cancellation it gives up the lease (sessions were detached before).
 
         Raises ClusterError with a one-line reason if the store cannot be used. `task_status` is trio's.
         """
-
-    async def leave(self) -> None:
-        """Gives up the lease after all sessions were detached. Idempotent."""
 
     def health(self) -> StoreHealth:
         """Without I/O."""
@@ -312,9 +306,6 @@ class Cluster(Protocol):
     def alone(self) -> bool:
         """True while this is surely the only live member and a beat was answered in the last 2 s:
         messages for its own ephemeral sessions then need no store before the ack."""
-
-    def partition(self, key: bytes) -> int:
-        """The partition of a session id or group id."""
 
     async def attach(self, request: AttachRequest) -> Attachment:
         """Takes ownership of the client's session, creating it if need be. Atomic; after StoreUnavailable
@@ -343,13 +334,11 @@ class Cluster(Protocol):
         Records of an unknown format are skipped and reported, never dropped. Raises StoreUnavailable."""
 
     def acknowledge(self, ref: SessionRef, seq: int, sent_seq: int) -> None:
-        """The receiver has it (PUBACK, or the message is dropped): remove it. Batched; `sent_seq` is the highest seq sent."""
+        """The receiver is done with it (PUBACK, PUBCOMP, or the message is dropped): remove it from the queue
+        and from the releasing set. Batched; `sent_seq` is the highest seq sent."""
 
     def received(self, ref: SessionRef, seq: int, sent_seq: int, then: Callable[[Exception | None], None]) -> None:
         """PUBREC came: seq goes from the queue to the releasing set; PUBREL may leave when `then(None)` is called."""
-
-    def completed(self, ref: SessionRef, seq: int) -> None:
-        """PUBCOMP came. Batched."""
 
     def reserve(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Callable[[Exception | None], None]) -> None:
         """Keeps the message id of an inbound QoS 2 packet id of a persistent session, before its message is published."""
@@ -365,11 +354,9 @@ class Cluster(Protocol):
         """The retained messages of at most PAGE_LIMIT topics; None where there is none (any more) or it expired.
         Raises StoreUnavailable."""
 
-    async def open_group(self, group_id: bytes) -> None:
-        """A first member of the shared-subscription group `group_id` subscribed. Idempotent."""
-
-    async def close_group(self, group_id: bytes) -> None:
-        """Its last member is gone: the queue is deleted. Idempotent."""
+    async def declare_group(self, group_id: bytes, exists: bool) -> None:
+        """A first member of the shared-subscription group subscribed, or its last one is gone: then the queue
+        is deleted. Groups without a persistent member are also deleted when a node starts. Idempotent."""
 
     async def group_page(self, group_id: bytes, after_entry_id: bytes, limit: int) -> list[GroupEntry]:
         """Up to `limit` entries of the group's queue after `after_entry_id` (b"" for the start), oldest first."""
