@@ -36,13 +36,14 @@ class _Node:
 
 
 class _Frame:
-    """A place in a walk: the children of a node from `position` to `end`."""
+    """A place in a walk: the children of a node from `position` to `end`, reached by a + or (`multi`) a #."""
 
-    __slots__ = ("depth", "end", "names", "node", "position")
+    __slots__ = ("depth", "end", "multi", "names", "node", "position")
 
-    def __init__(self, node: _Node, depth: int) -> None:
+    def __init__(self, node: _Node, depth: int, multi: bool) -> None:
         self.node = node
         self.depth = depth
+        self.multi = multi
         self.names = _names_of(node)
         self.position = 0
         self.end = len(self.names)
@@ -152,47 +153,32 @@ class RetainedIndex:
         """Follow the filter from the root, one branch at a time."""
         suffix = _literal_suffix(levels)
         stack: list[_Frame] = []
-        child: str | _Node | None = self._root
-        depth = 0
+        topic = _reach(self._root, 0, levels, stack)
+        if topic:
+            yield topic
         visits = 0
-        while True:
-            # Names are followed at once, only a wildcard needs a frame.
-            while isinstance(child, _Node) and depth < len(levels) and levels[depth] not in ("+", "#"):
-                child = child.children.get(levels[depth])
-                depth += 1
-            if isinstance(child, str):
-                # The topic ends this branch, but more levels of it are still to be compared.
-                if child.endswith(suffix) and levels_match(levels, child.split("/")):
-                    yield child
-            elif child is not None:
-                multi = depth < len(levels) and levels[depth] == "#"
-                # [MQTT-4.7.1-1] a # stands for its parent level too.
-                if (multi or depth == len(levels)) and child.topic:
-                    yield child.topic
-                if depth < len(levels):
-                    stack.append(_Frame(child, depth))
-            while stack:
-                frame = stack[-1]
-                if frame.position == frame.end:
-                    stack.pop()
-                    continue
-                name = frame.names[frame.position]
-                frame.position += 1
-                depth = frame.depth
-                visits += 1
-                if visits % PAUSE_VISITS == 0:
-                    yield None
-                # [MQTT-4.7.2-1] a leading wildcard does not match a topic that starts with $.
-                if frame.node is self._root and name.startswith("$"):
-                    continue
-                child = frame.node.children.get(name)
-                if child is None or (isinstance(child, str) and not child.endswith(suffix)):
-                    continue
-                if levels[depth] == "+":
-                    depth += 1
-                break
-            else:
-                return
+        while stack:
+            frame = stack[-1]
+            if frame.position == frame.end:
+                stack.pop()
+                continue
+            name = frame.names[frame.position]
+            frame.position += 1
+            visits += 1
+            if visits % PAUSE_VISITS == 0:
+                yield None
+            # [MQTT-4.7.2-1] a leading wildcard does not match a topic that starts with $.
+            if frame.node is self._root and name.startswith("$"):
+                continue
+            child = frame.node.children.get(name)
+            if child is None:
+                continue
+            if not isinstance(child, str):
+                topic = _reach(child, frame.depth if frame.multi else frame.depth + 1, levels, stack)
+                if topic:
+                    yield topic
+            elif frame.multi or (child.endswith(suffix) and levels_match(levels, child.split("/"))):
+                yield child
 
     def _candidates(self, levels: list[str]) -> list[str] | None:
         """All topics with the last level of the filter, if testing these is cheaper than a walk."""
@@ -235,6 +221,27 @@ class RetainedIndex:
         del topics[topic]
         if not topics:
             del self._by_last[last]
+
+
+def _reach(node: _Node, depth: int, levels: list[str], stack: list[_Frame]) -> str:
+    """Follow the filter's names from a node that its first `depth` levels lead to.
+
+    Returns the topic that ends there and matches, or an empty string. A wildcard there goes onto the stack.
+    """
+    while depth < len(levels):
+        level = levels[depth]
+        if level in ("+", "#"):
+            multi = level == "#"
+            stack.append(_Frame(node, depth, multi))
+            return node.topic if multi else ""  # [MQTT-4.7.1-1] a # stands for its parent level too.
+        child = node.children.get(level)
+        if child is None:
+            return ""
+        if isinstance(child, str):
+            return child if levels_match(levels, child.split("/")) else ""
+        node = child
+        depth += 1
+    return node.topic
 
 
 def _node_with(topic: str, depth: int) -> _Node:
