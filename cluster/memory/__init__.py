@@ -1,0 +1,7 @@
+"""The cluster port in the memory of one process."""
+
+from __future__ import annotations
+
+from cluster.memory.cluster import MemoryCluster
+
+__all__ = ["MemoryCluster"]

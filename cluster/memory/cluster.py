@@ -1,0 +1,468 @@
+"""The cluster port in the memory of one process: nothing outlives it, everything else is as with a real store.
+
+Like a store it answers in `flush`, in the order of the calls; so it is also the fast reference that the
+contract suite holds against `cluster.redis`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import trio
+
+from broker.errors import SessionLost, StateError
+from broker.log import get_logger
+from broker.message import Message
+from broker.topics.retained import RetainedIndex
+from cluster import keys
+from cluster.api import (
+    PAGE_LIMIT,
+    REFUSED_FULL,
+    REFUSED_GONE,
+    Attachment,
+    AttachRequest,
+    ClusterEvents,
+    GroupEntry,
+    GroupTarget,
+    Poller,
+    Publication,
+    QueuedMessage,
+    SessionRef,
+    StoredSubscription,
+    StoredWill,
+    StoreHealth,
+    Target,
+)
+from cluster.memory.state import (
+    ACKNOWLEDGE,
+    EXPIRY,
+    FIRED,
+    GROUP_ACKNOWLEDGE,
+    RECEIVED,
+    RELEASE,
+    RESERVE,
+    WILL,
+    Call,
+    FiredWill,
+    Session,
+    Then,
+)
+from cluster.policy import NEVER_EXPIRES, SERVED_RELEASED_S, SERVED_S, TIMER_LEASE_S, ClusterLimits
+
+_log = get_logger("cluster")
+
+
+class MemoryCluster:
+    """A `Cluster` without a store: one node, state until the process ends."""
+
+    def __init__(self, node_name: str, limits: ClusterLimits) -> None:
+        self.node_name = node_name
+        self._limits = limits
+        self._sessions: dict[bytes, Session] = {}
+        self._births = 0
+        self._batch: list[Publication | Call] = []
+        self._index = RetainedIndex()
+        self._retained: dict[str, Message] = {}
+        self._groups: dict[bytes, dict[bytes, Message]] = {}
+        self._group_entries = 0
+        self._served: dict[bytes, tuple[float, set[bytes]]] = {}
+        self._released: deque[tuple[float, bytes]] = deque()
+        self._timers: list[tuple[float, int, int, Session | FiredWill]] = []
+        self._timer_number = 0
+        self._wake = trio.Event()
+        self._events: ClusterEvents | None = None
+        self._poller: Poller | None = None
+        self._lost: set[bytes] = set()
+        self._epoch_offset_s: float | None = None
+
+    # Life
+
+    async def serve(self, events: ClusterEvents, poller: Poller, *, task_status: object) -> None:
+        """See `Cluster.serve`."""
+        self._events = events
+        self._poller = poller
+        events.restore([])
+        cast("trio.TaskStatus[None]", task_status).started()
+        while True:
+            self._wake = trio.Event()
+            await self._work_off_timers(events)
+            with trio.move_on_at(self._timers[0][0]) if self._timers else trio.CancelScope():
+                await self._wake.wait()
+
+    def health(self) -> StoreHealth:
+        """See `Cluster.health`."""
+        return StoreHealth("memory", "", "memory", True, 0.0)
+
+    def now_ms(self) -> int:
+        """See `Cluster.now_ms`. Agrees with the trio clock, so that tests may jump over time."""
+        if self._epoch_offset_s is None:
+            self._epoch_offset_s = time.time() - trio.current_time()
+        return int((trio.current_time() + self._epoch_offset_s) * 1000)
+
+    def alone(self) -> bool:
+        """See `Cluster.alone`."""
+        return True
+
+    # Sessions
+
+    async def attach(self, request: AttachRequest) -> Attachment:
+        """See `Cluster.attach`."""
+        await trio.lowlevel.checkpoint()
+        sid = keys.session_id(request.client_id)
+        session = self._sessions.get(sid)
+        ended_will: StoredWill | None = None
+        ended_subscriptions: list[StoredSubscription] = []
+        present = session is not None and not request.clean_start and session.expiry_s > 0
+        if session is not None and not present:
+            ended_subscriptions = list(session.subscriptions.values())
+            if session.will_at >= 0:
+                ended_will = session.will
+            self._delete(session)
+            session = None
+        if session is None:
+            self._births += 1
+            session = Session(request.client_id, sid, self._births)
+            self._sessions[sid] = session
+        session.token = secrets.token_bytes(16)
+        session.expiry_s = request.expiry_s
+        session.expires_at = session.will_at = -1.0
+        session.will = request.will
+        lowest = min(min(session.queue, default=session.seq + 1), min(session.releasing, default=session.seq + 1))
+        return Attachment(
+            SessionRef(request.client_id, sid, session.birth, session.token),
+            present,
+            list(session.subscriptions.values()),
+            session.seq,
+            lowest,
+            session.sent_seq,
+            sorted(session.releasing),
+            dict(session.inbound),
+            ended_will,
+            ended_subscriptions,
+        )
+
+    async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> None:
+        """See `Cluster.detach`."""
+        await trio.lowlevel.checkpoint()
+        self._acknowledge_now(ref)
+        session = self._owned(ref)
+        if session is None:
+            return
+        session.token = b""
+        session.expiry_s = expiry_s
+        session.sent_seq = max(session.sent_seq, sent_seq)
+        if not will:
+            session.will = None
+        now = trio.current_time()
+        if expiry_s == 0:
+            self._delete(session)
+            if session.will is not None:
+                self._arm(now, FIRED, FiredWill(ref.client_id, session.will, None))
+            return
+        if session.will is not None:
+            if session.will.delay_s == 0:
+                # Due already: no reconnect can cancel it any more [MQTT-3.1.3-9].
+                session.wills_under_way += 1
+                self._arm(now, FIRED, FiredWill(ref.client_id, session.will, session))
+                session.will = None
+            else:
+                session.will_at = now + min(session.will.delay_s, expiry_s)
+                self._arm(session.will_at, WILL, session)
+        if expiry_s != NEVER_EXPIRES:
+            session.expires_at = now + expiry_s
+            self._arm(session.expires_at, EXPIRY, session)
+
+    async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription]) -> None:
+        """See `Cluster.subscribe`."""
+        await trio.lowlevel.checkpoint()
+        session = self._owned(ref)
+        if session is None:
+            raise SessionLost(f"session of {ref.client_id[:64]!r} has another owner")
+        for subscription in subscriptions:
+            session.subscriptions[subscription.topic_filter] = subscription
+
+    async def unsubscribe(self, ref: SessionRef, topic_filters: Sequence[str]) -> None:
+        """See `Cluster.unsubscribe`."""
+        await trio.lowlevel.checkpoint()
+        session = self._owned(ref)
+        if session is None:
+            raise SessionLost(f"session of {ref.client_id[:64]!r} has another owner")
+        for topic_filter in topic_filters:
+            session.subscriptions.pop(topic_filter, None)
+
+    async def page(self, ref: SessionRef, after_seq: int, limit: int) -> list[QueuedMessage]:
+        """See `Cluster.page`."""
+        await trio.lowlevel.checkpoint()
+        session = self._sessions.get(ref.session_id)
+        if session is None or session.birth != ref.birth:
+            return []
+        # A queue is a dict in the order of its seqs.
+        result: list[QueuedMessage] = []
+        for seq, queued in session.queue.items():
+            if seq > after_seq:
+                result.append(queued)
+                if len(result) >= min(limit, PAGE_LIMIT):
+                    break
+        return result
+
+    # The batch
+
+    def publish(self, publication: Publication) -> None:
+        """See `Cluster.publish`."""
+        if publication.retain and publication.message.payload:
+            topic = publication.message.topic.decode()
+            self._index.add(topic)
+            self._index.touch(topic)
+        self._batch.append(publication)
+
+    def acknowledge(self, ref: SessionRef, seq: int, sent_seq: int) -> None:
+        """See `Cluster.acknowledge`."""
+        self._batch.append(Call(ACKNOWLEDGE, ref, seq, sent_seq, None))
+
+    def received(self, ref: SessionRef, seq: int, sent_seq: int, then: Then) -> None:
+        """See `Cluster.received`."""
+        self._batch.append(Call(RECEIVED, ref, seq, sent_seq, then))
+
+    def reserve(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Then) -> None:
+        """See `Cluster.reserve`."""
+        self._batch.append(Call(RESERVE, ref, packet_id, 0, then, b"", message_id))
+
+    def release(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Then) -> None:
+        """See `Cluster.release`."""
+        self._batch.append(Call(RELEASE, ref, packet_id, 0, then, b"", message_id))
+
+    def group_acknowledge(self, group_id: bytes, entry_id: bytes, then: Then | None) -> None:
+        """See `Cluster.group_acknowledge`."""
+        self._batch.append(Call(GROUP_ACKNOWLEDGE, None, 0, 0, then, group_id, entry_id))
+
+    def flush(self) -> None:
+        """See `Cluster.flush`. What the answers add to the batch waits for the next flush."""
+        if not self._batch:
+            return
+        batch = self._batch
+        self._batch = []
+        for item in batch:
+            if isinstance(item, Publication):
+                self._store(item)
+                item.stored()
+            else:
+                self._perform(item)
+        if self._batch and self._poller is not None:
+            self._poller.wake()
+
+    def _store(self, publication: Publication) -> None:
+        message = publication.message
+        if publication.retain:
+            topic = message.topic.decode()
+            if message.payload:
+                self._retained[topic] = message
+                self._index.add(topic)
+            else:
+                self._retained.pop(topic, None)
+                self._index.discard(topic)
+        served: set[bytes] | None = None
+        if publication.deduplicate:
+            entry = self._served.get(message.message_id)
+            if entry is None:
+                self._forget_served()
+                entry = (trio.current_time() + SERVED_S, set())
+                self._served[message.message_id] = entry
+            served = entry[1]
+        for target in publication.targets:
+            self._enqueue(target, message, served)
+        for group in publication.groups:
+            self._enqueue_for_group(group, message, served)
+
+    def _enqueue(self, target: Target, message: Message, served: set[bytes] | None) -> None:
+        session = self._sessions.get(target.session_id)
+        if session is None or session.birth != target.birth:
+            target.seq = REFUSED_GONE
+            return
+        if served is not None and target.session_id in served:
+            target.seq = 0
+            return
+        size = message.size()
+        if len(session.queue) >= self._limits.max_queued_messages or (
+            session.bytes + size > self._limits.max_queued_bytes
+        ):
+            target.seq = REFUSED_FULL
+            return
+        session.seq += 1
+        target.seq = session.seq
+        session.bytes += size
+        session.queue[session.seq] = QueuedMessage(
+            session.seq, message, target.qos, target.retain, target.subscription_ids
+        )
+        if served is not None:
+            served.add(target.session_id)
+
+    def _enqueue_for_group(self, target: GroupTarget, message: Message, served: set[bytes] | None) -> None:
+        queue = self._groups.get(target.group_id)
+        if queue is None or len(queue) >= self._limits.max_group_queue:
+            return
+        if served is not None:
+            if target.group_id in served:
+                return
+            served.add(target.group_id)
+        self._group_entries += 1
+        target.entry_id = b"%016d" % self._group_entries
+        queue[target.entry_id] = message
+
+    def _perform(self, call: Call) -> None:
+        error: Exception | None = None
+        if call.kind == GROUP_ACKNOWLEDGE:
+            self._groups.get(call.name, {}).pop(call.message_id, None)
+        else:
+            assert call.ref is not None
+            session = self._owned(call.ref)
+            if session is None:
+                error = SessionLost(f"session of {call.ref.client_id[:64]!r} has another owner")
+                self._report_lost(call.ref)
+            else:
+                self._change(session, call)
+        if call.then is not None:
+            call.then(error)
+
+    def _change(self, session: Session, call: Call) -> None:
+        if call.kind == RESERVE:
+            session.inbound[call.number] = call.message_id
+            return
+        if call.kind == RELEASE:
+            session.inbound.pop(call.number, None)
+            entry = self._served.get(call.message_id)
+            if entry is not None:
+                deadline = trio.current_time() + SERVED_RELEASED_S
+                self._released.append((deadline, call.message_id))
+            return
+        if call.sent_seq > session.sent_seq:
+            session.sent_seq = call.sent_seq
+        queued = session.queue.pop(call.number, None)
+        if queued is not None:
+            session.bytes -= queued.message.size()
+        if call.kind == ACKNOWLEDGE:
+            session.releasing.discard(call.number)
+        elif queued is not None:
+            session.releasing.add(call.number)
+
+    def _owned(self, ref: SessionRef) -> Session | None:
+        session = self._sessions.get(ref.session_id)
+        if session is None or session.token != ref.token:
+            return None
+        return session
+
+    def _report_lost(self, ref: SessionRef) -> None:
+        if ref.token in self._lost or self._events is None:
+            return
+        if len(self._lost) >= 10_000:
+            self._lost.clear()
+        self._lost.add(ref.token)
+        self._events.session_lost(ref)
+
+    # Retained messages
+
+    def retained_match(self, topic_filter: str) -> Iterator[str]:
+        """See `Cluster.retained_match`."""
+        return self._index.match(topic_filter)
+
+    async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
+        """See `Cluster.retained_values`."""
+        await trio.lowlevel.checkpoint()
+        if len(topics) > PAGE_LIMIT:
+            raise StateError(f"{len(topics)} topics asked for, at most {PAGE_LIMIT} at a time")
+        now_ms = self.now_ms()
+        result: list[Message | None] = []
+        for topic in topics:
+            message = self._retained.get(topic)
+            if message is not None and message.remaining_s(now_ms) == 0:
+                del self._retained[topic]
+                self._index.discard(topic)
+                message = None
+            result.append(message)
+        return result
+
+    # Groups
+
+    async def declare_group(self, group_id: bytes, exists: bool) -> None:
+        """See `Cluster.declare_group`."""
+        await trio.lowlevel.checkpoint()
+        if exists:
+            self._groups.setdefault(group_id, {})
+        else:
+            self._groups.pop(group_id, None)
+
+    async def group_page(self, group_id: bytes, after_entry_id: bytes, limit: int) -> list[GroupEntry]:
+        """See `Cluster.group_page`."""
+        await trio.lowlevel.checkpoint()
+        result: list[GroupEntry] = []
+        for entry_id, message in self._groups.get(group_id, {}).items():
+            if entry_id > after_entry_id:
+                result.append(GroupEntry(entry_id, message))
+                if len(result) >= min(limit, PAGE_LIMIT):
+                    break
+        return result
+
+    # Timers
+
+    def _arm(self, due: float, kind: int, what: Session | FiredWill) -> None:
+        self._timer_number += 1
+        heapq.heappush(self._timers, (due, kind, self._timer_number, what))
+        self._wake.set()
+
+    async def _work_off_timers(self, events: ClusterEvents) -> None:
+        while self._timers and self._timers[0][0] <= trio.current_time():
+            due, kind, _, what = heapq.heappop(self._timers)
+            if isinstance(what, FiredWill):
+                await self._publish_will(events, what)
+            elif kind == WILL:
+                if what.will_at == due and what.will is not None:
+                    fired = FiredWill(what.client_id, what.will, what)
+                    what.wills_under_way += 1
+                    what.will_at = -1.0
+                    what.will = None
+                    await self._publish_will(events, fired)
+            elif what.expires_at == due and self._sessions.get(what.session_id) is what:
+                if what.wills_under_way:
+                    what.expires_at = due + 1.0
+                    self._arm(what.expires_at, EXPIRY, what)
+                    continue
+                self._delete(what)
+                await events.session_ended(what.client_id, what.session_id, list(what.subscriptions.values()))
+
+    async def _publish_will(self, events: ClusterEvents, fired: FiredWill) -> None:
+        try:
+            await events.will_due(fired.client_id, fired.will)
+        except Exception as error:
+            _log.warning("cluster.will_failed", client_id=fired.client_id, error=repr(error))
+            self._arm(trio.current_time() + TIMER_LEASE_S, FIRED, fired)
+        else:
+            if fired.session is not None:
+                fired.session.wills_under_way -= 1
+
+    def _delete(self, session: Session) -> None:
+        session.token = b""
+        session.will_at = session.expires_at = -1.0
+        del self._sessions[session.session_id]
+
+    def _acknowledge_now(self, ref: SessionRef) -> None:
+        """What was acknowledged before a connection ended comes before its end, as on one link to a store."""
+        rest: list[Publication | Call] = []
+        for item in self._batch:
+            if isinstance(item, Call) and item.ref is ref and item.kind == ACKNOWLEDGE:
+                self._perform(item)
+            else:
+                rest.append(item)
+        self._batch = rest
+
+    def _forget_served(self) -> None:
+        now = trio.current_time()
+        while self._released and self._released[0][0] <= now:
+            self._served.pop(self._released.popleft()[1], None)
+        for message_id, (deadline, _) in list(self._served.items()):
+            if deadline > now:
+                break
+            del self._served[message_id]
