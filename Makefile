@@ -1,0 +1,53 @@
+# `make run` starts a broker, `make test` proves it; both install what they need first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+FAST_TESTS := $(wildcard tests/unit tests/property tests/node)
+# Options for `rookery serve`, for example: make run ARGS="--listen tcp://127.0.0.1:1884 --log-level debug"
+ARGS ?=
+
+.PHONY: help install run test check lint fmt generate packages clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Make .venv and install the broker, the embedded store and the development tools.
+
+# Only pyproject.toml decides what is installed: the install is editable, so code changes need none.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3-venv is needed" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	@touch $@
+
+run: install ## Start one node with the embedded store.
+	@exec $(BIN)/rookery serve $(ARGS)
+
+packages: install ## Install what the tests need from outside of Python.
+	@.ci/packages
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+check: lint ## Format, lint, types, imports, generated files and the fast tests.
+	$(BIN)/python -m pytest -q $(FAST_TESTS)
+
+test: packages lint ## Everything that `check` does and all other tests.
+	$(BIN)/python -m pytest -q tests
+
+fmt: install ## Format the code and sort the imports.
+	$(BIN)/ruff check --select I --fix --quiet .
+	$(BIN)/ruff format .
+
+generate: install ## Write the generated pages anew.
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove what was built (not the broker's data).
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

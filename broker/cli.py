@@ -1,0 +1,273 @@
+"""The command `rookery`."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker import __version__
+from broker.config import DEFAULT, SETTINGS, Loaded, Setting, load
+from broker.errors import BrokerError, ConfigError
+
+EXIT_FAILED = 1
+EXIT_CONFIGURATION = 2
+EXIT_INTERRUPTED = 130
+
+#: `user:SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`
+_VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d+):([^:$]+)\$([^:$]+):([^:$]+)", re.ASCII)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. What goes wrong is one line on standard error."""
+    try:
+        # Without standalone_mode click returns what the command returned, or the status of --help.
+        status = cli.main(None if arguments is None else list(arguments), prog_name="rookery", standalone_mode=False)
+    except click.Abort:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except click.UsageError as error:
+        hint = f"; see `{error.ctx.command_path} --help`" if error.ctx is not None else ""
+        return _fail(error.format_message().rstrip(".") + hint, EXIT_CONFIGURATION)
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_FAILED)
+    except BrokenPipeError:
+        # Whoever read our output has left; keep the interpreter from failing again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except (BrokerError, OSError) as error:
+        return _fail(str(error), _status(error))
+    except BaseExceptionGroup as group:
+        # trio wraps what ended the node. Anything unforeseen among it is a defect and keeps its traceback.
+        causes = list(_leaves(group))
+        if not all(isinstance(cause, (BrokerError, OSError, KeyboardInterrupt)) for cause in causes):
+            raise
+        return _fail(str(causes[0]) or "interrupted", _status(causes[0]))
+    return status if isinstance(status, int) else 0
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return EXIT_CONFIGURATION if isinstance(error, ConfigError) else EXIT_FAILED
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"rookery: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+class SettingsCommand(click.Command):
+    """A command with one option per setting; its help shows them in the groups of the declaration."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.extend(_option(setting) for setting in SETTINGS)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        group_of = {setting.attribute: setting.group for setting in SETTINGS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(group_of.get(parameter.name or "", "Other"), []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records, col_max=34)
+
+
+def _option(setting: Setting) -> click.Option:
+    shown = setting.default or "none"
+    text = setting.help if setting.secret else f"{setting.help} [default: {shown}]"
+    if setting.is_flag:
+        spelling = f"{setting.option}/--no-{setting.option.removeprefix('--')}"
+        return click.Option([spelling, setting.attribute], default=None, help=text)
+    return click.Option(
+        [setting.option, setting.attribute],
+        default=None,
+        multiple=setting.repeatable,
+        metavar=setting.kind.metavar,
+        help=text,
+    )
+
+
+def _load(options: Mapping[str, object]) -> Loaded:
+    # click gives () for a repeatable option that was not used.
+    return load({name: value for name, value in options.items() if value != ()}, os.environ)
+
+
+class CommandsInOrder(click.Group):
+    """Lists commands in the order of their definition: what a new user needs first stands first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=CommandsInOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="rookery", message="%(prog)s %(version)s")
+def cli() -> None:
+    """An MQTT 3.1, 3.1.1 and 5.0 broker on trio and Redis.
+
+    `rookery serve` starts a node on tcp://127.0.0.1:1883 with an embedded store.
+    """
+
+
+_SOURCES = """Every option is also a variable (--max-packet-size is ROOKERY_MAX_PACKET_SIZE) and a key of the TOML file
+(max_packet_size). The command line beats the environment, the environment beats the file."""
+
+
+@cli.command(cls=SettingsCommand, epilog=_SOURCES)
+def serve(**options: object) -> int:
+    """Start a node and serve until SIGTERM."""
+    loaded = _load(options)
+    from broker import log, node  # here: the other commands start without trio and the rest
+
+    log.configure(loaded.settings.log_level, loaded.settings.log_format)
+    return node.run(loaded.settings)
+
+
+@cli.command("check-config", cls=SettingsCommand, epilog=_SOURCES)
+def check_config(**options: object) -> None:
+    """Check the settings as `serve` would, without starting."""
+    loaded = _load(options)
+    given = sum(origin != DEFAULT for origin in loaded.origins.values())
+    print(f"configuration is valid: {given} settings given, {len(loaded.origins) - given} at their defaults")
+
+
+@cli.command("config", cls=SettingsCommand, epilog=_SOURCES)
+def show_config(**options: object) -> None:
+    """Print the effective settings and where each comes from; secrets are masked."""
+    rows = [(setting.name, text, origin) for setting, text, origin in _load(options).shown()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, text, origin in rows:
+        print(f"{name:<{widths[0]}} = {text:<{widths[1]}}  # {origin}")
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("user")
+@click.option("-D", "--delete", is_flag=True, help="Remove the user.")
+@click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from standard input (its first line).")
+@click.option(
+    "--iterations", type=click.IntRange(4096, 10_000_000), default=4096, show_default=True, help="Cost of a guess."
+)
+def passwd(file: Path, user: str, delete: bool, from_stdin: bool, iterations: int) -> None:
+    """Set the password of USER in FILE, a file for `--scram-file`; makes the file if there is none."""
+    if not user or ":" in user or not user.isprintable() or len(user.encode()) > 255:
+        raise click.UsageError("a user name is 1 to 255 bytes of printable characters without a colon")
+    entries = read_users(file)
+    if delete:
+        if user not in entries:
+            raise click.ClickException(f"{file} has no user {user!r}")
+        del entries[user]
+    else:
+        from broker.auth.scram import make_verifier
+
+        entries[user] = make_verifier(_password(user, from_stdin), iterations)
+    _replace(file, "".join(f"{name}:{verifier}\n" for name, verifier in entries.items()))
+
+
+def _password(user: str, from_stdin: bool) -> str:
+    if from_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = str(click.prompt(f"Password for {user}", hide_input=True, confirmation_prompt=True, err=True))
+    if not password:
+        raise click.UsageError("the password is empty")
+    return password
+
+
+def read_users(file: Path) -> dict[str, str]:
+    """User -> SCRAM-SHA-256 verifier of a users file, {} if there is none; ConfigError for a line that is neither."""
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot read it: {error}") from None
+    entries: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        user, _, verifier = line.partition(":")
+        if not user or not _is_verifier(verifier):
+            raise ConfigError(f"{file}:{number}: not of the form USER:SCRAM-SHA-256$ITERATIONS:SALT$KEY:KEY")
+        entries[user] = verifier
+    return entries
+
+
+def _is_verifier(text: str) -> bool:
+    match = _VERIFIER.fullmatch(text)
+    if match is None:
+        return False
+    try:
+        return all(base64.b64decode(part, validate=True) for part in match.groups()[1:])
+    except ValueError:
+        return False
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write the file so that a reader sees the old or the new one, and nobody else may read it."""
+    target = file.resolve()
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@cli.group()
+def ctl() -> None:
+    """Ask a running node."""
+
+
+@ctl.command()
+@click.option(
+    "--http", default="http://127.0.0.1:18083", show_default=True, metavar="URL", help="HTTP server of the node."
+)
+@click.option("--timeout", default=5.0, show_default=True, type=click.FloatRange(0.1, 60), help="Seconds to wait.")
+def health(http: str, timeout: float) -> int:
+    """Print what /readyz says; exit status 0 if the node is ready."""
+    url = (http if "://" in http else f"http://{http}").rstrip("/") + "/readyz"
+    if not url.startswith(("http://", "https://")):
+        raise click.UsageError(f"{http!r} is no HTTP address")
+    try:
+        # No proxy: the node is addressed directly, whatever http_proxy says.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=timeout) as response:
+            body, ready = response.read(65536), True
+    except urllib.error.HTTPError as error:
+        body, ready = error.read(65536), False
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"no answer from {url}: {getattr(error, 'reason', error)}") from None
+    print(body.decode("utf-8", "replace").rstrip("\n"))
+    return 0 if ready else EXIT_FAILED
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    print(f"rookery {__version__}")

@@ -1,0 +1,394 @@
+"""The settings of a node: one declaration, from which everything else about them is derived.
+
+`Settings` declares each setting once. The options of `rookery serve`, the `ROOKERY_...` variables, the keys of the
+TOML file, `rookery config` and docs/configuration.md all come from it. Command line beats environment beats file
+beats default; what is not a setting is refused with the nearest name that is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import socket
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from broker.errors import ConfigError
+from broker.values import (
+    NEVER_S,
+    Choice,
+    Duration,
+    Endpoint,
+    FilePath,
+    Flag,
+    HttpAddress,
+    Integer,
+    Kind,
+    Lifetime,
+    Listeners,
+    Name,
+    Size,
+    Store,
+    Text,
+    WholeSeconds,
+    hide_password,
+)
+
+ENVIRONMENT_PREFIX = "ROOKERY_"
+DEFAULT = "default"
+
+#: Kubernetes describes every service to every container: a service called `rookery-mqtt` makes ROOKERY_MQTT_PORT.
+_SERVICE_LINK = re.compile(
+    r"ROOKERY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
+)
+_SERVICE_LINK_VALUE = re.compile(r"((tcp|udp)://)?[0-9a-fA-F:.\[\]]+|tcp|udp")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is declared of one setting."""
+
+    attribute: str
+    kind: Kind
+    default: str
+    help: str
+    group: str
+    at_least: int | None
+    at_most: int | None
+    reload: bool
+    secret: bool
+    in_file: bool
+
+    @property
+    def name(self) -> str:
+        """The name users write: a duration carries its unit in the value, so `_s` is not part of it."""
+        return self.attribute.removesuffix("_s")
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def is_flag(self) -> bool:
+        return isinstance(self.kind, Flag)
+
+    @property
+    def repeatable(self) -> bool:
+        return isinstance(self.kind, Listeners)
+
+    def parse(self, raw: object, origin: str) -> object:
+        """The checked value; ConfigError names the setting, the value, where it came from and what is allowed."""
+        try:
+            value = self.kind.parse(raw)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._check_bounds(value)
+        except ValueError as error:
+            raise ConfigError(f"{self.name} = {self._quote(raw)} ({origin}): {error}") from None
+        return value
+
+    def show(self, value: object) -> str:
+        """The value as text; `***` for a secret that is set."""
+        if self.secret:
+            return "***" if value else ""
+        return self.kind.show(value)
+
+    def _check_bounds(self, value: float) -> None:
+        if self.at_least is not None and value < self.at_least:
+            raise ValueError(f"must be at least {self.kind.show(self.at_least)}")
+        if self.at_most is not None and value > self.at_most:
+            raise ValueError(f"must be at most {self.kind.show(self.at_most)}")
+
+    def _quote(self, raw: object) -> str:
+        if self.secret:
+            return "***"
+        text = repr(raw)
+        return hide_password(text if len(text) <= 80 else text[:80] + "…")
+
+
+def _setting(
+    group: str,
+    kind: Kind,
+    default: str,
+    text: str,
+    *,
+    at_least: int | None = None,
+    at_most: int | None = None,
+    reload: bool = False,
+    secret: bool = False,
+    in_file: bool = True,
+) -> Any:
+    value = _host_name() if default == "host name" else kind.parse(default)
+    declared = Setting("", kind, default, text, group, at_least, at_most, reload, secret, in_file)
+    return dataclasses.field(default=value, repr=not secret, metadata={"setting": declared})
+
+
+def _host_name() -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname().partition(".")[0]).strip("-_")
+    return name[:64] or "rookery"
+
+
+_NODE, _LISTEN, _STORE, _ACCESS, _LIMITS = "Node", "Listeners", "Store", "Access", "Limits"
+_QUEUES, _SESSION, _MQTT, _DRAIN, _LOGS = "Queues", "Sessions", "MQTT features", "Stopping", "Logs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting with its effective value. Attributes in seconds end in `_s`."""
+
+    # fmt: off
+    config: Path | None = _setting(_NODE, FilePath(), "", "TOML file to read settings from.", in_file=False)
+    node_name: str = _setting(_NODE, Name(), "host name",
+        "Name of this node: unique in its cluster, the same after a restart.")
+    data_dir: Path = _setting(_NODE, FilePath(), "rookery-data",
+        "Folder for what the node keeps on disk: the files of the embedded store.")
+    ready_file: Path | None = _setting(_NODE, FilePath(), "",
+        "Write this JSON file with the real addresses once clients are accepted.")
+
+    listen: tuple[Endpoint, ...] = _setting(_LISTEN, Listeners(), "tcp://127.0.0.1:1883",
+        "Serve MQTT here: tcp://HOST:PORT, an IPv6 address in brackets, port 0 for any free one. Repeatable.")
+    http: Endpoint | None = _setting(_LISTEN, HttpAddress(), "127.0.0.1:18083",
+        "Serve HTTP (health, metrics) here, or off.")
+
+    store: str = _setting(_STORE, Store(), "embedded",
+        "Where sessions, queues and retained messages live: embedded (a private server below the data folder), "
+        "memory (nothing survives the process), redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH?db=DB.")
+    store_username: str = _setting(_STORE, Text(), "", "User name for the store; empty for its default user.")
+    store_password: str = _setting(_STORE, Text(), "",
+        "Password for the store. Prefer the environment or the file: a command line is visible to others.", secret=True)
+    namespace: str = _setting(_STORE, Name(), "rookery",
+        "Prefix of all keys in the store: clusters that share a store differ in it.")
+    partitions: int = _setting(_STORE, Integer(), "0",
+        "Parts the keys are divided into, fixed when a namespace is first used; 0 means 1 for the embedded and the "
+        "memory store, else 16.", at_least=0, at_most=1024)
+    store_grace_s: float = _setting(_STORE, Duration(), "15s",
+        "How long the store may be unreachable before clients with sessions in it are disconnected.",
+        at_least=0, at_most=3600)
+
+    allow_anonymous: bool = _setting(_ACCESS, Flag(), "false",
+        "Let clients in without credentials on listeners that other machines can reach. "
+        "On loopback they are let in unless there are users.")
+    scram_file: Path | None = _setting(_ACCESS, FilePath(), "",
+        "File of users for SCRAM-SHA-256 (enhanced authentication of MQTT 5), written by `rookery passwd`.",
+        reload=True)
+
+    max_connections: int = _setting(_LIMITS, Integer(), "0",
+        "Connections served at a time; 0 is as many as the system allows.", at_least=0, at_most=10_000_000, reload=True)
+    connect_timeout_s: float = _setting(_LIMITS, Duration(), "10s",
+        "Time for a new connection to send CONNECT and to authenticate.", at_least=1, at_most=3600, reload=True)
+    max_packet_size_before_auth: int = _setting(_LIMITS, Size(), "16KiB",
+        "Largest packet taken from a client before it is authenticated.", at_least=64, at_most=268_435_460, reload=True)
+    max_packet_size: int = _setting(_LIMITS, Size(), "1MiB",
+        "Largest packet taken from a client (Maximum Packet Size).", at_least=256, at_most=268_435_460, reload=True)
+    receive_maximum: int = _setting(_LIMITS, Integer(), "100",
+        "QoS 1 and 2 messages a publisher may have unacknowledged (Receive Maximum).",
+        at_least=1, at_most=65535, reload=True)
+    topic_alias_maximum: int = _setting(_LIMITS, Integer(), "64",
+        "Topic aliases a publisher may use, and the most that are used towards a subscriber (Topic Alias Maximum).",
+        at_least=0, at_most=65535, reload=True)
+    max_user_properties: int = _setting(_LIMITS, Integer(), "128",
+        "User properties in one packet.", at_least=0, at_most=65535, reload=True)
+    max_subscriptions_per_client: int = _setting(_LIMITS, Integer(), "1000",
+        "Subscriptions of one session.", at_least=1, at_most=1_000_000, reload=True)
+    max_keep_alive_s: int = _setting(_LIMITS, WholeSeconds(), "0",
+        "Longest keep alive; a client that asks for more (or for none) gets this one (Server Keep Alive). 0: no limit.",
+        at_least=0, at_most=65535, reload=True)
+
+    max_inflight: int = _setting(_QUEUES, Integer(), "100",
+        "QoS 1 and 2 messages sent to a client and not acknowledged yet, if it does not ask for fewer.",
+        at_least=1, at_most=4095, reload=True)
+    max_queued_messages: int = _setting(_QUEUES, Integer(), "1000",
+        "Messages waiting for one session; the newest is refused when it is full.",
+        at_least=1, at_most=10_000_000, reload=True)
+    max_queued_bytes: int = _setting(_QUEUES, Size(), "8MiB",
+        "Bytes waiting for one session.", at_least=1024, at_most=1 << 40, reload=True)
+    max_group_queue: int = _setting(_QUEUES, Integer(), "10000",
+        "Messages waiting for one shared subscription.", at_least=1, at_most=10_000_000, reload=True)
+    output_buffer_bytes: int = _setting(_QUEUES, Size(), "1MiB",
+        "Bytes waiting for one connection to take them; beyond it QoS 0 is dropped, QoS 1 and 2 wait.",
+        at_least=4096, at_most=1 << 32, reload=True)
+    stall_timeout_s: float = _setting(_QUEUES, Duration(), "30s",
+        "A connection with a full buffer that takes nothing for so long is closed.",
+        at_least=1, at_most=3600, reload=True)
+
+    session_expiry_max_s: int = _setting(_SESSION, Lifetime(), "never",
+        "Longest Session Expiry Interval an MQTT 5 client gets.", at_least=0, at_most=NEVER_S, reload=True)
+    session_expiry_v3_s: int = _setting(_SESSION, Lifetime(), "7d",
+        "How long the session of an MQTT 3 client with clean session 0 is kept after it left.",
+        at_least=0, at_most=NEVER_S, reload=True)
+    will_failover_grace_s: float = _setting(_SESSION, Duration(), "10s",
+        "After a node died: how long its clients may take to come back before their wills are sent.",
+        at_least=0, at_most=3600)
+
+    max_qos: int = _setting(_MQTT, Integer(), "2", "Highest QoS a publisher may use.", at_least=0, at_most=2)
+    retain_available: bool = _setting(_MQTT, Flag(), "true", "Allow retained messages.")
+    wildcard_available: bool = _setting(_MQTT, Flag(), "true", "Allow + and # in subscriptions.")
+    shared_available: bool = _setting(_MQTT, Flag(), "true", "Allow shared subscriptions ($share/NAME/FILTER).")
+    subscription_ids_available: bool = _setting(_MQTT, Flag(), "true", "Allow subscription identifiers.")
+    validate_payload_format: bool = _setting(_MQTT, Flag(), "false",
+        "Refuse a message whose Payload Format Indicator says UTF-8 and whose payload is not.", reload=True)
+    send_no_matching_subscribers: bool = _setting(_MQTT, Flag(), "true",
+        "Tell an MQTT 5 publisher when nobody is subscribed (reason code 0x10).", reload=True)
+    response_information: str = _setting(_MQTT, Text(), "response",
+        "Clients that ask for Response Information get this prefix, a slash and their client id; empty: none.",
+        reload=True)
+
+    drain_timeout_s: float = _setting(_DRAIN, Duration(), "30s",
+        "After SIGTERM: how long clients are sent away at the drain rate before the rest is closed.",
+        at_least=0, at_most=3600, reload=True)
+    drain_rate: int = _setting(_DRAIN, Integer(), "100",
+        "Clients sent away per second while draining.", at_least=1, at_most=1_000_000, reload=True)
+
+    log_level: str = _setting(_LOGS, Choice("debug", "info", "warning", "error"), "info",
+        "Least important events that are logged.", reload=True)
+    log_format: str = _setting(_LOGS, Choice("text", "json"), "text", "Form of a log line.")
+    # fmt: on
+
+    @property
+    def anonymous_allowed(self) -> bool:
+        """Whether a client may connect without credentials.
+
+        Without users everybody is anonymous; `load` sees to it that then only this machine can reach the listeners,
+        unless `allow_anonymous` says otherwise.
+        """
+        return self.allow_anonymous or self.scram_file is None
+
+    @property
+    def partition_count(self) -> int:
+        """`partitions` with 0 replaced by what it stands for."""
+        return self.partitions or (1 if self.store in ("embedded", "memory") else 16)
+
+
+SETTINGS: tuple[Setting, ...] = tuple(
+    dataclasses.replace(field.metadata["setting"], attribute=field.name) for field in dataclasses.fields(Settings)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Effective settings, and for each attribute where its value came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def shown(self) -> Iterable[tuple[Setting, str, str]]:
+        """Setting, value as text (secrets masked) and origin, in the order of the declaration."""
+        for setting in SETTINGS:
+            value = getattr(self.settings, setting.attribute)
+            yield setting, setting.show(value), self.origins[setting.attribute]
+
+
+def load(options: Mapping[str, object], environ: Mapping[str, str], toml_path: Path | None = None) -> Loaded:
+    """Read all sources and check the result; ConfigError for the first thing that is wrong.
+
+    `options` has what the command line gave, by attribute; None is not given. The file is `toml_path`, else the
+    setting `config`.
+    """
+    raw: dict[str, tuple[object, str]] = {}
+    by_variable = {setting.variable: setting for setting in SETTINGS}
+    for variable, text in environ.items():
+        if variable in by_variable:
+            raw[by_variable[variable].attribute] = (text, f"environment {variable}")
+        elif variable.startswith(ENVIRONMENT_PREFIX) and not _is_service_link(variable, text):
+            raise ConfigError(f"{variable} (environment): unknown setting{_nearest(variable, by_variable)}")
+    for setting in SETTINGS:
+        if options.get(setting.attribute) is not None:
+            raw[setting.attribute] = (options[setting.attribute], f"command line {setting.option}")
+    if toml_path is not None:
+        raw["config"] = (str(toml_path), f"command line {SETTINGS[0].option}")
+    if "config" in raw:
+        path = SETTINGS[0].parse(*raw["config"])
+        if isinstance(path, Path):
+            raw = {**_read_file(path), **raw}
+
+    values: dict[str, Any] = {}
+    origins = {setting.attribute: DEFAULT for setting in SETTINGS}
+    for setting in SETTINGS:
+        if setting.attribute in raw:
+            value, origin = raw[setting.attribute]
+            values[setting.attribute] = setting.parse(value, origin)
+            origins[setting.attribute] = origin
+    _move_credentials(values, origins)
+    if values.get("data_dir", "") is None:
+        raise ConfigError(f"data_dir = '' ({origins['data_dir']}): must be a path")
+    settings = Settings(**values)
+    _check(settings, origins)
+    return Loaded(settings, origins)
+
+
+def _read_file(path: Path) -> dict[str, tuple[object, str]]:
+    """Attribute -> (raw value, `file:line`) of a TOML file."""
+    try:
+        text = path.read_text("utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"config = {str(path)!r}: cannot read it: {error.strerror}") from None
+    except ValueError as error:  # TOMLDecodeError or invalid UTF-8
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    by_name = {setting.name: setting for setting in SETTINGS if setting.in_file}
+    found: dict[str, tuple[object, str]] = {}
+    for key, value in table.items():
+        origin = _file_origin(path, text, key)
+        if key not in by_name:
+            raise ConfigError(f"{origin}: unknown key {key!r}{_nearest(key, by_name)}")
+        found[by_name[key].attribute] = (value, origin)
+    return found
+
+
+def _file_origin(path: Path, text: str, key: str) -> str:
+    """`file:line` of a top-level key; tomllib does not tell lines, so it is the first line that looks like it."""
+    pattern = re.compile(rf"""\s*\[?\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if pattern.match(line):
+            return f"{path}:{number}"
+    return str(path)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; `rookery serve --help` lists all settings"
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    return bool(_SERVICE_LINK.fullmatch(variable) and _SERVICE_LINK_VALUE.fullmatch(text))
+
+
+def _move_credentials(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Take user and password out of the store's URL, which is shown and logged; settings of their own win."""
+    url = urlsplit(values.get("store", ""))
+    if "@" not in url.netloc:
+        return
+    for attribute, part in (("store_username", url.username), ("store_password", url.password)):
+        if part and attribute not in values:
+            values[attribute] = unquote(part)
+            origins[attribute] = f"{origins['store']} (in the URL)"
+    values["store"] = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+
+
+def _check(settings: Settings, origins: Mapping[str, str]) -> None:
+    """What no setting can tell alone."""
+    if settings.scram_file is not None and not settings.scram_file.is_file():
+        raise ConfigError(
+            f"scram_file = {str(settings.scram_file)!r} ({origins['scram_file']}): no such file;"
+            " `rookery passwd FILE USER` makes one"
+        )
+    if settings.max_packet_size_before_auth > settings.max_packet_size:
+        raise ConfigError(
+            f"max_packet_size_before_auth = {Size().show(settings.max_packet_size_before_auth)}"
+            f" ({origins['max_packet_size_before_auth']}): must be at most max_packet_size,"
+            f" {Size().show(settings.max_packet_size)}"
+        )
+    open_to_others = [endpoint for endpoint in settings.listen if not endpoint.is_loopback]
+    if open_to_others and settings.scram_file is None and not settings.allow_anonymous:
+        raise ConfigError(
+            f"listen = {str(open_to_others[0])!r} ({origins['listen']}): other machines can reach it and no client"
+            " needs credentials; set scram_file, or --allow-anonymous if that is meant"
+        )

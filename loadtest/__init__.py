@@ -1,0 +1,1 @@
+"""Load generation: scenarios that are run against a broker and measured."""
