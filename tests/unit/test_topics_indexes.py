@@ -66,17 +66,21 @@ def test_trie_hands_out_a_list_of_its_own() -> None:
     assert trie.match("a") == [1]
 
 
-@pytest.mark.parametrize("pattern", ["dev/{}/temp", "dev/{}/#", "dev/{}/+/cmd", "{}/a/b/c/+", "+/{}/+/#"])
+@pytest.mark.parametrize("pattern", ["dev/{}/temp", "dev/{}/#", "dev/{}/+/cmd", "{}/a/b/c/+", "+/{}/+/#", "{}/"])
 def test_trie_gives_memory_back(pattern: str) -> None:
     trie: TopicTrie[int, None] = TopicTrie()
+    # The last pattern makes nodes with several children.
+    endings = ["a/+", "b/+"] if pattern == "{}/" else [""]
 
     def fill() -> None:
         for number in range(2000):
-            trie.set(pattern.format(number), number, None)
+            for ending in endings:
+                trie.set(pattern.format(number) + ending, number, None)
 
     def empty() -> None:
         for number in range(2000):
-            trie.discard(pattern.format(number), number)
+            for ending in endings:
+                trie.discard(pattern.format(number) + ending, number)
 
     filled, left = _left_over_bytes(fill, empty)
     # An emptied dict keeps its table; nodes, entries and strings have to go.
@@ -84,9 +88,10 @@ def test_trie_gives_memory_back(pattern: str) -> None:
     assert left < 2000 * 60
 
 
-def test_retained_gives_memory_back() -> None:
+@pytest.mark.parametrize("pattern", ["a/{number}/b/{leaf}", "{leaf}/{number}/b/{number}", "{leaf}/{number}"])
+def test_retained_gives_memory_back(pattern: str) -> None:
     index = RetainedIndex()
-    topics = [f"a/{number}/b/{leaf}" for number in range(500) for leaf in "xyz"]
+    topics = [pattern.format(number=number, leaf=leaf) for number in range(500) for leaf in "xyz"]
 
     def fill() -> None:
         for topic in topics:
@@ -144,6 +149,17 @@ def test_retained_topic_removed_before_its_turn_does_not_come() -> None:
         index.discard(f"a/{number}/x")
     assert len(first + list(found)) <= 102
     assert sorted(index.match("a/#")) == sorted(f"a/{number}/y" for number in range(100))
+
+
+def test_retained_topic_removed_before_its_turn_does_not_come_by_last_level() -> None:
+    index = RetainedIndex()
+    for number in range(100):
+        index.add(f"a/{number}/{'c' if number < 10 else 'd'}")
+    found = index.match("a/+/c")
+    next(found)
+    for number in range(10):
+        index.discard(f"a/{number}/c")
+    assert list(found) == []
 
 
 @pytest.mark.parametrize("topic_filter", ["a/+/c", "+/+/c", "a/+/+", "+/+/+/d"])
