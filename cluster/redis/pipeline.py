@@ -1,0 +1,290 @@
+"""Commands out in batches, replies in the same order: the part of a link to Redis that never waits."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import hiredis
+import trio
+
+from broker.errors import StoreUnavailable
+from broker.log import get_logger
+from cluster.redis.replies import is_unavailable
+from cluster.redis.requests import Request, Then, run
+from cluster.redis.wire import Wire, reason
+
+if TYPE_CHECKING:
+    from cluster.api import Poller
+    from cluster.redis.address import StoreAddress
+
+Part = bytes | str | int | float
+
+#: hiredis' own "no reply yet" is False, which is also the RESP3 value false.
+_NOTHING = object()
+#: A request that was the oldest on this many connections that broke is given up: it may be what breaks them.
+_SENDS = 5
+
+pack = cast("Callable[[tuple[Part, ...]], bytes]", hiredis.pack_command)
+_log = get_logger("store")
+
+
+class Pipeline:
+    """The queue of requests and whatever connection it has at the moment (RedisLink makes them).
+
+    Every `then` is called exactly once: with the reply, with a `hiredis.ReplyError` (see `replies.error_from`),
+    or with StoreUnavailable for an unknown outcome. It is never called from within `command` itself and may
+    add commands; what it raises is logged. A request with `resend` gets StoreUnavailable only from `close` or
+    where it was the oldest on five connections that broke: else it is sent again, in order, on the next one.
+    """
+
+    def __init__(
+        self,
+        address: StoreAddress,
+        poller: Poller,
+        on_down: Callable[[Exception], None] | None,
+        on_push: Callable[[list[object]], None] | None,
+    ) -> None:
+        self.address = address
+        #: Smoothed time from a flush to the reply of its last command.
+        self.round_trip_ms = 0.0
+        self._poller = poller
+        self._on_down, self._on_push = on_down, on_push
+        self._wire: Wire | None = None
+        self._up = False
+        self._closed = False
+        self._ended = trio.Event()
+        #: Set when the current connection is lost.
+        self._lost = trio.Event()
+        self._lost_error: StoreUnavailable | None = None
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._unanswered: deque[Request] = deque()
+        #: To be sent on the next connection, oldest first.
+        self._held: deque[Request] = deque()
+        self._held_bytes = 0
+        #: Came while there was no connection: answered at the next flush.
+        self._refused: list[Request] = []
+        self._reads = 0
+        self._sample: Request | None = None
+        self._sampled_at = 0.0
+
+    @property
+    def up(self) -> bool:
+        """Connected, logged in, and `on_up` is done."""
+        return self._up
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait for room in the socket, for the next flush, or for a connection."""
+        return self._out_bytes + self._held_bytes + (self._wire.blocked_bytes if self._wire else 0)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests without a reply, sent or not."""
+        return len(self._unanswered) + len(self._held) + len(self._refused)
+
+    def command(
+        self, parts: Sequence[Part], then: Then | None = None, resend: bool = False, allow_s: float = 0.0
+    ) -> None:
+        """Adds a command to the batch; never waits, never calls `then` at once.
+
+        `resend`: idempotent by design, survives lost connections. `allow_s`: how long the server may block
+        on it on purpose. While the link is down a command without `resend` gets StoreUnavailable at the next flush.
+        """
+        data = pack(tuple(parts))
+        request = Request(data if resend else b"", then, resend, allow_s)
+        if self._up:
+            self._unanswered.append(request)
+            self._out.append(data)
+            self._out_bytes += len(data)
+        elif resend and not self._closed:
+            self._held.append(request)
+            self._held_bytes += len(data)
+        else:
+            self._refused.append(request)
+            self._poller.wake()
+
+    def subscribe(self, kind: str, channels: Sequence[bytes], then: Then | None = None) -> None:
+        """SUBSCRIBE, SSUBSCRIBE and their like, which answer with one push per channel; `then` gets the last push.
+
+        Not sent again after a lost connection: `on_up` does that."""
+        if not channels:
+            raise ValueError("no channel")
+        request = Request(b"", then, kind=kind.lower().encode(), channels=len(channels))
+        if self._wire is None:
+            self._refused.append(request)
+            self._poller.wake()
+            return
+        self._append(request, pack((kind, *channels)))
+
+    def _append(self, request: Request, data: bytes) -> None:
+        self._unanswered.append(request)
+        self._out.append(data)
+        self._out_bytes += len(data)
+
+    def flush(self) -> None:
+        """Writes the batch, if the socket takes it; the rest follows when there is room."""
+        if self._refused:
+            self._answer_refused()
+        wire = self._wire
+        if wire is None or not self._out or wire.blocked_bytes:
+            return
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self._out_bytes = 0
+        if self._sample is None and self._unanswered and self._unanswered[-1].allow_s == 0.0:
+            self._sample, self._sampled_at = self._unanswered[-1], time.perf_counter()
+        try:
+            if not wire.write(data) and self._up:
+                self._poller.watch_writable(wire.fd, True)
+        except OSError as error:
+            self._drop(self._unavailable(reason(error)))
+
+    def writable(self) -> None:
+        """Readiness: the socket has room again."""
+        wire = self._wire
+        if wire is None:
+            return
+        try:
+            if not wire.write_rest():
+                return
+        except OSError as error:
+            self._drop(self._unavailable(reason(error)))
+            return
+        if self._up:
+            self._poller.watch_writable(wire.fd, False)
+        self.flush()
+
+    def readable(self) -> None:
+        """Readiness: replies, pushes, or the end of the connection."""
+        wire, reader = self._wire, self._reader
+        if wire is None:
+            return
+        try:
+            data = wire.read()
+        except OSError as error:
+            self._drop(self._unavailable(reason(error)))
+            return
+        if self._up and wire.blocked_bytes:
+            self._poller.watch_writable(wire.fd, True)  # TLS may have had an answer of its own
+        if data is None:
+            return
+        if not data:
+            self._drop(self._unavailable("connection closed by the store"))
+            return
+        self._reads += 1
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _NOTHING:
+                if not self._answer(reply) or self._reader is not reader:
+                    return
+        except hiredis.ProtocolError as error:
+            self._drop(self._unavailable(f"the answer is not Redis protocol ({reason(error)[:80]})"))
+
+    def _answer(self, reply: object) -> bool:
+        """Gives one reply to the request it belongs to; False if the connection was dropped instead."""
+        if type(reply) is hiredis.PushNotification:
+            return self._push(cast("list[object]", reply))
+        if isinstance(reply, hiredis.ReplyError) and self._up and is_unavailable(reply):
+            # Not executed, nor is what follows: a failover or a restart. Look for the primary again.
+            self._drop(self._unavailable(str(reply)))
+            return False
+        if not self._unanswered:
+            self._drop(self._unavailable("a reply without a request"))
+            return False
+        request = self._unanswered.popleft()
+        if request is self._sample:
+            self._sample = None
+            took_ms = (time.perf_counter() - self._sampled_at) * 1000
+            self.round_trip_ms = took_ms if self.round_trip_ms == 0.0 else 0.8 * self.round_trip_ms + 0.2 * took_ms
+        if request.then is not None:
+            run(request.then, reply)
+        return True
+
+    def _push(self, push: list[object]) -> bool:
+        head = self._unanswered[0] if self._unanswered else None
+        if head is not None and head.channels and push and push[0] == head.kind:
+            head.channels -= 1
+            if not head.channels:
+                self._unanswered.popleft()
+                if head.then is not None:
+                    run(head.then, push)
+        elif self._on_push is not None:
+            run(cast("Then", self._on_push), push)
+        return True
+
+    def _answer_refused(self) -> None:
+        refused, self._refused = self._refused, []
+        error = self._unavailable("the link is closed" if self._closed else "not connected")
+        for request in refused:
+            if request.then is not None:
+                run(request.then, error)
+
+    def _attach(self, wire: Wire) -> None:
+        """A new connection, so far for those who set it up."""
+        self._wire, self._lost, self._lost_error = wire, trio.Event(), None
+
+    def _open(self, wire: Wire) -> int:
+        """The connection is set up and everyone's: sends what was kept, before anything newer; returns how many."""
+        self._up = True
+        self._poller.register(wire.fd, self)
+        held, self._held, self._held_bytes = self._held, deque(), 0
+        for request in held:
+            self._append(request, request.data)
+        if wire.blocked_bytes:
+            self._poller.watch_writable(wire.fd, True)
+        self.flush()
+        return len(held)
+
+    def close(self) -> None:
+        """Ends the connection and the retries; everything unanswered gets StoreUnavailable. Final."""
+        self._closed = True
+        self._drop(self._unavailable("the link was closed"))
+        held, self._held, self._held_bytes = self._held, deque(), 0
+        self._refused.extend(held)
+        self._answer_refused()
+        self._ended.set()
+        self._lost.set()
+
+    def _drop(self, error: StoreUnavailable) -> None:
+        """The connection is of no use any more: end it, keep what may be sent again, fail the rest in order."""
+        wire, was_up = self._wire, self._up
+        if wire is None:
+            return
+        if was_up:
+            self._poller.unregister(wire.fd)
+        self._wire, self._up, self._lost_error, self._sample = None, False, error, None
+        wire.close()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._out.clear()
+        self._out_bytes = 0
+        unanswered, self._unanswered = self._unanswered, deque()
+        failed: list[Request] = []
+        if unanswered:
+            unanswered[0].sends += 1  # the server was at work on this one, if on any
+        kept: deque[Request] = deque()
+        for request in unanswered:
+            if request.resend and request.sends < _SENDS and not self._closed:
+                kept.append(request)
+                self._held_bytes += len(request.data)
+            else:
+                failed.append(request)
+        kept.extend(self._held)
+        self._held = kept
+        self._lost.set()
+        if was_up and not self._closed:
+            _log.warning(
+                "store.disconnected", store=str(self.address), reason=str(error), kept=len(kept), failed=len(failed)
+            )
+            if self._on_down is not None:
+                run(cast("Then", self._on_down), error)
+        for request in failed:
+            if request.then is not None:
+                run(request.then, error)
+
+    def _unavailable(self, text: str) -> StoreUnavailable:
+        return StoreUnavailable(f"store {self.address}: {text}")
