@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 import sys
 import tempfile
 import urllib.error
@@ -22,9 +20,6 @@ from broker.errors import BrokerError, ConfigError
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
-
-#: `user:SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>`
-_VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d+):([^:$]+)\$([^:$]+):([^:$]+)", re.ASCII)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,6 +143,10 @@ def serve(**options: object) -> int:
 def check_config(**options: object) -> None:
     """Check the settings as `serve` would, without starting."""
     loaded = _load(options)
+    if loaded.settings.scram_file is not None:
+        from broker.auth.users import UserFile
+
+        UserFile(loaded.settings.scram_file)
     given = sum(origin != DEFAULT for origin in loaded.origins.values())
     print(f"configuration is valid: {given} settings given, {len(loaded.origins) - given} at their defaults")
 
@@ -166,62 +165,61 @@ def show_config(**options: object) -> None:
 @click.argument("user")
 @click.option("-D", "--delete", is_flag=True, help="Remove the user.")
 @click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from standard input (its first line).")
-@click.option(
-    "--iterations", type=click.IntRange(4096, 10_000_000), default=4096, show_default=True, help="Cost of a guess."
-)
-def passwd(file: Path, user: str, delete: bool, from_stdin: bool, iterations: int) -> None:
-    """Set the password of USER in FILE, a file for `--scram-file`; makes the file if there is none."""
-    if not user or ":" in user or not user.isprintable() or len(user.encode()) > 255:
-        raise click.UsageError("a user name is 1 to 255 bytes of printable characters without a colon")
-    entries = read_users(file)
-    if delete:
-        if user not in entries:
-            raise click.ClickException(f"{file} has no user {user!r}")
-        del entries[user]
-    else:
-        from broker.auth.scram import make_verifier
+@click.option("--iterations", type=int, help="Work per login and per guess, 4096 or more. [default: 10000]")
+def passwd(file: Path, user: str, delete: bool, from_stdin: bool, iterations: int | None) -> None:
+    """Set the password of USER in FILE, a file for `--scram-file`; makes the file if there is none.
 
-        entries[user] = make_verifier(_password(user, from_stdin), iterations)
-    _replace(file, "".join(f"{name}:{verifier}\n" for name, verifier in entries.items()))
+    A running node reads the file again on SIGHUP.
+    """
+    from broker.auth import scram
+
+    try:
+        name = scram.saslprep(user)
+    except ValueError as error:
+        raise click.UsageError(f"user name {user!r}: {error}") from None
+    if name != name.strip() or name.startswith("#") or len(name.encode()) > scram.MAX_SECRET_BYTES:
+        raise click.UsageError(f"user name {user!r}: too long, begins with #, or begins or ends with a space")
+    lines = _user_lines(file)
+    others = [line for line in lines if _user_of(line) != name]
+    if delete:
+        if len(others) == len(lines):
+            raise click.ClickException(f"{file} has no user {user!r}")
+        lines = others
+    else:
+        try:
+            verifier = scram.make_verifier(_password(user, from_stdin), iterations or scram.DEFAULT_ITERATIONS)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        entry = f"{name}:{verifier}"
+        if len(others) == len(lines):
+            lines = [*lines, entry]
+        else:
+            lines = [entry if _user_of(line) == name else line for line in lines]
+    _replace(file, "".join(f"{line}\n" for line in lines))
 
 
 def _password(user: str, from_stdin: bool) -> str:
     if from_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
-    else:
-        password = str(click.prompt(f"Password for {user}", hide_input=True, confirmation_prompt=True, err=True))
-    if not password:
-        raise click.UsageError("the password is empty")
-    return password
+        return sys.stdin.readline().rstrip("\r\n")
+    return str(click.prompt(f"Password for {user}", hide_input=True, confirmation_prompt=True, err=True))
 
 
-def read_users(file: Path) -> dict[str, str]:
-    """User -> SCRAM-SHA-256 verifier of a users file, {} if there is none; ConfigError for a line that is neither."""
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot read it: {error}") from None
-    entries: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        user, _, verifier = line.partition(":")
-        if not user or not _is_verifier(verifier):
-            raise ConfigError(f"{file}:{number}: not of the form USER:SCRAM-SHA-256$ITERATIONS:SALT$KEY:KEY")
-        entries[user] = verifier
-    return entries
+def _user_lines(file: Path) -> list[str]:
+    """The lines of a users file that is valid (ConfigError if not), comments included; none if there is no file."""
+    if not file.exists():
+        return []
+    from broker.auth.users import UserFile
+
+    UserFile(file)
+    return file.read_text("utf-8-sig").removesuffix("\n").split("\n")
 
 
-def _is_verifier(text: str) -> bool:
-    match = _VERIFIER.fullmatch(text)
-    if match is None:
-        return False
-    try:
-        return all(base64.b64decode(part, validate=True) for part in match.groups()[1:])
-    except ValueError:
-        return False
+def _user_of(line: str) -> str:
+    """The name in a line of a valid users file, in the spelling that is compared; empty for a comment."""
+    from broker.auth import scram
+
+    name, found, _ = line.strip().rpartition(f":{scram.METHOD}$")
+    return scram.saslprep(name) if found and not name.startswith("#") else ""
 
 
 def _replace(file: Path, text: str) -> None:

@@ -177,7 +177,8 @@ class Settings:
         "Let clients in without credentials on listeners that other machines can reach. "
         "On loopback they are let in unless there are users.")
     scram_file: Path | None = _setting(_ACCESS, FilePath(), "",
-        "File of users for SCRAM-SHA-256 (enhanced authentication of MQTT 5), written by `rookery passwd`.",
+        "File of users, written by `rookery passwd`: for SCRAM-SHA-256 (enhanced authentication of MQTT 5) and for "
+        "user name and password.",
         reload=True)
 
     max_connections: int = _setting(_LIMITS, Integer(), "0",
