@@ -265,6 +265,30 @@ def test_bad_client_final(message: bytes) -> None:
     refused(exchange, message)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("c=biws", "c=eSws"),  # a client that said n,, and now says y,,
+        ("c=biws", "c=cD10bHMtdW5pcXVlLCw="),
+        ("%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0", ""),
+        ("%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0", "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0x"),
+        ("%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0", "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,x"),
+        ("%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0", "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,"),
+    ],
+)
+def test_right_proof_of_a_wrong_client_final(old: str, new: str) -> None:
+    """Who knows the password still has to answer this exchange and no other."""
+    exchange = begin()
+    run(exchange.step(CLIENT_FIRST))
+    without_proof = CLIENT_FINAL.decode().rpartition(",p=")[0].replace(old, new)
+    message = b",".join((CLIENT_FIRST[3:], SERVER_FIRST, without_proof.encode()))
+    client_key = hmac.digest(hashlib.pbkdf2_hmac("sha256", b"pencil", SALT, 4096), b"Client Key", "sha256")
+    signature = hmac.digest(hashlib.sha256(client_key).digest(), message, "sha256")
+    proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+    text = refused(exchange, f"{without_proof},p={base64.b64encode(proof).decode()}".encode())
+    assert "password" not in text
+
+
 def test_every_changed_byte_of_client_final_is_refused() -> None:
     for position in range(len(CLIENT_FINAL)):
         for bit in (1, 0x20, 0x80):

@@ -76,7 +76,10 @@ def test_errors_name_file_and_line_and_keep_the_old(path: Path, line: bytes, pro
     with pytest.raises(ConfigError, match=problem) as caught:
         users.reload()
     assert f"{str(path)!r}, line 6: " in str(caught.value)
+    # Neither the message nor a chained cause repeats a line: it may hold somebody's password.
     assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
     assert len(users) == 2
     assert users.lookup("new").decoy
     assert str(users.lookup("anna")) == ANNA
