@@ -1,3 +1,5 @@
 """Rookery: a clustered MQTT broker on trio and Redis."""
 
+from __future__ import annotations
+
 __version__ = "0.1.0"

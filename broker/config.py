@@ -364,14 +364,15 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 def _move_credentials(values: dict[str, Any], origins: dict[str, str]) -> None:
     """Take user and password out of the store's URL, which is shown and logged; settings of their own win."""
-    url = urlsplit(values.get("store", ""))
+    store = str(values.get("store", ""))
+    url = urlsplit(store)
     if "@" not in url.netloc:
         return
     for attribute, part in (("store_username", url.username), ("store_password", url.password)):
         if part and attribute not in values:
             values[attribute] = unquote(part)
             origins[attribute] = f"{origins['store']} (in the URL)"
-    values["store"] = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+    values["store"] = store.replace(url.netloc, url.netloc.rpartition("@")[2], 1)
 
 
 def _check(settings: Settings, origins: Mapping[str, str]) -> None:

@@ -14,7 +14,17 @@ class Message:
     `publisher` is the 16-byte session id of the publisher (No Local), or b"".
     """
 
-    __slots__ = ("accepted_at_ms", "expiry_s", "message_id", "payload", "properties", "publisher", "qos", "retain", "topic")
+    __slots__ = (
+        "accepted_at_ms",
+        "expiry_s",
+        "message_id",
+        "payload",
+        "properties",
+        "publisher",
+        "qos",
+        "retain",
+        "topic",
+    )
 
     def __init__(
         self,

@@ -178,7 +178,8 @@ class Duration:
             for unit, factor in (("d", 86400), ("h", 3600), ("m", 60)):
                 if value % factor == 0:
                     return f"{int(value) // factor}{unit}"
-        return f"{value:g}s"
+            return f"{int(value)}s"
+        return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
 
 
 class WholeSeconds(Duration):

@@ -1,0 +1,601 @@
+"""One Network Connection: bytes in, packets through the machine and the session, packets out.
+
+The hot ways (PUBLISH in, deliveries out, acknowledgements) are handled here, synchronously and without an
+object per packet where it can be avoided. Whatever takes time is started as a task through the server; until it
+is done the connection's further packets wait, and nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from broker.auth.api import Exchange
+from broker.codec.decode import decode
+from broker.codec.encode import encode
+from broker.codec.packets import (
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    V5,
+    Connack,
+    Disconnect,
+    Packet,
+    Properties,
+)
+from broker.errors import MalformedPacket, PeerError
+from broker.inbound import Inbound
+from broker.message import Message
+from broker.reasons import reason_name
+from broker.routes import Subscriber
+from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
+from broker.session.encoding import Encoding
+from broker.session.machine import CLOSED, NEW, OPEN, ConnectionMachine
+from broker.session.negotiation import Agreement
+from broker.session.session import GroupDelivery, Session
+from broker.transport.stream import TcpStream
+from cluster.api import SessionRef
+
+if TYPE_CHECKING:
+    import trio
+
+    from broker.server import Server
+
+#: Packets of one connection in one turn; the rest waits for the next, so that everybody gets a share.
+PACKETS_PER_TURN = 256
+
+#: How often at least a connection's clock is looked at.
+DEADLINE_STEP_S = 30.0
+
+
+class Connection:
+    """A client's connection from accept to close. Implements `StreamProtocol`, `Receiver`, `SessionOutput`
+    and `SessionStore`."""
+
+    __slots__ = (
+        "_alias_out",
+        "_busy",
+        "_client_max",
+        "_have",
+        "_inbound_max",
+        "_need",
+        "_paused",
+        "_problem_information",
+        "_rest",
+        "_server",
+        "agreement",
+        "bridge",
+        "client_id",
+        "close_reason",
+        "exchange",
+        "expiry_s",
+        "feed_scopes",
+        "feed_wanted",
+        "finished",
+        "inbound",
+        "keep_alive_s",
+        "last_received",
+        "machine",
+        "opened_at",
+        "plain",
+        "ref",
+        "send_will",
+        "sent_qos0",
+        "session",
+        "stream",
+        "subscriber",
+        "username",
+        "version",
+    )
+
+    def __init__(self, stream: TcpStream, server: Server) -> None:
+        self.stream = stream
+        self._server = server
+        self.machine = ConnectionMachine()
+        self.version = 0
+        self.client_id = ""
+        self.username: str | None = None
+        self.agreement: Agreement | None = None
+        self.ref: SessionRef | None = None
+        self.session: Session | None = None
+        self.subscriber: Subscriber | None = None
+        self.inbound: Inbound | None = None
+        self.expiry_s = 0
+        self.keep_alive_s = 0
+        self.bridge = False
+        #: What the will does when the connection ends.
+        self.send_will = True
+        self.close_reason = ""
+        self.exchange: Exchange | None = None
+        #: Set by the server while somebody waits for the session to be let go.
+        self.finished: trio.Event | None = None
+        #: Retained messages that are being sent, and what they wait for.
+        self.feed_scopes: list[trio.CancelScope] = []
+        self.feed_wanted: trio.Event | None = None
+        self.plain = 0
+        self.sent_qos0 = 0
+        self.opened_at = self.last_received = server.reactor.now
+        self._alias_out: dict[bytes, int] | None = None
+        self._client_max = 0
+        self._inbound_max = server.quotas.max_packet_size_before_auth
+        self._problem_information = True
+        self._busy = False
+        self._paused = False
+        self._rest = b""
+        self._need = 0
+        self._have: list[bytes] | None = None
+        server.reactor.watch_deadline(self, self.opened_at + server.connect_timeout_s)
+
+    # -- bytes in
+
+    def data_received(self, data: bytes) -> None:
+        """A chunk from the peer."""
+        self.last_received = self._server.reactor.now
+        have = self._have
+        if have is not None:  # a large packet comes in pieces: join once it is whole
+            have.append(data)
+            self._need -= len(data)
+            if self._need > 0:
+                return
+            data = b"".join(have)
+            self._have = None
+        elif self._rest:
+            data = self._rest + data
+        self._rest = b""
+        if self._busy:
+            self._rest = data
+            self._pause(True)
+            return
+        self._process(data)
+
+    def resume(self) -> None:
+        """Go on with what was left over."""
+        if self._rest and not self._busy and self.machine.state != CLOSED:
+            data, self._rest = self._rest, b""
+            self._process(data)
+
+    def work_done(self) -> None:
+        """A task that held this connection has finished: its further packets may go on."""
+        self._busy = False
+        if self.machine.state != CLOSED:
+            self._pause(False)
+            if self._rest:
+                self.stream.call_again()
+
+    def _pause(self, paused: bool) -> None:
+        if paused != self._paused:
+            self._paused = paused
+            self.stream.pause_reading(paused)
+
+    def _process(self, data: bytes) -> None:
+        """Handle the complete packets in `data`, keep the rest."""
+        server = self._server
+        dispatch = server.dispatch
+        routes = dispatch.routes.entries
+        machine = self.machine
+        size = len(data)
+        at = 0
+        budget = PACKETS_PER_TURN
+        direct = 0
+        is_open = machine.state == OPEN
+        family = 5 if self.version == V5 else 4
+        try:
+            while size - at >= 2:
+                head = data[at]
+                length = data[at + 1]
+                start = at + 2
+                if length & 128:
+                    length &= 127
+                    shift = 7
+                    while True:
+                        if start >= size:
+                            length = -1
+                            break
+                        byte = data[start]
+                        start += 1
+                        length |= (byte & 127) << shift
+                        if not byte & 128:
+                            break
+                        shift += 7
+                        if shift > 21:
+                            raise MalformedPacket("the remaining length has more than four bytes")
+                    if length < 0:
+                        break
+                end = start + length
+                if end - at > self._inbound_max:
+                    raise PeerError(0x95, f"a packet of {end - at} bytes, at most {self._inbound_max} are allowed")
+                if end > size:
+                    if end - size > 16384:
+                        self._need = end - size
+                        self._have = [data[at:]]
+                        return
+                    break
+                if head & 0xF0 == 0x30 and is_open:
+                    if head == 0x30 and length > 2:
+                        body = start + 2 + (data[start] << 8 | data[start + 1])
+                        topic = data[start + 2 : body]
+                        route = routes.get(topic)
+                        if (
+                            route is not None
+                            and route.live0 is not None
+                            and (body < end and data[body] == 0 if family == 5 else body <= end)
+                        ):
+                            direct += 1
+                            dispatch.forward_verbatim(route.live0, topic, data[at:end], family, body - at)
+                        else:
+                            self._publish(head, data, start, end)
+                    else:
+                        self._publish(head, data, start, end)
+                elif is_open and head == 0x40 and length == 2:
+                    server.metrics.packets_received[PUBACK] += 1
+                    session = self.session
+                    if session is not None:
+                        session.acked(data[start] << 8 | data[start + 1], server.now_ms)
+                else:
+                    self._packet(head, data, start, end)
+                    is_open = machine.state == OPEN
+                    family = 5 if self.version == V5 else 4
+                at = end
+                budget -= 1
+                if self._busy or machine.state == CLOSED:
+                    break
+                if budget <= 0:
+                    self.stream.call_again()
+                    break
+        except PeerError as error:
+            self.fail(error)
+        finally:
+            if direct:
+                server.metrics.packets_received[PUBLISH] += direct
+                server.metrics.messages_received[0] += direct
+        if machine.state != CLOSED and at < size:
+            self._rest = data[at:] if at else data
+            if self._busy or budget <= 0:
+                self._pause(True)
+        elif self._paused and not self._busy:
+            self._pause(False)
+
+    def _packet(self, head: int, data: bytes, start: int, end: int) -> None:
+        """Everything that does not take a direct way."""
+        kind = head >> 4
+        server = self._server
+        packet = decode(head, data, start, end, self.version, True)
+        server.metrics.packets_received[kind] += 1
+        if self.machine.state == OPEN and PUBACK <= kind <= PUBCOMP:
+            self._acknowledgement(kind, packet)
+            return
+        effect = self.machine.receive(packet)
+        self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, Send):
+            self.send(effect.packet)
+        elif isinstance(effect, ChangeSubscriptions):
+            self._busy = True
+            self._server.change_subscriptions(self, effect.packet)
+        elif isinstance(effect, Open):
+            self.version = effect.connect.protocol_version
+            self._busy = True
+            self._server.open(self, effect.connect)
+        elif isinstance(effect, ContinueAuthentication):
+            self._busy = True
+            self._server.continue_authentication(self, effect)
+        elif isinstance(effect, Finish):
+            self.send_will = effect.send_will
+            if effect.expiry_s >= 0:
+                self.expiry_s = effect.expiry_s
+            self._end("normal" if effect.reason_code == 0 else reason_name(effect.reason_code))
+            self.stream.close()
+
+    # -- messages in
+
+    def _publish(self, head: int, data: bytes, start: int, end: int) -> None:
+        server = self._server
+        server.metrics.packets_received[PUBLISH] += 1
+        if end - start < 2:
+            raise MalformedPacket("a PUBLISH without a topic name")
+        body = start + 2 + (data[start] << 8 | data[start + 1])
+        inbound = self.inbound
+        assert inbound is not None
+        inbound.publish(head, data[start + 2 : body], data, body, end)
+
+    def _acknowledgement(self, kind: int, packet: Packet) -> None:
+        session = self.session
+        inbound = self.inbound
+        assert session is not None and inbound is not None
+        packet_id: int = packet.packet_id  # type: ignore[union-attr]
+        reason_code: int = packet.reason_code  # type: ignore[union-attr]
+        now_ms = self._server.now_ms
+        if kind == PUBACK:
+            session.acked(packet_id, now_ms)
+        elif kind == PUBREC:
+            if not session.received(packet_id, reason_code, now_ms) and reason_code < 0x80:
+                self.send_release(packet_id, 0x92)
+        elif kind == PUBREL:
+            inbound.released(packet_id)
+        else:
+            session.completed(packet_id, now_ms)
+
+    def hold(self, held: bool) -> None:
+        """Do not read from a publisher whose messages cannot be stored, until they can."""
+        if held:
+            self._busy = True
+            self._pause(True)
+        else:
+            self.work_done()
+
+    def persistent(self) -> bool:
+        """The session outlives the connection."""
+        return self.subscriber is not None and self.subscriber.persistent
+
+    # -- SessionOutput and Receiver
+
+    def room(self) -> bool:
+        return not self.stream.congested
+
+    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+        version = self.version
+        if self._alias_out is not None or (subscription_ids and version == V5):
+            return self._send_special(encoding, flags, packet_id, subscription_ids)
+        tail = encoding.tail(version)
+        head = encoding.head(version, flags)
+        if self._client_max and len(head) + 2 + len(tail) > self._client_max:
+            return False
+        self.stream.write_parts(head, packet_id.to_bytes(2, "big"), tail)
+        metrics = self._server.metrics
+        metrics.messages_sent[flags >> 1 & 3] += 1
+        if flags & 8:
+            metrics.redelivered += 1
+        return True
+
+    def _send_special(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+        """With subscription identifiers or a topic alias."""
+        version = self.version
+        topic = full = encoding.message.topic
+        aliases = self._alias_out
+        alias = 0
+        is_new = False
+        if aliases is not None:
+            alias = aliases.get(topic, 0)
+            if alias:
+                topic = b""
+            elif len(aliases) < self._alias_limit():
+                alias = len(aliases) + 1
+                is_new = True
+        packet = encoding.special(version, flags, packet_id, subscription_ids, topic, alias)
+        if self._client_max and len(packet) > self._client_max:
+            return False
+        if is_new and aliases is not None:
+            aliases[full] = alias
+        self.stream.write(packet)
+        self._server.metrics.messages_sent[flags >> 1 & 3] += 1
+        return True
+
+    def _alias_limit(self) -> int:
+        return 0 if self.agreement is None else self.agreement.topic_alias_maximum
+
+    def send_qos0(self, encoding: Encoding, retain: bool, subscription_ids: Sequence[int]) -> None:
+        metrics = self._server.metrics
+        if self.stream.congested or self.session is None:
+            metrics.dropped["output_full"] += 1
+        elif self._alias_out is not None or (subscription_ids and self.version == V5):
+            if not self._send_special(encoding, int(retain), 0, subscription_ids):
+                metrics.dropped["packet_too_large"] += 1
+        else:
+            packet = encoding.qos0(self.version, retain)
+            if self._client_max and len(packet) > self._client_max:
+                metrics.dropped["packet_too_large"] += 1
+                return
+            self.stream.write(packet)
+            metrics.messages_sent[0] += 1
+
+    def send_release(self, packet_id: int, reason_code: int) -> None:
+        self.send_ack(PUBREL, packet_id, reason_code)
+
+    def send_ack(self, kind: int, packet_id: int, reason_code: int) -> None:
+        """PUBACK, PUBREC, PUBREL or PUBCOMP."""
+        head = kind << 4 | (2 if kind == PUBREL else 0)
+        if reason_code and self.version == V5:
+            self.stream.write(bytes((head, 3, packet_id >> 8, packet_id & 255, reason_code)))
+        else:
+            self.stream.write(bytes((head, 2, packet_id >> 8, packet_id & 255)))
+        self._server.metrics.packets_sent[kind] += 1
+
+    def send(self, packet: Packet) -> None:
+        """Write any packet, unless the client cannot take its size."""
+        data = encode(packet, self.version or 4)
+        if self._client_max and len(data) > self._client_max:
+            properties: Properties | None = getattr(packet, "properties", None)
+            if properties is None:
+                return
+            properties.reason_string = None  # [MQTT-3.2.2-19]
+            properties.user_properties = ()
+            data = encode(packet, self.version)
+            if len(data) > self._client_max:
+                return
+        self.stream.write(data)
+        self._server.metrics.packets_sent[packet.kind] += 1
+
+    def output_drained(self) -> None:
+        """There is room again in the output buffer."""
+        self.update_plain()
+        if self.session is not None:
+            self.session.drained(self._server.now_ms)
+            self._wake_feed()
+
+    def update_plain(self) -> None:
+        """Whether QoS 0 packets may take the direct way; called when something of it changed."""
+        simple = self._alias_out is None and not self._client_max and not self.stream.congested
+        self.plain = (5 if self.version == V5 else 4) if simple and self.session is not None else 0
+
+    def output_congested(self) -> None:
+        """The output buffer is over its bound."""
+        self.plain = 0
+
+    # -- SessionStore
+
+    def acknowledge(self, seq: int, sent_seq: int) -> None:
+        assert self.ref is not None
+        self._server.cluster.acknowledge(self.ref, seq, sent_seq)
+
+    def received(self, packet_id: int, seq: int, sent_seq: int) -> None:
+        assert self.ref is not None
+        session = self.session
+
+        def then(error: Exception | None) -> None:
+            if error is None and session is not None:
+                session.release(packet_id)
+
+        self._server.cluster.received(self.ref, seq, sent_seq, then)
+
+    def want_page(self, after_seq: int, limit: int) -> None:
+        self._server.fetch_page(self, after_seq, limit)
+
+    def group_done(self, entry: GroupDelivery) -> None:
+        self._server.group_done(entry)
+
+    def dropped(self, message: Message, reason: str) -> None:
+        self._server.metrics.dropped[reason] += 1
+
+    def has_room(self) -> None:
+        session = self.session
+        if session is not None and session.idle():
+            session.hungry = False
+            self._wake_feed()
+            if self.subscriber is not None:
+                for group in self._server.dispatch.groups_of(self.subscriber):
+                    group.feed()
+
+    def _wake_feed(self) -> None:
+        if self.feed_wanted is not None:
+            self.feed_wanted.set()
+
+    # -- beginning and end
+
+    def established(self, agreement: Agreement, ref: SessionRef, session: Session, subscriber: Subscriber) -> None:
+        """The session is attached: from now on the connection is open."""
+        self.agreement = agreement
+        self.ref = ref
+        self.session = session
+        self.subscriber = subscriber
+        self.expiry_s = agreement.expiry_s
+        self.keep_alive_s = agreement.keep_alive_s
+        self._client_max = agreement.max_packet_size
+        self._problem_information = agreement.problem_information
+        self._inbound_max = self._server.quotas.max_packet_size
+        if agreement.topic_alias_maximum and self.version == V5:
+            self._alias_out = {}
+        self.machine.opened(agreement.expiry_s)
+        self.update_plain()
+        if self.keep_alive_s:
+            self._server.reactor.watch_deadline(self, self._server.reactor.now + 1.5 * self.keep_alive_s)
+
+    def check_deadline(self, now: float) -> float:
+        """Connect timeout, keep-alive and a peer that takes nothing."""
+        stream = self.stream
+        if stream.closed:
+            return 0.0
+        if stream.stalled_since and now - stream.stalled_since > self._server.stall_timeout_s:
+            self.abort("output_stalled")
+            return 0.0
+        state = self.machine.state
+        if state == OPEN:
+            if not self.keep_alive_s:
+                return now + DEADLINE_STEP_S
+            limit = self.last_received + 1.5 * self.keep_alive_s  # [MQTT-3.1.2-22]
+            if self._paused:
+                self.last_received = now  # it is us who do not read
+            elif now >= limit:
+                self.fail(PeerError(0x8D, "nothing received within the keep-alive time"))
+                return now + DEADLINE_STEP_S
+            return min(limit, now + DEADLINE_STEP_S)
+        if state == CLOSED:
+            return now + DEADLINE_STEP_S
+        limit = self.opened_at + self._server.connect_timeout_s
+        if now >= limit:
+            self.abort("connect_timeout")
+            return 0.0
+        return limit
+
+    def fail(self, error: PeerError) -> None:
+        """The peer did something wrong: tell it as far as its version allows, and close."""
+        state = self.machine.state
+        if state == CLOSED:
+            return
+        name = reason_name(error.reason_code)
+        self._server.metrics.packet_errors[name] += 1
+        self._server.log.info(
+            "connection.refused" if state == NEW else "connection.error",
+            peer=self.stream.peer,
+            client_id=self.client_id or None,
+            reason=name,
+            detail=error.text,
+        )
+        if state == OPEN and self.version == V5:
+            self.send(Disconnect(error.reason_code, self.reason_properties(error.text)))
+        elif state == NEW and error.reason_code == 0x84:
+            self.send(Connack(False, 0x84))  # [MQTT-3.1.2-2]
+        elif state != NEW and state != OPEN:
+            self.send(Connack(False, error.reason_code, self.reason_properties(error.text)))
+        self._end(name)
+        self.stream.close()
+
+    def disconnect(self, reason_code: int, text: str, server_reference: str = "") -> None:
+        """The server ends the connection."""
+        if self.machine.state == CLOSED:
+            return
+        if self.machine.state == OPEN and self.version == V5:
+            properties = self.reason_properties(text)
+            if server_reference:
+                properties = properties or Properties()
+                properties.server_reference = server_reference
+            self.send(Disconnect(reason_code, properties))
+        self._end(reason_name(reason_code))
+        self.stream.close()
+
+    def refuse(self, reason_code: int, text: str) -> None:
+        """Answer CONNECT with an error and close."""
+        if self.machine.state != CLOSED:
+            self.send(Connack(False, reason_code, self.reason_properties(text)))
+            self._end(reason_name(reason_code))
+            self.stream.close()
+
+    def abort(self, reason: str) -> None:
+        """Close without a word."""
+        if self.machine.state != CLOSED:
+            self._end(reason)
+        self.stream.abort()
+
+    def connection_lost(self, reason: str) -> None:
+        """The network connection is gone."""
+        if self.machine.state != CLOSED:
+            self._end("connection_lost")
+
+    def reason_properties(self, text: str) -> Properties | None:
+        """A Reason String, if the client wants problem information [MQTT-3.1.2-29]."""
+        if self.version != V5 or not self._problem_information:
+            return None
+        properties = Properties()
+        properties.reason_string = text
+        return properties
+
+    def set_problem_information(self, wanted: bool) -> None:
+        """Known from CONNECT, before the connection is established."""
+        self._problem_information = wanted
+
+    def _end(self, reason: str) -> None:
+        self.machine.close()
+        self.close_reason = reason
+        self.plain = 0
+        self._rest = b""
+        self._have = None
+        metrics = self._server.metrics
+        metrics.messages_sent[0] += self.sent_qos0
+        self.sent_qos0 = 0
+        if self.session is not None:
+            self.session.close()
+        for scope in self.feed_scopes:
+            scope.cancel()
+        self._server.connection_ended(self)

@@ -1,0 +1,245 @@
+"""Shared subscriptions: each message goes to one member, and stays in the group's queue until that member is done.
+
+The queue is in the store. The node keeps the entries it has seen and not given away, up to a bound; what is
+beyond is read in pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from broker.errors import StoreUnavailable
+from broker.message import Message
+from broker.routes import Subscriber, Subscription
+from broker.session.encoding import Encoding
+from broker.session.session import GroupDelivery
+from cluster.api import PAGE_LIMIT, GroupEntry, Publication, Target
+
+if TYPE_CHECKING:
+    from broker.dispatch import Dispatch
+
+#: Entries that wait in the memory of the node.
+WAITING_LIMIT = 1000
+
+
+def group_id(share_name: str, topic_filter: str) -> bytes:
+    """The 128-bit id of a shared subscription: share name and filter name it together [MQTT-4.8.2-1]."""
+    return hashlib.blake2b(f"{share_name}/{topic_filter}".encode(), digest_size=16, person=b"group").digest()
+
+
+class GroupMember:
+    """One session of a group, with the options of its subscription."""
+
+    __slots__ = ("subscriber", "subscription")
+
+    def __init__(self, subscriber: Subscriber, subscription: Subscription) -> None:
+        self.subscriber = subscriber
+        self.subscription = subscription
+
+    @property
+    def subscription_ids(self) -> Sequence[int]:
+        """As they go into PUBLISH."""
+        return (self.subscription.identifier,) if self.subscription.identifier else ()
+
+
+class Handover(Publication):
+    """A QoS 2 message of the group on its way into the queue of the persistent member that gets it."""
+
+    __slots__ = ("_encoding", "_entry", "_group", "_member")
+
+    def __init__(self, group: Group, member: GroupMember, entry: GroupEntry, encoding: Encoding) -> None:
+        subscriber = member.subscriber
+        target = Target(subscriber.session_id, subscriber.birth, 2, False, member.subscription_ids)
+        super().__init__(entry.message, [target], deduplicate=True)
+        self._group = group
+        self._member = member
+        self._entry = entry
+        self._encoding = encoding
+
+    def stored(self) -> None:
+        """The session has it now: the group is done with it."""
+        if self.error is not None:
+            self._group.give_back([self._entry])
+            return
+        self._group.done(self._entry.entry_id)
+        target = self.targets[0]
+        session = self._member.subscriber.session
+        if target.seq > 0 and session is not None:
+            session.stored(target.seq, self._encoding, 2, False, target.subscription_ids)
+
+
+class Group:
+    """The members of one shared subscription on this node, and who is next."""
+
+    __slots__ = (
+        "_dispatch",
+        "_last_id",
+        "_more",
+        "_next",
+        "_paging",
+        "_waiting",
+        "group_id",
+        "members",
+        "share_name",
+        "topic_filter",
+    )
+
+    def __init__(self, gid: bytes, dispatch: Dispatch, share_name: str, topic_filter: str) -> None:
+        self.group_id = gid
+        self.share_name = share_name
+        self.topic_filter = topic_filter
+        self.members: list[GroupMember] = []
+        self._dispatch = dispatch
+        self._next = 0
+        self._waiting: deque[GroupEntry] = deque()
+        #: The newest entry that came into memory; the store has entries after it while `_more`.
+        self._last_id = b""
+        self._more = False
+        self._paging = False
+
+    def join(self, member: GroupMember) -> None:
+        """Add a member, or change its options."""
+        self.members = [other for other in self.members if other.subscriber is not member.subscriber]
+        self.members.append(member)
+
+    def part(self, subscriber: Subscriber) -> None:
+        """Remove a member."""
+        self.members = [other for other in self.members if other.subscriber is not subscriber]
+
+    def backlog(self) -> None:
+        """Entries of an earlier life of this node may be in the store: read them when a member is there."""
+        self._more = True
+
+    # -- giving out
+
+    def offer_qos0(self, message: Message, encoding: Encoding) -> None:
+        """Send a QoS 0 message to one connected member, or drop it."""
+        members = self.members
+        for _ in range(len(members)):
+            self._next = (self._next + 1) % len(members)
+            member = members[self._next]
+            connection = member.subscriber.connection
+            if connection is not None:
+                connection.send_qos0(encoding, False, member.subscription_ids)
+                return
+        self._dispatch.metrics.dropped["no_member_online"] += 1
+
+    def offer(self, entry_id: bytes, message: Message, encoding: Encoding) -> None:
+        """A message was stored in the group's queue: give it to a member, or let it wait its turn."""
+        entry = GroupEntry(entry_id, message)
+        if self._more:  # behind: it is read in its turn
+            self.feed()
+            return
+        self._last_id = entry_id
+        if self._waiting or not self._give(entry, encoding):
+            if len(self._waiting) >= WAITING_LIMIT:
+                self._more = True
+                self._last_id = self._waiting[-1].entry_id
+                return
+            self._waiting.append(entry)
+            self._set_hungry()
+
+    def feed(self) -> None:
+        """A member has room: give out what waits, in order."""
+        waiting = self._waiting
+        now_ms = self._dispatch.cluster.now_ms()
+        while waiting:
+            entry = waiting[0]
+            remaining = entry.message.remaining_s(now_ms)
+            if remaining == 0:
+                self._dispatch.metrics.dropped["expired"] += 1
+                self.done(entry.entry_id)
+            elif not self._give(entry, Encoding(entry.message, remaining)):
+                self._set_hungry()
+                return
+            waiting.popleft()
+        if self._more and not self._paging and self._pick(False) is not None:
+            self._paging = True
+            self._dispatch.spawn(self.page)
+
+    async def page(self) -> None:
+        """Read the next entries of the queue."""
+        try:
+            entries = await self._dispatch.cluster.group_page(self.group_id, self._last_id, PAGE_LIMIT)
+        except StoreUnavailable:
+            self._paging = False
+            return
+        self._paging = False
+        if entries:
+            self._last_id = entries[-1].entry_id
+            self._waiting.extend(entries)
+        if len(entries) < PAGE_LIMIT:
+            self._more = False
+        self.feed()
+
+    def give_back(self, entries: Sequence[GroupEntry]) -> None:
+        """A member left before it acknowledged these (oldest first): others get them, before anything newer."""
+        merged = sorted([*entries, *self._waiting], key=_entry_order)
+        self._waiting = deque(merged)
+        if merged:
+            self.feed()
+
+    def done(self, entry_id: bytes) -> None:
+        """The entry may leave the queue."""
+        self._dispatch.cluster.group_acknowledge(self.group_id, entry_id, None)
+
+    def _pick(self, advance: bool = True) -> GroupMember | None:
+        """The next member in turn that has room in its window."""
+        members = self.members
+        count = len(members)
+        at = self._next
+        for _ in range(count):
+            at = (at + 1) % count
+            member = members[at]
+            session = member.subscriber.session
+            if session is not None and session.idle():
+                if advance:
+                    self._next = at
+                return member
+        return None
+
+    def _give(self, entry: GroupEntry, encoding: Encoding) -> bool:
+        member = self._pick()
+        if member is None:
+            return False
+        subscriber = member.subscriber
+        session, connection = subscriber.session, subscriber.connection
+        assert session is not None and connection is not None
+        qos = min(entry.message.qos, member.subscription.qos)
+        if qos == 1:
+            delivery = GroupDelivery(self, entry.entry_id, entry.message, member.subscription_ids)
+            if not session.deliver_group(encoding, 1, delivery):
+                self.done(entry.entry_id)
+        elif qos == 0:
+            connection.send_qos0(encoding, False, member.subscription_ids)
+            self.done(entry.entry_id)
+        elif subscriber.persistent:
+            self._dispatch.cluster.publish(Handover(self, member, entry, encoding))
+        else:
+            self._take(member, entry, encoding)
+        return True
+
+    def _take(self, member: GroupMember, entry: GroupEntry, encoding: Encoding) -> None:
+        """A QoS 2 message for an ephemeral member: it is nobody else's from now on [MQTT-4.8.2-5]."""
+
+        def taken(error: Exception | None) -> None:
+            session = member.subscriber.session
+            if error is None and session is not None:
+                session.deliver(encoding, 2, False, member.subscription_ids)
+
+        self._dispatch.cluster.group_acknowledge(self.group_id, entry.entry_id, taken)
+
+    def _set_hungry(self) -> None:
+        for member in self.members:
+            session = member.subscriber.session
+            if session is not None:
+                session.hungry = True
+
+
+def _entry_order(entry: GroupEntry) -> tuple[int, int]:
+    """Stream ids are `<ms>-<n>`: they sort as numbers."""
+    ms, _, number = entry.entry_id.partition(b"-")
+    return int(ms), int(number or b"0")

@@ -1,0 +1,322 @@
+"""The receiving half of a connection: PUBLISH in, acknowledged in order once everything is safe."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, V5
+from broker.codec.publish import payload_format, scan_publish_properties
+from broker.dispatch import AckSlot
+from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull
+from broker.message import Message
+from broker.reasons import NO_MATCHING_SUBSCRIBERS, QUOTA_EXCEEDED
+from broker.routes import Route
+
+if TYPE_CHECKING:
+    from broker.connection import Connection
+    from broker.server import Server
+
+_PENDING = 0
+_RESUMED = 1
+_RECEIVED = 2
+_RELEASING = 3
+
+
+class PublishSlot(AckSlot):
+    """The place of one PUBACK or PUBREC in the order of acknowledgements [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
+
+    __slots__ = ("_inbound", "done", "kind", "message", "packet_id", "reason_code", "route")
+
+    def __init__(
+        self, inbound: Inbound, kind: int, packet_id: int, reason_code: int, message: Message, route: Route
+    ) -> None:
+        self._inbound = inbound
+        self.kind = kind
+        self.packet_id = packet_id
+        self.reason_code = reason_code
+        self.message = message
+        self.route = route
+        self.done = False
+
+    def settle(self, error: Exception | None) -> None:
+        self._inbound.settled(self, error)
+
+
+class Exactly:
+    """An inbound QoS 2 packet id: its message id and how far it got."""
+
+    __slots__ = ("message_id", "state")
+
+    def __init__(self, message_id: bytes, state: int) -> None:
+        self.message_id = message_id
+        self.state = state
+
+
+class Inbound:
+    """What a client publishes: topic aliases, packet ids of QoS 2, acknowledgements that are due."""
+
+    __slots__ = ("_acks", "_aliases", "_connection", "_ids", "_server", "_unanswered_max", "_v5", "held")
+
+    def __init__(self, connection: Connection, server: Server, resumed: Mapping[int, bytes]) -> None:
+        self._connection = connection
+        self._server = server
+        self._v5 = connection.version == V5
+        self._aliases: dict[int, bytes] | None = None
+        self._acks: deque[PublishSlot] | None = None
+        self._ids: dict[int, Exactly] | None = None
+        if resumed:
+            self._ids = {packet_id: Exactly(message_id, _RESUMED) for packet_id, message_id in resumed.items()}
+        self._unanswered_max = server.quotas.receive_maximum
+        #: True while a version 3 publisher is not read from, because too much waits for the store.
+        self.held = False
+
+    def publish(self, head: int, topic: bytes, data: bytes, pos: int, end: int) -> None:
+        """One PUBLISH; `data[pos:end]` is what follows the topic name."""
+        qos = head >> 1 & 3
+        if qos == 3:
+            raise MalformedPacket("PUBLISH with QoS 3")  # [MQTT-3.3.1-4]
+        if head & 8 and not qos:
+            raise MalformedPacket("PUBLISH with DUP at QoS 0")  # [MQTT-3.3.1-2]
+        packet_id = 0
+        if qos:
+            if pos + 2 > end:
+                raise MalformedPacket("a PUBLISH that ends within its packet id")
+            packet_id = data[pos] << 8 | data[pos + 1]
+            pos += 2
+            if not packet_id:
+                raise ProtocolError("PUBLISH with packet id 0")  # [MQTT-2.2.1-3]
+        expiry_s = -1
+        properties = b""
+        if self._v5:
+            if pos >= end:
+                raise MalformedPacket("a PUBLISH that ends before its properties")
+            if data[pos]:
+                expiry_s, alias, properties, pos = scan_publish_properties(data, pos, end)
+                if alias:
+                    topic = self._resolve(alias, topic)
+                elif not topic:
+                    raise ProtocolError("PUBLISH with neither topic name nor topic alias")
+            else:
+                pos += 1
+                if not topic:
+                    raise ProtocolError("PUBLISH with neither topic name nor topic alias")
+        elif pos > end:
+            raise MalformedPacket("a PUBLISH that ends within its topic name")
+        server = self._server
+        dispatch = server.dispatch
+        route = dispatch.routes.entries.get(topic)
+        if route is None:
+            route = dispatch.route(topic)
+        quotas = server.quotas
+        if qos > quotas.maximum_qos:
+            raise PeerError(0x9B, f"QoS {qos} is not supported, at most {quotas.maximum_qos}")  # [MQTT-3.2.2-11]
+        retain = bool(head & 1)
+        if retain and not quotas.retain_available:
+            raise PeerError(0x9A, "retained messages are not supported")
+        payload = data[pos:end]
+        subscriber = self._connection.subscriber
+        server.metrics.messages_received[qos] += 1
+        message = Message(
+            topic,
+            payload,
+            qos,
+            retain,
+            properties,
+            expiry_s,
+            server.cluster.now_ms() if expiry_s >= 0 else 0,
+            b"",
+            subscriber.session_id if subscriber is not None else b"",
+        )
+        invalid = quotas.validate_payload_format and properties and _invalid_text(properties, payload)
+        if qos == 1:
+            self._publish1(message, route, packet_id, 0x99 if invalid else 0)
+        elif qos == 2:
+            self._publish2(message, route, packet_id, 0x99 if invalid else 0)
+        elif invalid:
+            raise PeerError(0x99, "the payload is not the UTF-8 text that its format indicator says")
+        else:
+            dispatch.publish(message, route, subscriber, None)
+
+    def _resolve(self, alias: int, topic: bytes) -> bytes:
+        if alias > self._server.quotas.topic_alias_maximum:  # [MQTT-3.3.2-9]
+            raise PeerError(0x94, f"topic alias {alias}, at most {self._server.quotas.topic_alias_maximum}")
+        if topic:
+            if self._aliases is None:
+                self._aliases = {}
+            self._aliases[alias] = topic
+            return topic
+        known = None if self._aliases is None else self._aliases.get(alias)
+        if known is None:
+            raise ProtocolError(f"topic alias {alias} was not set on this connection")
+        return known
+
+    def _publish1(self, message: Message, route: Route, packet_id: int, refusal: int) -> None:
+        acks = self._acks
+        if acks:
+            self._check_window(len(acks) + (len(self._ids) if self._ids else 0))
+        reason_code = refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and not route.entries and not route.groups else 0)
+        slot = PublishSlot(self, PUBACK, packet_id, reason_code, message, route)
+        if refusal or self._server.dispatch.publish(message, route, self._connection.subscriber, slot):
+            if not acks:
+                self._connection.send_ack(PUBACK, packet_id, reason_code)
+                return
+            slot.done = True
+        self._append(slot)
+
+    def _append(self, slot: PublishSlot) -> None:
+        if self._acks is None:
+            self._acks = deque()
+        self._acks.append(slot)
+
+    def _check_window(self, open_count: int) -> None:
+        if open_count >= self._unanswered_max:
+            if self._v5:  # [MQTT-3.3.4-7] (the server's Receive Maximum)
+                raise PeerError(0x93, f"more than {self._unanswered_max} unacknowledged messages")
+            if self._acks and len(self._acks) >= self._unanswered_max:
+                self._hold(True)
+
+    def _hold(self, held: bool) -> None:
+        if held != self.held:
+            self.held = held
+            self._connection.hold(held)
+
+    # -- QoS 2
+
+    def _publish2(self, message: Message, route: Route, packet_id: int, refusal: int) -> None:
+        ids = self._ids
+        if ids is None:
+            ids = self._ids = {}
+        entry = ids.get(packet_id)
+        if entry is not None:
+            if entry.state == _RECEIVED:  # [MQTT-4.3.3-10]: a retry adds no copy
+                self._connection.send_ack(PUBREC, packet_id, 0)
+                return
+            if entry.state != _RESUMED:
+                return  # its PUBREC is under way
+            message.message_id = entry.message_id
+        else:
+            self._check_window(len(ids) + (len(self._acks) if self._acks else 0))
+            message.message_id = self._server.dispatch.new_message_id()
+        slot = PublishSlot(
+            self,
+            PUBREC,
+            packet_id,
+            refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and not route.entries and not route.groups else 0),
+            message,
+            route,
+        )
+        connection = self._connection
+        if refusal:
+            slot.done = True
+            self._append(slot)
+            self._drain()
+            return
+        retry = entry is not None
+        if entry is None:
+            entry = ids[packet_id] = Exactly(message.message_id, _PENDING)
+        else:
+            entry.state = _PENDING
+        self._append(slot)
+        if not connection.persistent():
+            self._publish2_now(slot, False)
+        elif retry:
+            self._publish2_now(slot, True)
+        else:
+
+            def reserved(error: Exception | None) -> None:
+                if error is None:
+                    self._publish2_now(slot, True)
+                else:
+                    self.settled(slot, error)
+
+            assert connection.ref is not None
+            self._server.cluster.reserve(connection.ref, packet_id, message.message_id, reserved)
+
+    def _publish2_now(self, slot: PublishSlot, deduplicate: bool) -> None:
+        if self._server.dispatch.publish(slot.message, slot.route, self._connection.subscriber, slot, deduplicate):
+            self.settled(slot, None)
+
+    def released(self, packet_id: int) -> None:
+        """PUBREL."""
+        entry = None if self._ids is None else self._ids.get(packet_id)
+        connection = self._connection
+        if entry is None or self._ids is None:
+            connection.send_ack(PUBCOMP, packet_id, 0x92 if self._v5 else 0)  # [MQTT-4.3.3-11]
+            return
+        if entry.state == _PENDING:
+            raise ProtocolError(f"PUBREL for packet id {packet_id} before its PUBREC")
+        if not connection.persistent():
+            del self._ids[packet_id]
+            connection.send_ack(PUBCOMP, packet_id, 0)
+            return
+        if entry.state == _RELEASING:
+            return
+        entry.state = _RELEASING
+
+        def freed(error: Exception | None) -> None:
+            if error is None and self._ids is not None and self._ids.pop(packet_id, None) is not None:
+                connection.send_ack(PUBCOMP, packet_id, 0)
+
+        assert connection.ref is not None
+        self._server.cluster.release(connection.ref, packet_id, entry.message_id, freed)
+
+    # -- acknowledgements
+
+    def settled(self, slot: PublishSlot, error: Exception | None) -> None:
+        """The message of this slot is safe, or it could not be stored."""
+        connection = self._connection
+        if error is not None:
+            if isinstance(error, StoreFull):
+                if not self._v5:  # no reason codes: not acknowledged, not read, tried again
+                    self._hold(True)
+                    self._server.retry_later(self, slot)
+                    return
+                slot.reason_code = QUOTA_EXCEEDED
+            else:
+                connection.disconnect(0x88, "the store cannot be reached")
+                return
+        slot.done = True
+        self._drain()
+
+    def retry(self, slot: PublishSlot) -> None:
+        """Once more, after the store was full."""
+        if self._server.dispatch.publish(
+            slot.message, slot.route, self._connection.subscriber, slot, slot.kind == PUBREC
+        ):
+            self.settled(slot, None)
+
+    def _drain(self) -> None:
+        acks = self._acks
+        connection = self._connection
+        while acks and acks[0].done:
+            slot = acks.popleft()
+            if slot.kind == PUBREC and self._ids is not None:
+                if slot.reason_code >= 0x80:
+                    entry = self._ids.pop(slot.packet_id, None)
+                    if entry is not None and connection.persistent() and connection.ref is not None:
+                        self._server.cluster.release(connection.ref, slot.packet_id, entry.message_id, _ignore)
+                else:
+                    entry = self._ids.get(slot.packet_id)
+                    if entry is not None:
+                        entry.state = _RECEIVED
+            connection.send_ack(slot.kind, slot.packet_id, slot.reason_code)
+        if not acks:
+            self._acks = None
+        if self.held and (not acks or len(acks) < self._unanswered_max):
+            self._hold(False)
+
+
+def _ignore(error: Exception | None) -> None:
+    """The answer changes nothing."""
+
+
+def _invalid_text(properties: bytes, payload: bytes) -> bool:
+    if payload_format(properties) != 1:
+        return False
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return True
+    return False

@@ -1,0 +1,120 @@
+"""Subscriptions as the node matches them, and the routes that topics take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from broker.session.encoding import Encoding
+from broker.session.session import Session
+
+if TYPE_CHECKING:
+    from broker.groups import Group
+    from broker.transport.stream import TcpStream
+
+
+class Receiver(Protocol):
+    """The connection of a subscriber, as far as delivery goes.
+
+    `plain` is 5 or 4 (for versions 3.1 and 3.1.1) while QoS 0 packets of that family may be written to
+    `stream` as they are, and 0 while something stands in the way (topic aliases, a small maximum packet
+    size, a full output buffer). `sent_qos0` counts those written directly.
+    """
+
+    plain: int
+    stream: TcpStream
+    sent_qos0: int
+
+    def send_qos0(self, encoding: Encoding, retain: bool, subscription_ids: Sequence[int]) -> None:
+        """Send at QoS 0, or drop and count."""
+
+
+class Subscriber:
+    """A session that has subscriptions, connected to this node or not."""
+
+    __slots__ = ("birth", "client_id", "connection", "persistent", "session", "session_id", "subscriptions")
+
+    def __init__(self, session_id: bytes, client_id: str, birth: int, persistent: bool) -> None:
+        self.session_id = session_id
+        self.client_id = client_id
+        self.birth = birth
+        self.persistent = persistent
+        #: None while no connection of this node has it.
+        self.session: Session | None = None
+        self.connection: Receiver | None = None
+        self.subscriptions: dict[str, Subscription] = {}
+
+
+class Subscription:
+    """One subscription with its options, ready to match."""
+
+    __slots__ = ("identifier", "options", "subscriber")
+
+    def __init__(self, subscriber: Subscriber, options: int, identifier: int) -> None:
+        self.subscriber = subscriber
+        self.options = options
+        self.identifier = identifier
+
+    @property
+    def qos(self) -> int:
+        """Maximum QoS granted."""
+        return self.options & 3
+
+    @property
+    def no_local(self) -> bool:
+        """Do not send the subscriber its own messages."""
+        return bool(self.options & 4)
+
+    @property
+    def retain_as_published(self) -> bool:
+        """Keep the RETAIN flag of live messages."""
+        return bool(self.options & 8)
+
+
+class Entry:
+    """What one session gets of a topic: one copy at the highest QoS with all subscription identifiers."""
+
+    __slots__ = ("no_local", "own", "qos", "retain_as_published", "subscriber", "subscription_ids")
+
+    def __init__(self, subscriptions: Sequence[Subscription]) -> None:
+        self.subscriber = subscriptions[0].subscriber
+        self.qos = max(item.qos for item in subscriptions)  # [MQTT-3.3.4-2]
+        self.retain_as_published = any(item.retain_as_published for item in subscriptions)
+        self.subscription_ids = tuple(item.identifier for item in subscriptions if item.identifier)  # [MQTT-3.3.4-4]
+        self.no_local = any(item.no_local for item in subscriptions)
+        #: What the session gets of its own messages, where No Local makes a difference.
+        self.own: Entry | None = None
+        if self.no_local:
+            others = [item for item in subscriptions if not item.no_local]
+            if others:
+                self.own = Entry(others)
+
+
+class Route:
+    """All receivers of one topic. `live0` lists them if QoS 0 packets may be passed on unchanged to all."""
+
+    __slots__ = ("entries", "groups", "live0", "topic", "topic_name")
+
+    def __init__(self, topic_name: str, topic: bytes, entries: Sequence[Entry], groups: Sequence[Group]) -> None:
+        self.topic_name = topic_name
+        self.topic = topic
+        self.entries = entries
+        self.groups = groups
+        simple = not groups and not any(entry.no_local or entry.subscription_ids for entry in entries)
+        self.live0 = [entry.subscriber for entry in entries] if simple else None
+
+    def empty(self) -> bool:
+        """Nobody subscribed."""
+        return not self.entries and not self.groups
+
+
+def merge(topic_name: str, topic: bytes, matched: Iterable[Subscription | Group]) -> Route:
+    """Combine overlapping subscriptions of each session."""
+    by_subscriber: dict[bytes, list[Subscription]] = {}
+    groups: list[Group] = []
+    for item in matched:
+        if isinstance(item, Subscription):
+            by_subscriber.setdefault(item.subscriber.session_id, []).append(item)
+        else:
+            groups.append(item)
+    return Route(topic_name, topic, [Entry(items) for items in by_subscriber.values()], groups)

@@ -1,0 +1,77 @@
+"""One application message encoded once for all its receivers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from broker.codec.packets import V5
+from broker.codec.publish import encode_publish, publish_head, publish_tail
+from broker.message import Message
+
+
+class Encoding:
+    """The wire forms of one message, made when first needed and shared by all receivers.
+
+    Receivers of versions 3.1 and 3.1.1 share one form. What differs per receiver (packet id, subscription
+    identifiers, topic alias) is spliced in. `remaining_s` is the message expiry interval to announce, or -1.
+    """
+
+    __slots__ = ("_q0_v3", "_q0_v5", "_tail_v3", "_tail_v5", "message", "remaining_s")
+
+    def __init__(self, message: Message, remaining_s: int = -1) -> None:
+        self.message = message
+        self.remaining_s = remaining_s
+        self._q0_v5: bytes | None = None
+        self._q0_v3: bytes | None = None
+        self._tail_v5: bytes | None = None
+        self._tail_v3: bytes | None = None
+
+    def qos0(self, version: int, retain: bool) -> bytes:
+        """The whole packet at QoS 0."""
+        if version == V5:
+            if retain:
+                return self._build_qos0(version, 1)
+            if self._q0_v5 is None:
+                self._q0_v5 = self._build_qos0(version, 0)
+            return self._q0_v5
+        if retain:
+            return self._build_qos0(version, 1)
+        if self._q0_v3 is None:
+            self._q0_v3 = self._build_qos0(version, 0)
+        return self._q0_v3
+
+    def _build_qos0(self, version: int, flags: int) -> bytes:
+        tail = self.tail(version)
+        return publish_head(self.message.topic, flags, len(tail)) + tail
+
+    def tail(self, version: int) -> bytes:
+        """Properties and payload: what follows the packet id."""
+        message = self.message
+        if version == V5:
+            if self._tail_v5 is None:
+                self._tail_v5 = publish_tail(V5, message.properties, message.payload, self.remaining_s, ())
+            return self._tail_v5
+        if self._tail_v3 is None:
+            self._tail_v3 = publish_tail(version, b"", message.payload, -1, ())
+        return self._tail_v3
+
+    def head(self, version: int, flags: int) -> bytes:
+        """Fixed header and topic of a packet with a packet id and without per-receiver properties."""
+        return publish_head(self.message.topic, flags, 2 + len(self.tail(version)))
+
+    def special(
+        self, version: int, flags: int, packet_id: int, subscription_ids: Sequence[int], topic: bytes, topic_alias: int
+    ) -> bytes:
+        """A packet with subscription identifiers or a topic alias (`topic` is empty once the alias is known)."""
+        message = self.message
+        return encode_publish(
+            topic,
+            message.payload,
+            flags,
+            packet_id,
+            version,
+            message.properties,
+            self.remaining_s,
+            subscription_ids,
+            topic_alias,
+        )

@@ -1,0 +1,427 @@
+"""The outbound half of a session: what was sent, what waits, and what the receiver still owes an answer.
+
+Without I/O: packets leave through `SessionOutput`, the store is told through `SessionStore`. Three kinds of
+messages share the in-flight window (the client's Receive Maximum):
+
+- of an ephemeral session: kept in memory, gone with the connection; packet ids 1..57344 in turn;
+- of a persistent session: the queue in the store is the truth, packet id = 1 + (seq mod 57344). Live messages
+  are sent as they are stored while the session keeps up; once it is behind, it is fed by pages only;
+- of a shared subscription: kept in the group's queue until acknowledged; packet ids 57345..65535.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from broker.errors import ProtocolError
+from broker.message import Message
+from broker.session.encoding import Encoding
+
+#: Packet ids of queued messages wrap here; those above belong to the connection (shared groups).
+SEQ_MODULUS = 57344
+_LAST_PACKET_ID = 65535
+_DUP = 8
+_RETAIN = 1
+_QOS_MASK = 3
+
+
+class SessionOutput(Protocol):
+    """Where the packets of a session go. `version` is the protocol version."""
+
+    version: int
+
+    def room(self) -> bool:
+        """False while the connection's output buffer is over its bound: hold QoS > 0, drop QoS 0."""
+
+    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+        """False if the packet is larger than the client accepts: it was not sent."""
+
+    def send_release(self, packet_id: int, reason_code: int) -> None:
+        """Send PUBREL."""
+
+
+class SessionStore(Protocol):
+    """What a session tells about its stored messages; see `cluster.api.Cluster`."""
+
+    def acknowledge(self, seq: int, sent_seq: int) -> None:
+        """Remove from the queue."""
+
+    def received(self, packet_id: int, seq: int, sent_seq: int) -> None:
+        """Move to releasing, then call `Session.release` with the packet id."""
+
+    def want_page(self, after_seq: int, limit: int) -> None:
+        """Fetch a page, then call `Session.page`."""
+
+    def group_done(self, entry: GroupDelivery) -> None:
+        """The receiver is done with a shared-subscription message."""
+
+    def dropped(self, message: Message, reason: str) -> None:
+        """A message will not be delivered to this session."""
+
+    def has_room(self) -> None:
+        """The window or the output buffer has room again: retained messages and groups may go on."""
+
+
+class GroupDelivery:
+    """A message of a shared subscription in the hands of one member."""
+
+    __slots__ = ("entry_id", "group", "message", "subscription_ids")
+
+    def __init__(self, group: object, entry_id: bytes, message: Message, subscription_ids: Sequence[int]) -> None:
+        self.group = group
+        self.entry_id = entry_id
+        self.message = message
+        self.subscription_ids = subscription_ids
+
+
+class Waiting:
+    """A message of an ephemeral session that waits for the window."""
+
+    __slots__ = ("flags", "message", "subscription_ids")
+
+    def __init__(self, message: Message, flags: int, subscription_ids: Sequence[int]) -> None:
+        self.message = message
+        self.flags = flags
+        self.subscription_ids = subscription_ids
+
+
+class StoredDelivery:
+    """A message of the store's queue on its way to a persistent session."""
+
+    __slots__ = ("encoding", "qos", "retain", "seq", "subscription_ids")
+
+    def __init__(self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> None:
+        self.seq = seq
+        self.encoding = encoding
+        self.qos = qos
+        self.retain = retain
+        self.subscription_ids = subscription_ids
+
+
+class Session:
+    """The sending side of one session on one connection."""
+
+    __slots__ = (
+        "_cursor",
+        "_dup_seq",
+        "_group_entries",
+        "_next_group_id",
+        "_next_packet_id",
+        "_paging",
+        "_queue",
+        "_queue_bytes",
+        "_releasing",
+        "_top",
+        "behind",
+        "closed",
+        "hungry",
+        "inflight",
+        "max_queue_bytes",
+        "max_queue_messages",
+        "output",
+        "persistent",
+        "sent_seq",
+        "store",
+        "window",
+    )
+
+    def __init__(
+        self,
+        output: SessionOutput,
+        store: SessionStore,
+        persistent: bool,
+        window: int,
+        max_queue_messages: int,
+        max_queue_bytes: int,
+    ) -> None:
+        self.output = output
+        self.store = store
+        self.persistent = persistent
+        self.window = window
+        self.max_queue_messages = max_queue_messages
+        self.max_queue_bytes = max_queue_bytes
+        #: packet id -> seq << 2 | QoS (seq 0 for messages without one)
+        self.inflight: dict[int, int] = {}
+        #: packet id -> seq; negative until the store knows of the PUBREC
+        self._releasing: dict[int, int] | None = None
+        self._group_entries: dict[int, GroupDelivery] | None = None
+        self._queue: deque[Waiting] | None = None
+        self._queue_bytes = 0
+        self._next_packet_id = 0
+        self._next_group_id = SEQ_MODULUS
+        self._cursor = 0
+        self._top = 0
+        self._dup_seq = 0
+        self._paging = False
+        #: True while a persistent session is fed by pages.
+        self.behind = False
+        self.sent_seq = 0
+        self.closed = False
+        #: Set while something outside waits for `SessionStore.has_room`.
+        self.hungry = False
+
+    # -- the window
+
+    def credit(self) -> int:
+        """How many more messages may be sent now."""
+        if self.closed or not self.output.room():
+            return 0
+        releasing = self._releasing
+        return self.window - len(self.inflight) - (len(releasing) if releasing else 0)
+
+    def waiting(self) -> int:
+        """Messages of an ephemeral session that wait in memory."""
+        return len(self._queue) if self._queue else 0
+
+    def idle(self) -> bool:
+        """Nothing waits behind the window: more may be offered."""
+        return not self.behind and not self._queue and self.credit() > 0
+
+    # -- ephemeral sessions
+
+    def deliver(self, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> bool:
+        """Send a message at QoS 1 or 2, or let it wait; False if the bound refused it."""
+        flags = qos << 1 | retain
+        if self._queue or self.credit() <= 0:
+            return self._wait(encoding.message, flags, subscription_ids)
+        self._send_ephemeral(encoding, flags, subscription_ids)
+        return True
+
+    def _wait(self, message: Message, flags: int, subscription_ids: Sequence[int]) -> bool:
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = deque()
+        size = message.size()
+        if len(queue) >= self.max_queue_messages or self._queue_bytes + size > self.max_queue_bytes:
+            self.store.dropped(message, "queue_full")
+            return False
+        queue.append(Waiting(message, flags, subscription_ids))
+        self._queue_bytes += size
+        return True
+
+    def _send_ephemeral(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> None:
+        packet_id = self._next_packet_id + 1
+        inflight = self.inflight
+        while packet_id > SEQ_MODULUS or packet_id in inflight or (self._releasing and packet_id in self._releasing):
+            packet_id = 1 if packet_id >= SEQ_MODULUS else packet_id + 1
+        self._next_packet_id = packet_id
+        if self.output.send_message(encoding, flags, packet_id, subscription_ids):
+            inflight[packet_id] = flags >> 1 & _QOS_MASK
+        else:
+            self.store.dropped(encoding.message, "packet_too_large")
+
+    def _send_waiting(self, now_ms: int) -> None:
+        queue = self._queue
+        while queue and self.credit() > 0:
+            item = queue.popleft()
+            message = item.message
+            self._queue_bytes -= message.size()
+            remaining = message.remaining_s(now_ms)
+            if remaining == 0:
+                self.store.dropped(message, "expired")
+                continue
+            self._send_ephemeral(Encoding(message, remaining), item.flags, item.subscription_ids)
+        if not queue:
+            self._queue = None
+
+    # -- persistent sessions
+
+    def resume(self, last_seq: int, lowest_seq: int, sent_seq: int, releasing: Sequence[int]) -> None:
+        """After attach: send PUBREL again for `releasing`, then page through the queue.
+
+        Seqs up to `sent_seq` may have been sent before and carry DUP."""
+        self._cursor = min(lowest_seq, last_seq + 1) - 1
+        self._top = last_seq
+        self._dup_seq = sent_seq
+        self.sent_seq = sent_seq
+        for seq in releasing:  # [MQTT-4.4.0-1]
+            packet_id = 1 + seq % SEQ_MODULUS
+            if self._releasing is None:
+                self._releasing = {}
+            self._releasing[packet_id] = seq
+            self.output.send_release(packet_id, 0)
+        if self._cursor < last_seq:
+            self.behind = True
+            self._ask_page()
+
+    def stored(self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> None:
+        """A live message was stored under `seq`: send it, if everything before it was."""
+        if seq > self._top:
+            self._top = seq
+        if self.closed or seq <= self._cursor:
+            return
+        if self.behind or self.credit() <= 0 or not self._send_stored(seq, encoding, qos, retain, subscription_ids):
+            self.behind = True
+            self._ask_page()
+
+    def page(self, messages: Sequence[StoredDelivery], complete: bool) -> None:
+        """A page of the queue; `complete` says that nothing followed it when it was read."""
+        self._paging = False
+        if self.closed:
+            return
+        for item in messages:
+            if item.seq <= self._cursor:
+                continue
+            if self.credit() <= 0 or not self._send_stored(
+                item.seq, item.encoding, item.qos, item.retain, item.subscription_ids
+            ):
+                return  # the rest is read again when there is room
+        if complete and self._cursor < self._top:
+            # Seqs without a message were acknowledged out of order or never used.
+            self._cursor = self._top
+        if self._cursor >= self._top:
+            self.behind = False
+            if self.hungry:
+                self.store.has_room()
+        else:
+            self._ask_page()
+
+    def page_failed(self) -> None:
+        """The store did not answer; the page is asked for again when something moves."""
+        self._paging = False
+
+    def skip(self, seq: int) -> None:
+        """A queued message will not be sent (expired or too large): it leaves the queue."""
+        self.store.acknowledge(seq, self.sent_seq)
+
+    def _send_stored(
+        self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]
+    ) -> bool:
+        packet_id = 1 + seq % SEQ_MODULUS
+        if packet_id in self.inflight or (self._releasing and packet_id in self._releasing):
+            return False  # a whole turn of packet ids ahead of an unacknowledged message
+        flags = qos << 1 | retain
+        if seq <= self._dup_seq:
+            flags |= _DUP  # [MQTT-3.3.1-1]
+        self._cursor = seq
+        if seq > self.sent_seq:
+            self.sent_seq = seq
+        if encoding.remaining_s == 0:
+            self.store.dropped(encoding.message, "expired")
+            self.skip(seq)
+        elif self.output.send_message(encoding, flags, packet_id, subscription_ids):
+            self.inflight[packet_id] = seq << 2 | qos
+        else:
+            self.store.dropped(encoding.message, "packet_too_large")  # [MQTT-3.1.2-25]
+            self.skip(seq)
+        return True
+
+    def _ask_page(self) -> None:
+        if not self._paging and not self.closed:
+            credit = self.credit()
+            # Half a window at least, or the end of what is in flight: pages are cheap only if they are not tiny.
+            if credit > 0 and (credit * 2 >= self.window or credit >= self._top - self._cursor or not self.inflight):
+                self._paging = True
+                self.store.want_page(self._cursor, credit)
+
+    # -- shared subscriptions
+
+    def deliver_group(self, encoding: Encoding, qos: int, delivery: GroupDelivery) -> bool:
+        """Send a message of a group to this member; False if it is too large for the client."""
+        packet_id = self._next_group_id + 1
+        while (
+            packet_id > _LAST_PACKET_ID
+            or packet_id in self.inflight
+            or (self._releasing and packet_id in self._releasing)
+        ):
+            packet_id = SEQ_MODULUS + 1 if packet_id >= _LAST_PACKET_ID else packet_id + 1
+        self._next_group_id = packet_id
+        if not self.output.send_message(encoding, qos << 1, packet_id, delivery.subscription_ids):
+            self.store.dropped(encoding.message, "packet_too_large")
+            return False
+        self.inflight[packet_id] = qos
+        if self._group_entries is None:
+            self._group_entries = {}
+        self._group_entries[packet_id] = delivery
+        return True
+
+    def take_group_entries(self) -> list[GroupDelivery]:
+        """The connection ends: unacknowledged QoS 1 messages of groups, for other members, oldest first."""
+        entries = list(self._group_entries.values()) if self._group_entries else []
+        self._group_entries = None
+        return entries
+
+    # -- answers of the receiver
+
+    def acked(self, packet_id: int, now_ms: int) -> bool:
+        """PUBACK; False if nothing is in flight under that id."""
+        value = self.inflight.get(packet_id)
+        if value is None:
+            return False
+        if value & _QOS_MASK != 1:
+            raise ProtocolError(f"PUBACK for packet id {packet_id}, which was sent at QoS 2")
+        del self.inflight[packet_id]
+        self._settle(packet_id, value)
+        self._room(now_ms)
+        return True
+
+    def received(self, packet_id: int, reason_code: int, now_ms: int) -> bool:
+        """PUBREC; False if nothing is in flight under that id (the caller answers PUBREL 0x92)."""
+        value = self.inflight.get(packet_id)
+        if value is None:
+            if self._releasing is None or packet_id not in self._releasing:
+                return False
+            if self._releasing[packet_id] >= 0:
+                self.output.send_release(packet_id, 0)  # a repeated PUBREC gets its PUBREL again
+            return True
+        if value & _QOS_MASK != 2:
+            raise ProtocolError(f"PUBREC for packet id {packet_id}, which was sent at QoS 1")
+        del self.inflight[packet_id]
+        if reason_code >= 0x80:  # [MQTT-4.3.3-4]: refused, no PUBREL
+            self._settle(packet_id, value)
+            self._room(now_ms)
+            return True
+        if self._releasing is None:
+            self._releasing = {}
+        seq = value >> 2
+        self._releasing[packet_id] = -seq
+        if seq:
+            self.store.received(packet_id, seq, self.sent_seq)
+        else:
+            self.output.send_release(packet_id, 0)
+        return True
+
+    def release(self, packet_id: int) -> None:
+        """The store knows of the PUBREC: PUBREL may leave."""
+        if not self.closed and self._releasing is not None and packet_id in self._releasing:
+            self._releasing[packet_id] = abs(self._releasing[packet_id])
+            self.output.send_release(packet_id, 0)
+
+    def completed(self, packet_id: int, now_ms: int) -> bool:
+        """PUBCOMP; False if the id is unknown."""
+        if self._releasing is None or packet_id not in self._releasing:
+            return False
+        seq = abs(self._releasing.pop(packet_id))
+        self._settle(packet_id, seq << 2)
+        self._room(now_ms)
+        return True
+
+    def _settle(self, packet_id: int, value: int) -> None:
+        seq = value >> 2
+        if seq:
+            self.store.acknowledge(seq, self.sent_seq)
+        elif self._group_entries is not None:
+            delivery = self._group_entries.pop(packet_id, None)
+            if delivery is not None:
+                self.store.group_done(delivery)
+
+    def _room(self, now_ms: int) -> None:
+        if self._queue:
+            self._send_waiting(now_ms)
+        elif self.behind:
+            self._ask_page()
+        elif self.hungry:
+            self.store.has_room()
+
+    def drained(self, now_ms: int) -> None:
+        """The output buffer has room again."""
+        if not self.closed:
+            self._room(now_ms)
+
+    def close(self) -> None:
+        """The connection is gone: nothing is sent any more."""
+        self.closed = True
+        self._queue = None
+        self._queue_bytes = 0

@@ -1,0 +1,273 @@
+"""SUBSCRIBE and UNSUBSCRIBE: checks, the store, the routes, and the retained messages that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
+from broker.errors import PeerError, StoreFull, StoreUnavailable
+from broker.message import Message
+from broker.routes import Subscriber
+from broker.session.encoding import Encoding
+from broker.session.machine import CLOSED
+from broker.session.session import Session
+from broker.topics.names import check_topic_filter, has_wildcard, split_shared
+from cluster.api import PAGE_LIMIT, Publication, StoredSubscription, Target
+
+if TYPE_CHECKING:
+    from broker.connection import Connection
+    from broker.server import Server
+
+#: QoS 0 retained messages sent before the others get a turn.
+BURST = 100
+
+
+class RetainedDelivery(Publication):
+    """A retained message on its way into the queue of a persistent session."""
+
+    __slots__ = ("_encoding", "_session", "_stored")
+
+    def __init__(
+        self, message: Message, encoding: Encoding, target: Target, session: Session, stored: trio.Event | None
+    ) -> None:
+        super().__init__(message, [target])
+        self._encoding = encoding
+        self._session = session
+        self._stored = stored
+
+    def stored(self) -> None:
+        """Send it like any live message."""
+        target = self.targets[0]
+        if self.error is None and target.seq > 0:
+            self._session.stored(target.seq, self._encoding, target.qos, target.retain, target.subscription_ids)
+        if self._stored is not None:
+            self._stored.set()
+
+
+class Subscribing:
+    """Subscription changes of all connections of a node."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def change(self, connection: Connection, packet: Subscribe | Unsubscribe) -> None:
+        """Carry out and answer. Raises PeerError, SessionLost or StoreUnavailable; nothing is answered then."""
+        if isinstance(packet, Subscribe):
+            await self._subscribe(connection, packet)
+        else:
+            await self._unsubscribe(connection, packet)
+
+    async def _subscribe(self, connection: Connection, packet: Subscribe) -> None:
+        server = self._server
+        dispatch = server.dispatch
+        subscriber = connection.subscriber
+        ref = connection.ref
+        assert subscriber is not None and ref is not None
+        identifier = 0
+        if packet.properties is not None and packet.properties.subscription_identifiers:
+            identifier = packet.properties.subscription_identifiers[0]
+            if not server.quotas.subscription_ids_available:
+                raise PeerError(0xA1, "subscription identifiers are not supported")
+        codes: list[int] = []
+        accepted: list[StoredSubscription] = []
+        count = len(subscriber.subscriptions)
+        for request in packet.subscriptions:
+            code = self._check(request, count)
+            if code < 0x80:
+                accepted.append(
+                    StoredSubscription(request.topic_filter, _options(connection, request, code), identifier)
+                )
+                count += request.topic_filter not in subscriber.subscriptions
+            codes.append(code)
+        try:
+            new_groups = [
+                stored.topic_filter
+                for stored in accepted
+                if stored.topic_filter.startswith("$share/") and not dispatch.has_group(stored.topic_filter)
+            ]
+            for topic_filter in new_groups:
+                await server.cluster.declare_group(dispatch.group_id_of(topic_filter), True)
+            if subscriber.persistent and accepted:
+                await server.cluster.subscribe(ref, accepted)
+        except StoreFull:
+            codes = [code if code >= 0x80 else 0x97 for code in codes]
+            accepted = []
+        if connection.machine.state == CLOSED:
+            return
+        feeds: list[tuple[str, int, int, bool]] = []
+        for stored in accepted:
+            is_new = dispatch.add(subscriber, stored)
+            handling = stored.options >> 4 & 3
+            if not stored.topic_filter.startswith("$share/") and (handling == 0 or (handling == 1 and is_new)):
+                feeds.append((stored.topic_filter, stored.options & 3, identifier, bool(stored.options & 8)))
+        connection.send(Suback(packet.packet_id, codes))  # [MQTT-3.8.4-1]
+        server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))
+        for group in dispatch.groups_of(subscriber):
+            group.feed()
+        if feeds:
+            await self._start_feed(connection, subscriber, feeds)
+
+    def _check(self, request: SubscriptionRequest, count: int) -> int:
+        """The SUBACK reason code of one filter."""
+        quotas = self._server.quotas
+        topic_filter = request.topic_filter
+        try:
+            check_topic_filter(topic_filter)
+        except PeerError as error:
+            return error.reason_code
+        share_name, plain = split_shared(topic_filter)
+        if share_name and not quotas.shared_available:
+            return 0x9E
+        if not quotas.wildcard_available and has_wildcard(plain):
+            return 0xA2
+        if count >= quotas.max_subscriptions:
+            return 0x97
+        return min(request.qos, quotas.maximum_qos)
+
+    async def _unsubscribe(self, connection: Connection, packet: Unsubscribe) -> None:
+        server = self._server
+        subscriber = connection.subscriber
+        ref = connection.ref
+        assert subscriber is not None and ref is not None
+        codes = []
+        known = [name for name in dict.fromkeys(packet.topic_filters) if name in subscriber.subscriptions]
+        if subscriber.persistent and known:
+            await server.cluster.unsubscribe(ref, known)
+        for topic_filter in packet.topic_filters:
+            if topic_filter in subscriber.subscriptions:
+                codes.append(0)
+                emptied = server.dispatch.remove(subscriber, topic_filter)
+                if emptied is not None:
+                    server.end_group(emptied)
+            else:
+                codes.append(0x11)
+        connection.send(Unsuback(packet.packet_id, codes))  # [MQTT-3.10.4-4]
+
+    # -- retained messages
+
+    async def _start_feed(
+        self, connection: Connection, subscriber: Subscriber, feeds: Sequence[tuple[str, int, int, bool]]
+    ) -> None:
+        """Send retained messages; what is more than a burst goes on in a task of its own."""
+        server = self._server
+        first = [topic for name, _, _, _ in feeds for topic in _some(server.cluster.retained_match(name))]
+        if not first:
+            return
+
+        async def work() -> None:
+            dispatch = server.dispatch
+            dispatch.feeds += 1
+            try:
+                with trio.CancelScope() as scope:
+                    if connection.machine.state == CLOSED:
+                        return
+                    connection.feed_scopes.append(scope)
+                    for topic_filter, qos, identifier, _ in feeds:
+                        await self._feed(connection, subscriber, topic_filter, qos, identifier)
+            except StoreUnavailable:
+                connection.disconnect(0x88, "the store cannot be reached")
+            finally:
+                dispatch.feeds -= 1
+                if not dispatch.feeds:
+                    dispatch.retained_now.clear()
+                if scope in connection.feed_scopes:
+                    connection.feed_scopes.remove(scope)
+
+        server.start(work)
+
+    async def _feed(
+        self, connection: Connection, subscriber: Subscriber, topic_filter: str, qos: int, identifier: int
+    ) -> None:
+        session = connection.session
+        assert session is not None
+        topics: list[str] = []
+        limit = 1
+        for topic in self._server.cluster.retained_match(topic_filter):
+            if topic is None:
+                await trio.lowlevel.checkpoint()
+                continue
+            if not topics:
+                limit = await self._room(connection, session, qos)
+            topics.append(topic)
+            if len(topics) >= limit:
+                await self._send_some(connection, subscriber, session, topics, qos, identifier)
+                topics = []
+        if topics:
+            await self._send_some(connection, subscriber, session, topics, qos, identifier)
+
+    async def _room(self, connection: Connection, session: Session, qos: int) -> int:
+        """Wait until the client can take more; returns how many messages."""
+        while True:
+            if session.closed:
+                return 1
+            if qos == 0 and session.output.room():
+                return BURST
+            if qos and session.idle():
+                return min(PAGE_LIMIT, session.credit())
+            session.hungry = True
+            wanted = connection.feed_wanted = trio.Event()
+            await wanted.wait()
+
+    async def _send_some(
+        self,
+        connection: Connection,
+        subscriber: Subscriber,
+        session: Session,
+        topics: Sequence[str],
+        qos: int,
+        identifier: int,
+    ) -> None:
+        server = self._server
+        dispatch = server.dispatch
+        asked_at = dispatch.retained_clock
+        values = await server.cluster.retained_values(topics)
+        now_ms = server.now_ms
+        last: trio.Event | None = None
+        ids = (identifier,) if identifier else ()
+        present = [message for message in values if message is not None]
+        for number, message in enumerate(present, 1):
+            if session.closed:
+                return
+            if dispatch.retained_now.get(message.topic, 0) > asked_at:
+                continue  # a newer one went out live in the meantime
+            remaining = message.remaining_s(now_ms)
+            if remaining == 0:
+                continue
+            encoding = Encoding(message, remaining)
+            granted = min(qos, message.qos)
+            if not granted:
+                connection.send_qos0(encoding, True, ids)  # [MQTT-3.3.1-8]
+            elif subscriber.persistent:
+                target = Target(subscriber.session_id, subscriber.birth, granted, True, ids)
+                last = trio.Event() if number == len(present) else None
+                server.cluster.publish(RetainedDelivery(message, encoding, target, session, last))
+            else:
+                session.deliver(encoding, granted, True, ids)
+        server.reactor.wake()
+        if last is not None:
+            await last.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
+
+def _options(connection: Connection, request: SubscriptionRequest, qos: int) -> int:
+    options = qos
+    # Bridges mark their connection instead of using options: they keep RETAIN and get nothing back.
+    if request.no_local or connection.bridge:
+        options |= 4
+    if request.retain_as_published or connection.bridge:
+        options |= 8
+    if connection.version == V5:
+        options |= request.retain_handling << 4
+    return options
+
+
+def _some(topics: Iterator[str | None]) -> Iterator[str]:
+    """The first topic, if there is any."""
+    for topic in topics:
+        if topic is not None:
+            yield topic
+            return

@@ -1,0 +1,212 @@
+"""The reactor: one trio task that serves all plain sockets of a node.
+
+A turn reads every ready socket, lets the protocols work synchronously, runs the turn hooks (which hand the
+batch of the turn to the store), and then flushes each socket that has output, once. It knows file
+descriptors, bytes and deadlines, and nothing of MQTT.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from broker.log import get_logger
+from cluster.api import Readiness
+
+_READ = select.EPOLLIN | select.EPOLLRDHUP
+_READ_WRITE = _READ | select.EPOLLOUT
+_NOT_WRITE = ~select.EPOLLOUT
+
+#: Descriptors served in one turn; it bounds what a turn can collect before it is flushed.
+EVENTS_PER_TURN = 512
+
+#: Turns that may follow each other while there is work before other tasks get their chance.
+TURNS_PER_WAKE = 8
+
+#: Seconds between two looks at the deadlines.
+TICK_S = 0.5
+
+
+class Flushable(Protocol):
+    """Something with output that a turn collected."""
+
+    def flush(self) -> None:
+        """Write once, without blocking."""
+
+
+class Resumable(Protocol):
+    """Something that had more work than its share of a turn."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+class Watched(Protocol):
+    """Something with a deadline in the timer wheel."""
+
+    def check_deadline(self, now: float) -> float:
+        """Look at the clock; returns when to look again (monotonic seconds), or 0.0 for never."""
+
+
+class Reactor:
+    """Serves `Readiness` handlers by file descriptor. All calls come from the trio thread."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Readiness] = {}
+        self._masks: dict[int, int] = {}
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._woken = False
+        self._dirty: list[Flushable] = []
+        self._again: list[Resumable] = []
+        self._wheel: dict[int, list[Watched]] = {}
+        self._wheel_at = 0
+        self._log = get_logger("reactor")
+        self.in_turn = False
+        #: Monotonic seconds at the beginning of the turn.
+        self.now = time.monotonic()
+        #: Called at the end of each turn, before the sockets are flushed.
+        self.turn_hooks: list[Callable[[], None]] = []
+        self.turns = 0
+
+    def register(self, fd: int, handler: Readiness) -> None:
+        """Watch for reading."""
+        self._handlers[fd] = handler
+        self._masks[fd] = _READ
+        self._epoll.register(fd, _READ)
+
+    def watch_writable(self, fd: int, wanted: bool) -> None:
+        """Watch for writing too, or no longer."""
+        self._watch(fd, self._masks[fd] | select.EPOLLOUT if wanted else self._masks[fd] & _NOT_WRITE)
+
+    def watch_readable(self, fd: int, wanted: bool) -> None:
+        """Stop or go on reading: what the peer sends then stays in the kernel and slows it down."""
+        self._watch(fd, self._masks[fd] | _READ if wanted else self._masks[fd] & ~_READ)
+
+    def _watch(self, fd: int, mask: int) -> None:
+        if mask != self._masks[fd]:
+            self._masks[fd] = mask
+            self._epoll.modify(fd, mask)
+
+    def unregister(self, fd: int) -> None:
+        """Forget the descriptor; call before closing it."""
+        if self._handlers.pop(fd, None) is not None:
+            del self._masks[fd]
+            self._epoll.unregister(fd)
+
+    def wake(self) -> None:
+        """Run a turn soon: something was added from outside one."""
+        if not self.in_turn and not self._woken:
+            self._woken = True
+            os.eventfd_write(self._wake_fd, 1)
+
+    def mark_dirty(self, stream: Flushable) -> None:
+        """Flush `stream` at the end of this turn, or of a turn that is run for it."""
+        self._dirty.append(stream)
+        if not self.in_turn:
+            self.wake()
+
+    def call_again(self, stream: Resumable) -> None:
+        """Call `stream.resume` in the next turn, which follows at once."""
+        self._again.append(stream)
+        if not self.in_turn:
+            self.wake()
+
+    def watch_deadline(self, watched: Watched, at: float) -> None:
+        """Call `watched.check_deadline` at `at` (monotonic) or up to a tick later."""
+        self._wheel.setdefault(int(at / TICK_S) + 1, []).append(watched)
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        self._wheel_at = int(time.monotonic() / TICK_S)
+        fd = self._epoll.fileno()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tick)
+            while True:
+                if self._again:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(fd)
+                for _ in range(TURNS_PER_WAKE):
+                    if not self._turn():
+                        break
+
+    def close(self) -> None:
+        """Frees the descriptors of the reactor itself."""
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    def _turn(self) -> bool:
+        """One turn; False if there was nothing to do."""
+        events = self._epoll.poll(0, EVENTS_PER_TURN)
+        if not events and not self._again:
+            return False
+        self.in_turn = True
+        self.turns += 1
+        self.now = time.monotonic()
+        again = self._again
+        if again:
+            self._again = []
+            for stream in again:
+                try:
+                    stream.resume()
+                except Exception:
+                    self._log.exception("reactor.resume_failed")
+        handlers = self._handlers
+        for fd, mask in events:
+            handler = handlers.get(fd)
+            if handler is None:  # the wake-up descriptor, or closed earlier in this turn
+                if fd == self._wake_fd:
+                    os.eventfd_read(fd)
+                    self._woken = False
+                continue
+            try:
+                if mask & select.EPOLLOUT:
+                    handler.writable()
+                if mask & _NOT_WRITE:
+                    handler.readable()
+            except Exception:
+                self._log.exception("reactor.handler_failed", fd=fd)
+        self._finish()
+        return True
+
+    def _finish(self) -> None:
+        """Hands the batch to the store and flushes, until nothing is left of this turn."""
+        self.in_turn = True
+        for hook in self.turn_hooks:
+            try:
+                hook()
+            except Exception:
+                self._log.exception("reactor.hook_failed")
+        while self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for stream in dirty:
+                try:
+                    stream.flush()
+                except Exception:
+                    self._log.exception("reactor.flush_failed")
+        self.in_turn = False
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            self.in_turn = True
+            now = self.now = time.monotonic()
+            last = int(now / TICK_S)
+            while self._wheel_at < last:
+                self._wheel_at += 1
+                for watched in self._wheel.pop(self._wheel_at, ()):
+                    try:
+                        at = watched.check_deadline(now)
+                    except Exception:
+                        self._log.exception("reactor.deadline_failed")
+                        continue
+                    if at:
+                        self.watch_deadline(watched, max(at, now + TICK_S))
+            self._finish()

@@ -1,0 +1,215 @@
+"""A non-blocking TCP connection with a bounded list of output, served by the reactor."""
+
+from __future__ import annotations
+
+import socket
+from typing import Protocol
+
+from broker.transport.reactor import Reactor
+
+#: Read at most this much of one connection in a turn.
+READ_BYTES = 65536
+
+
+class StreamProtocol(Protocol):
+    """What a stream tells its owner."""
+
+    def data_received(self, data: bytes) -> None:
+        """A chunk of bytes came."""
+
+    def resume(self) -> None:
+        """Go on with work left over from the last turn."""
+
+    def connection_lost(self, reason: str) -> None:
+        """The peer closed, or the connection failed; called at most once, and not after `close`."""
+
+    def output_congested(self) -> None:
+        """The output buffer is over its bound."""
+
+    def output_drained(self) -> None:
+        """The output buffer fell below its bound again."""
+
+
+class TcpStream:
+    """One connected socket. Output is collected by `write` and leaves in one `send` a turn.
+
+    `congested` is true while more than `bound` bytes wait after a flush: then droppable output should be
+    dropped and other output held; `stalled_since` is when the peer last took anything (0.0: nothing waits).
+    """
+
+    __slots__ = (
+        "_bound",
+        "_closing",
+        "_dirty",
+        "_pieces",
+        "_raw",
+        "_reactor",
+        "_unsent",
+        "bytes_in",
+        "congested",
+        "fd",
+        "peer",
+        "protocol",
+        "stalled_since",
+    )
+
+    def __init__(self, raw: socket.socket, reactor: Reactor, bound: int, peer: str) -> None:
+        self._raw: socket.socket | None = raw
+        self._reactor = reactor
+        self._bound = bound
+        self.fd = raw.fileno()
+        self.peer = peer
+        self._pieces: list[bytes] = []
+        self._unsent = b""
+        self._dirty = False
+        self._closing = False
+        self.congested = False
+        self.stalled_since = 0.0
+        self.bytes_in = 0
+        self.protocol: StreamProtocol
+
+    def start(self, protocol: StreamProtocol) -> None:
+        """Begin to read; `protocol` gets what comes."""
+        self.protocol = protocol
+        self._reactor.register(self.fd, self)
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` took effect or the connection was lost."""
+        return self._raw is None
+
+    def readable(self) -> None:
+        if self._raw is None:
+            return
+        try:
+            data = self._raw.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(error.strerror or str(error))
+            return
+        if not data:
+            self._lost("closed by peer")
+        elif not self._closing:
+            self.bytes_in += len(data)
+            self.protocol.data_received(data)
+
+    def resume(self) -> None:
+        if self._raw is not None and not self._closing:
+            self.protocol.resume()
+
+    def call_again(self) -> None:
+        """`protocol.resume` is called in the next turn."""
+        self._reactor.call_again(self)
+
+    def pause_reading(self, paused: bool) -> None:
+        """Leave what the peer sends in the kernel."""
+        if self._raw is not None:
+            self._reactor.watch_readable(self.fd, not paused)
+
+    def write(self, data: bytes) -> None:
+        """Append to the output of this turn."""
+        self._pieces.append(data)
+        if not self._dirty:
+            self._dirty = True
+            self._reactor.mark_dirty(self)
+
+    def write_parts(self, head: bytes, middle: bytes, tail: bytes) -> None:
+        """Append three pieces that follow each other."""
+        self._pieces += (head, middle, tail)
+        if not self._dirty:
+            self._dirty = True
+            self._reactor.mark_dirty(self)
+
+    def flush(self) -> None:
+        self._dirty = False
+        pieces = self._pieces
+        raw = self._raw
+        if raw is None:
+            pieces.clear()
+            return
+        if self._unsent:  # waits for room; writable() goes on
+            self._judge()
+            return
+        if pieces:
+            data = b"".join(pieces) if len(pieces) > 1 else pieces[0]
+            self._pieces = []
+            try:
+                sent = raw.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._lost(error.strerror or str(error))
+                return
+            if sent < len(data):
+                self._unsent = data[sent:]
+                self.stalled_since = self._reactor.now
+                self._reactor.watch_writable(self.fd, True)
+                self._judge()
+                return
+        if self._closing:
+            self._shut()
+
+    def writable(self) -> None:
+        if self._raw is None:
+            return
+        try:
+            sent = self._raw.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(error.strerror or str(error))
+            return
+        self.stalled_since = self._reactor.now
+        if sent < len(self._unsent):
+            self._unsent = self._unsent[sent:]
+        else:
+            self._unsent = b""
+            self._reactor.watch_writable(self.fd, False)
+            self.stalled_since = 0.0
+            self.flush()
+        if self.congested:
+            self._judge()
+            if not self.congested and self._raw is not None:
+                self.protocol.output_drained()
+
+    def pending_bytes(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        return len(self._unsent) + sum(map(len, self._pieces))
+
+    def _judge(self) -> None:
+        congested = self.pending_bytes() > self._bound
+        if congested and not self.congested:
+            self.congested = True
+            self.protocol.output_congested()
+        self.congested = congested
+
+    def close(self) -> None:
+        """Close once the output written so far is gone; nothing more is read. Idempotent."""
+        if not self._closing and self._raw is not None:
+            self._closing = True
+            self._reactor.watch_readable(self.fd, False)
+            if not self._dirty:
+                self._dirty = True
+                self._reactor.mark_dirty(self)
+
+    def abort(self) -> None:
+        """Close at once, whatever waits. Idempotent."""
+        self._closing = True
+        self._shut()
+
+    def _shut(self) -> None:
+        raw = self._raw
+        if raw is not None:
+            self._raw = None
+            self._pieces.clear()
+            self._unsent = b""
+            self.stalled_since = 0.0
+            self._reactor.unregister(self.fd)
+            raw.close()
+
+    def _lost(self, reason: str) -> None:
+        told = self._closing
+        self._shut()
+        if not told:
+            self.protocol.connection_lost(reason)
