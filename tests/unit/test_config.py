@@ -1,0 +1,278 @@
+"""Settings: where values come from, which wins, and what is refused with which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from broker.config import DEFAULT, SETTINGS, Loaded, Setting, Settings, load
+from broker.errors import ConfigError
+from broker.values import Endpoint, Flag
+
+#: Settings that name a file that must exist have tests of their own below.
+IN_ALL_SOURCES = [setting for setting in SETTINGS if setting.name not in ("config", "scram_file")]
+
+EXAMPLES = {
+    "listen": "tcp://127.0.0.1:1999",
+    "http": "127.0.0.1:1998",
+    "store": "memory",
+    "log_level": "debug",
+    "log_format": "json",
+    "node_name": "other",
+    "namespace": "other",
+}
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "rookery.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def _refused(options: dict[str, object], environ: dict[str, str] | None = None, toml: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(options, environ or {}, toml)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def _example(setting: Setting, value: object) -> str:
+    """Text for a value that is allowed and differs from the default."""
+    if setting.attribute in EXAMPLES:
+        return EXAMPLES[setting.attribute]
+    if isinstance(value, bool):
+        return "false" if value else "true"
+    if isinstance(value, int | float):
+        low, high = setting.at_least, setting.at_most
+        assert low is not None
+        assert high is not None
+        return setting.kind.show(low if value != low else min(high, low + 2))
+    return "/tmp/elsewhere" if isinstance(value, Path) or value is None else "other"
+
+
+def test_defaults_are_those_of_the_declaration() -> None:
+    loaded = load({}, {})
+    assert loaded.settings == Settings()
+    assert set(loaded.origins.values()) == {DEFAULT}
+    assert loaded.settings.listen == (Endpoint("tcp", "127.0.0.1", 1883),)
+    assert loaded.settings.http == Endpoint("http", "127.0.0.1", 18083)
+    assert loaded.settings.max_queued_bytes == 8 * 1024 * 1024
+    assert loaded.settings.session_expiry_v3_s == 7 * 86400
+    assert loaded.settings.session_expiry_max_s == 0xFFFFFFFF
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", loaded.settings.node_name)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_default_is_within_its_own_bounds(setting: Setting) -> None:
+    default = getattr(Settings(), setting.attribute)
+    assert setting.parse(setting.kind.show(default), "test") == default
+    assert setting.help.endswith(".")
+
+
+@pytest.mark.parametrize("setting", IN_ALL_SOURCES, ids=lambda setting: setting.name)
+def test_every_source_reaches_every_setting(setting: Setting, tmp_path: Path) -> None:
+    default = getattr(Settings(), setting.attribute)
+    text = _example(setting, default)
+    expected = setting.parse(text, "test")
+    assert expected != default
+    # Together with settings that others are bound to, so that each value is allowed.
+    base: dict[str, object] = {"max_packet_size_before_auth": "64"} if setting.name == "max_packet_size" else {}
+
+    from_line = load({**base, setting.attribute: text}, {})
+    from_variable = load(base, {setting.variable: text})
+    from_file = load(base, {}, _file(tmp_path, f"# first line\n{setting.name} = {text!r}\n"))
+
+    for loaded in (from_line, from_variable, from_file):
+        assert getattr(loaded.settings, setting.attribute) == expected
+    assert from_line.origins[setting.attribute] == f"command line {setting.option}"
+    assert from_variable.origins[setting.attribute] == f"environment {setting.variable}"
+    assert from_file.origins[setting.attribute] == f"{tmp_path}/rookery.toml:2"
+
+
+def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
+    path = _file(tmp_path, "drain_rate = 1\nmax_inflight = 1\nreceive_maximum = 1\n")
+    environ = {"ROOKERY_MAX_INFLIGHT": "2", "ROOKERY_RECEIVE_MAXIMUM": "2", "ROOKERY_CONFIG": str(path)}
+    settings = load({"receive_maximum": "3"}, environ).settings
+    assert (settings.drain_rate, settings.max_inflight, settings.receive_maximum) == (1, 2, 3)
+    assert settings.config == path
+
+
+def test_false_on_the_command_line_is_given_and_none_is_not() -> None:
+    environ = {"ROOKERY_RETAIN_AVAILABLE": "true", "ROOKERY_SHARED_AVAILABLE": "false"}
+    settings = load({"retain_available": False, "shared_available": None}, environ).settings
+    assert not settings.retain_available
+    assert not settings.shared_available
+
+
+def test_toml_values_of_their_own_type(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        'listen = ["tcp://127.0.0.1:1", "tcp://[::1]:2"]\nmax_packet_size = 65536\nconnect_timeout = 2.5\n'
+        "retain_available = false\nhttp = false\nsession_expiry_v3 = 'never'\n",
+    )
+    settings = load({}, {}, path).settings
+    assert settings.listen == (Endpoint("tcp", "127.0.0.1", 1), Endpoint("tcp", "::1", 2))
+    assert (settings.max_packet_size, settings.connect_timeout_s) == (65536, 2.5)
+    assert (settings.retain_available, settings.http) == (False, None)
+    assert settings.session_expiry_v3_s == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("listn = 'tcp://127.0.0.1'", "rookery.toml:2: unknown key 'listn'; did you mean listen?"),
+        ("max-inflight = 5", "rookery.toml:2: unknown key 'max-inflight'; did you mean max_inflight?"),
+        ("connect_timeout_s = 5", "unknown key 'connect_timeout_s'; did you mean connect_timeout?"),
+        ("zzz = 1", "unknown key 'zzz'; `rookery serve --help` lists all settings"),
+        ("[limits]\nmax_inflight = 5", "rookery.toml:2: unknown key 'limits'"),
+        ("config = 'other.toml'", "unknown key 'config'"),
+        ("max_inflight = 5000", "max_inflight = 5000 ("),
+        ("max_inflight = 5000", "rookery.toml:2): must be at most 4095"),
+        ("max_inflight = true", "max_inflight = True (", ),
+        ("retain_available = 1", "must be true or false"),
+        ("connect_timeout = nan", "must be a duration"),
+        ("connect_timeout = -1", "must be a duration"),
+        ("max_inflight = ", "not valid TOML"),
+        ("listen = []", "must be one or more URLs"),
+        ("listen = [1]", "has 1, which is no URL"),
+    ],
+)  # fmt: skip
+def test_refused_in_a_file(line: str, said: str, tmp_path: Path) -> None:
+    assert said in _refused({}, toml=_file(tmp_path, f"\n{line}\n"))
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    assert "No such file" in _refused({}, toml=tmp_path / "none.toml")
+    assert "cannot read it" in _refused({"config": str(tmp_path)})
+    (tmp_path / "latin.toml").write_bytes(b"node_name = 'caf\xe9'")
+    assert "not valid TOML" in _refused({}, toml=tmp_path / "latin.toml")
+
+
+def test_unknown_variable_is_refused_with_the_nearest() -> None:
+    message = _refused({}, {"ROOKERY_MAX_INFLIGTH": "5", "HOME": "/"})
+    assert message == "ROOKERY_MAX_INFLIGTH (environment): unknown setting; did you mean ROOKERY_MAX_INFLIGHT?"
+
+
+def test_service_links_of_kubernetes_are_no_settings() -> None:
+    links = {
+        "ROOKERY_SERVICE_HOST": "10.0.0.1",
+        "ROOKERY_SERVICE_PORT": "1883",
+        "ROOKERY_SERVICE_PORT_MQTT": "1883",
+        "ROOKERY_HEADLESS_SERVICE_HOST": "fd00::1",
+        "ROOKERY_PORT": "tcp://10.0.0.1:1883",
+        "ROOKERY_PORT_1883_TCP": "tcp://10.0.0.1:1883",
+        "ROOKERY_PORT_1883_TCP_PROTO": "tcp",
+        "ROOKERY_PORT_1883_TCP_ADDR": "10.0.0.1",
+    }
+    assert load({}, links).settings == Settings()
+    assert "unknown setting" in _refused({}, {"ROOKERY_SERVICE_NAME": "10.0.0.1"})
+    assert "unknown setting" in _refused({}, {"ROOKERY_PORT": "localhost:1883"})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"listen": ("ws://127.0.0.1:8083/mqtt",)}, "this version supports only tcp://HOST:PORT"),
+        ({"listen": ("127.0.0.1:1883",)}, "is no URL; write tcp://HOST:PORT"),
+        ({"listen": ("tcp://127.0.0.1:99999",)}, "has port 99999; a port is 0 to 65535"),
+        ({"listen": ("tcp://::1:1883",)}, "an IPv6 address goes in [brackets]"),
+        ({"listen": ("tcp://[zz]:1883",)}, "has 'zz', which is no IPv6 address"),
+        ({"listen": ("tcp://",)}, "names no port"),
+        ({"listen": ("tcp://127.0.0.1:1/mqtt",)}, "is not HOST:PORT"),
+        ({"listen": ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1")}, "has tcp://127.0.0.1:1 twice"),
+        ({"http": "localhost"}, "names no port"),
+        ({"http": ""}, "must be HOST:PORT or off"),
+        ({"store": "mysql://x"}, "must be embedded, memory, redis://"),
+        ({"store": "redis://"}, "must name a host"),
+        ({"store": "redis://h/x"}, "must end in a database number"),
+        ({"store": "redis://h:0"}, "must have a port from 1 to 65535"),
+        ({"store": "redis://h:x"}, "is no valid URL"),
+        ({"store": "redis://h?timeout=5"}, "may have only db="),
+        ({"store": "unix://relative"}, "must name an absolute path"),
+        ({"namespace": "a{b}"}, "must be 1 to 64 of A-Z"),
+        ({"node_name": ""}, "must be 1 to 64 of A-Z"),
+        ({"max_qos": "3"}, "max_qos = '3' (command line --max-qos): must be at most 2"),
+        ({"max_packet_size": "1TB"}, "has the unknown unit 'TB'"),
+        ({"max_packet_size": "0.3KiB"}, "must be a whole number of bytes"),
+        ({"max_packet_size": "300MiB"}, "must be at most"),
+        ({"connect_timeout_s": "10 fortnights"}, "connect_timeout = '10 fortnights'"),
+        ({"connect_timeout_s": "0s"}, "must be at least 1s"),
+        ({"max_keep_alive_s": "1.5s"}, "must be a whole number of seconds"),
+        ({"log_level": "loud"}, "must be one of debug, info, warning, error"),
+        ({"data_dir": ""}, "must be a path"),
+        ({"response_information": "a\nb"}, "must not contain control characters"),
+        ({"max_packet_size": "4KiB"}, "must be at most max_packet_size, 4KiB"),
+    ],
+)
+def test_refused_value(options: dict[str, object], said: str) -> None:
+    assert said in _refused(options)
+
+
+@pytest.mark.parametrize(
+    ("listen", "open_to_others"),
+    [
+        ("tcp://127.0.0.1:1883", False),
+        ("tcp://127.8.8.8:1883", False),
+        ("tcp://localhost", False),
+        ("tcp://[::1]:1883", False),
+        ("tcp://0.0.0.0:1883", True),
+        ("tcp://:1883", True),
+        ("tcp://[::]:1883", True),
+        ("tcp://192.168.1.5:1883", True),
+        ("tcp://broker.example:1883", True),
+        ("tcp://127.0.0.1:1883 tcp://0.0.0.0:1884", True),
+    ],
+)
+def test_open_listener_needs_users_or_permission(listen: str, open_to_others: bool, tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.touch()
+    assert not load({"listen": listen, "scram_file": str(users)}, {}).settings.anonymous_allowed
+    assert load({"listen": listen, "allow_anonymous": True}, {}).settings.anonymous_allowed
+    if open_to_others:
+        assert "other machines can reach it" in _refused({"listen": listen})
+    else:
+        assert load({"listen": listen}, {}).settings.anonymous_allowed
+
+
+def test_users_file_must_exist(tmp_path: Path) -> None:
+    assert "no such file" in _refused({"scram_file": str(tmp_path / "none")})
+
+
+def test_credentials_leave_the_store_url() -> None:
+    loaded = load({"store": "redis://ann:p%40ss@h:6379/2"}, {})
+    settings = loaded.settings
+    assert settings.store == "redis://h:6379/2"
+    assert (settings.store_username, settings.store_password) == ("ann", "p@ss")
+    assert loaded.origins["store_password"] == "command line --store (in the URL)"
+    assert load({"store": "redis://ann:a@h"}, {"ROOKERY_STORE_PASSWORD": "b"}).settings.store_password == "b"
+    assert load({"store": "unix://:p@/run/x.sock?db=1"}, {}).settings.store == "unix:///run/x.sock?db=1"
+
+
+def test_secrets_are_not_shown() -> None:
+    loaded: Loaded = load({"store": "redis://ann:hush@h"}, {})
+    assert "hush" not in repr(loaded)
+    assert "hush" not in str([*loaded.shown()])
+    assert {setting.name: text for setting, text, _ in loaded.shown()}["store_password"] == "***"
+    assert "hush" not in _refused({"store": "http://ann:hush@h"})
+    assert "hush" not in _refused({"store": "redis://:hu/sh@h/0"})
+    assert "hush" not in _refused({"store_password": "hush\n"})
+
+
+def test_partition_count() -> None:
+    assert Settings().partition_count == 1
+    assert Settings(store="memory").partition_count == 1
+    assert Settings(store="redis://h").partition_count == 16
+    assert Settings(store="redis://h", partitions=3).partition_count == 3
+
+
+def test_declaration_is_consistent() -> None:
+    for names in zip(*((s.name, s.option, s.variable, s.attribute) for s in SETTINGS), strict=True):
+        assert len(set(names)) == len(names)
+    assert [s.attribute for s in SETTINGS] == [field.name for field in dataclasses.fields(Settings)]
+    assert all(s.at_least is not None for s in SETTINGS if s.kind.metavar in ("N", "SIZE", "TIME"))
+    assert all(s.is_flag == isinstance(getattr(Settings(), s.attribute), bool) for s in SETTINGS)
+    assert any(isinstance(s.kind, Flag) for s in SETTINGS)

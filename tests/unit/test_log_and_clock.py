@@ -1,0 +1,115 @@
+"""Log lines and clocks."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from broker import log
+from broker.clock import Clock, SystemClock, TrioClock
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    root.setLevel(level)
+
+
+def _line(format: str, level: str = "info", **fields: object) -> str:  # noqa: A002
+    stream = io.StringIO()
+    log.configure(level, format, stream)
+    log.get_logger("broker.test").info("listener.started", **fields)
+    return stream.getvalue()
+
+
+def test_text_line() -> None:
+    line = _line("text", url="tcp://127.0.0.1:1883", count=3, client_id="a b", empty="", none=None, data=b"x\xff")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT[\d:.]+Z info    listener\.started url=tcp://127\.0\.0\.1:1883 count=3"
+        r' client_id="a b" empty="" none=None data="x\\\\xff" logger=broker\.test\n',
+        line,
+    ), line
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\x1b[31m", "a\u2028b", "a\x9bb", 'a"b', "a=b", "\ud800", "\u202e"])
+def test_what_a_client_sent_stays_one_word(value: str) -> None:
+    line = _line("text", client_id=value)
+    assert line.count("\n") == 1
+    assert line.isascii()
+    [word] = re.findall(r'client_id=("(?:[^"\\]|\\.)*") ', line)
+    assert json.loads(word) == value
+
+
+def test_json_line() -> None:
+    line = _line("json", client_id="a\nb", count=3, ok=True, obj=frozenset({1}))
+    assert line.count("\n") == 1
+    event = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", event.pop("timestamp"))
+    assert event == {
+        "level": "info",
+        "event": "listener.started",
+        "logger": "broker.test",
+        "client_id": "a\nb",
+        "count": 3,
+        "ok": True,
+        "obj": "frozenset({1})",
+    }
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_long_values_are_cut(format: str) -> None:  # noqa: A002
+    assert len(_line(format, client_id="x" * 65535)) < 2 * log.VALUE_LIMIT
+
+
+@pytest.mark.parametrize("level", log.LEVELS)
+def test_level(level: str) -> None:
+    stream = io.StringIO()
+    log.configure(level, "text", stream)
+    logger = log.get_logger("broker.test")
+    for name in log.LEVELS:
+        getattr(logger, name)(f"e.{name}")
+    assert re.findall(r"e\.(\w+)", stream.getvalue()) == list(log.LEVELS[log.LEVELS.index(level) :])
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_tracebacks_and_logs_of_libraries(format: str) -> None:  # noqa: A002
+    stream = io.StringIO()
+    log.configure("info", format, stream)
+    try:
+        raise KeyError("why")
+    except KeyError:
+        log.get_logger("broker.test").exception("task.failed")
+    logging.getLogger("hypercorn.error").warning("port %d", 5)
+    out = stream.getvalue()
+    assert "KeyError: 'why'" in out
+    assert "Traceback" in out
+    assert "port 5" in out
+    assert "hypercorn.error" in out
+
+
+def test_system_clock() -> None:
+    clock: Clock = SystemClock()
+    before = time.time_ns() // 1_000_000
+    assert before <= clock.wall_ms() <= time.time_ns() // 1_000_000
+    first = time.monotonic()
+    assert first <= clock.monotonic() <= time.monotonic()
+
+
+async def test_trio_clock_moves_with_the_mock_clock(mock_clock: trio.testing.MockClock) -> None:
+    clock: Clock = TrioClock()
+    now, wall_ms = clock.monotonic(), clock.wall_ms()
+    mock_clock.jump(2.5)
+    assert clock.monotonic() - now == 2.5
+    assert abs(clock.wall_ms() - wall_ms - 2500) <= 1
+    assert clock.monotonic() == trio.current_time()
