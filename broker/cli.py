@@ -133,10 +133,11 @@ _SOURCES = """Every option is also a variable (--max-packet-size is ROOKERY_MAX_
 def serve(**options: object) -> int:
     """Start a node and serve until SIGTERM."""
     loaded = _load(options)
-    from broker import log, node  # here: the other commands start without trio and the rest
+    from broker.log import configure  # here: the other commands start without trio and the rest
+    from broker.node import run
 
-    log.configure(loaded.settings.log_level, loaded.settings.log_format)
-    return node.run(loaded.settings)
+    configure(loaded.settings.log_level, loaded.settings.log_format)
+    return run(loaded.settings)
 
 
 @cli.command("check-config", cls=SettingsCommand, epilog=_SOURCES)

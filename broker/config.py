@@ -39,6 +39,8 @@ from broker.values import (
     hide_password,
 )
 
+__all__ = ["DEFAULT", "SETTINGS", "Endpoint", "Loaded", "Setting", "Settings", "load"]
+
 ENVIRONMENT_PREFIX = "ROOKERY_"
 DEFAULT = "default"
 

@@ -39,7 +39,6 @@ def node(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """Stands for `broker.node`; its `run` is set by the test."""
     module = types.ModuleType("broker.node")
     monkeypatch.setitem(sys.modules, "broker.node", module)
-    monkeypatch.setattr(broker, "node", module, raising=False)
     monkeypatch.setattr("broker.log.configure", lambda *_: None)
     return module
 
