@@ -39,8 +39,9 @@ lint: install
 check: lint ## Format, lint, types, imports, generated files and the fast tests.
 	$(BIN)/python -m pytest -q $(FAST_TESTS)
 
-test: packages lint ## Everything that `check` does and all other tests.
-	$(BIN)/python -m pytest -q tests
+# The tests run even if the linters fail: one run tells all that is wrong.
+test: packages ## Everything that `check` does and all other tests.
+	@status=0; $(MAKE) --no-print-directory lint || status=1; $(BIN)/python -m pytest -q tests || status=1; exit $$status
 
 fmt: install ## Format the code and sort the imports.
 	$(BIN)/ruff check --select I --fix --quiet .
