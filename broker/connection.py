@@ -7,12 +7,10 @@ is done the connection's further packets wait, and nobody else's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broker.auth.api import Exchange
 from broker.codec.decode import decode
-from broker.codec.encode import encode
 from broker.codec.packets import (
     PUBACK,
     PUBCOMP,
@@ -28,10 +26,10 @@ from broker.codec.packets import (
 from broker.errors import MalformedPacket, PeerError
 from broker.inbound import Inbound
 from broker.message import Message
+from broker.output import Output
 from broker.reasons import reason_name
 from broker.routes import Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
-from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED, NEW, OPEN, ConnectionMachine
 from broker.session.negotiation import Agreement
 from broker.session.session import GroupDelivery, Session
@@ -50,19 +48,15 @@ PACKETS_PER_TURN = 256
 DEADLINE_STEP_S = 30.0
 
 
-class Connection:
-    """A client's connection from accept to close. Implements `StreamProtocol`, `Receiver`, `SessionOutput`
-    and `SessionStore`."""
+class Connection(Output):
+    """A client's connection from accept to close. Implements `StreamProtocol` and `SessionStore`."""
 
     __slots__ = (
-        "_alias_out",
         "_busy",
-        "_client_max",
         "_have",
         "_inbound_max",
         "_need",
         "_paused",
-        "_problem_information",
         "_rest",
         "_server",
         "agreement",
@@ -79,27 +73,20 @@ class Connection:
         "last_received",
         "machine",
         "opened_at",
-        "plain",
         "ref",
         "send_will",
-        "sent_qos0",
-        "session",
-        "stream",
         "subscriber",
         "username",
-        "version",
     )
 
     def __init__(self, stream: TcpStream, server: Server) -> None:
-        self.stream = stream
+        super().__init__(stream, server.metrics)
         self._server = server
         self.machine = ConnectionMachine()
-        self.version = 0
         self.client_id = ""
         self.username: str | None = None
         self.agreement: Agreement | None = None
         self.ref: SessionRef | None = None
-        self.session: Session | None = None
         self.subscriber: Subscriber | None = None
         self.inbound: Inbound | None = None
         self.expiry_s = 0
@@ -114,13 +101,8 @@ class Connection:
         #: Retained messages that are being sent, and what they wait for.
         self.feed_scopes: list[trio.CancelScope] = []
         self.feed_wanted: trio.Event | None = None
-        self.plain = 0
-        self.sent_qos0 = 0
         self.opened_at = self.last_received = server.reactor.now
-        self._alias_out: dict[bytes, int] | None = None
-        self._client_max = 0
         self._inbound_max = server.quotas.max_packet_size_before_auth
-        self._problem_information = True
         self._busy = False
         self._paused = False
         self._rest = b""
@@ -278,10 +260,10 @@ class Connection:
         elif isinstance(effect, Open):
             self.version = effect.connect.protocol_version
             self._busy = True
-            self._server.open(self, effect.connect)
+            self._server.opening.open(self, effect.connect)
         elif isinstance(effect, ContinueAuthentication):
             self._busy = True
-            self._server.continue_authentication(self, effect)
+            self._server.opening.continue_authentication(self, effect)
         elif isinstance(effect, Finish):
             self.send_will = effect.send_will
             if effect.expiry_s >= 0:
@@ -330,93 +312,7 @@ class Connection:
         """The session outlives the connection."""
         return self.subscriber is not None and self.subscriber.persistent
 
-    # -- SessionOutput and Receiver
-
-    def room(self) -> bool:
-        return not self.stream.congested
-
-    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
-        version = self.version
-        if self._alias_out is not None or (subscription_ids and version == V5):
-            return self._send_special(encoding, flags, packet_id, subscription_ids)
-        tail = encoding.tail(version)
-        head = encoding.head(version, flags)
-        if self._client_max and len(head) + 2 + len(tail) > self._client_max:
-            return False
-        self.stream.write_parts(head, packet_id.to_bytes(2, "big"), tail)
-        metrics = self._server.metrics
-        metrics.messages_sent[flags >> 1 & 3] += 1
-        if flags & 8:
-            metrics.redelivered += 1
-        return True
-
-    def _send_special(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
-        """With subscription identifiers or a topic alias."""
-        version = self.version
-        topic = full = encoding.message.topic
-        aliases = self._alias_out
-        alias = 0
-        is_new = False
-        if aliases is not None:
-            alias = aliases.get(topic, 0)
-            if alias:
-                topic = b""
-            elif len(aliases) < self._alias_limit():
-                alias = len(aliases) + 1
-                is_new = True
-        packet = encoding.special(version, flags, packet_id, subscription_ids, topic, alias)
-        if self._client_max and len(packet) > self._client_max:
-            return False
-        if is_new and aliases is not None:
-            aliases[full] = alias
-        self.stream.write(packet)
-        self._server.metrics.messages_sent[flags >> 1 & 3] += 1
-        return True
-
-    def _alias_limit(self) -> int:
-        return 0 if self.agreement is None else self.agreement.topic_alias_maximum
-
-    def send_qos0(self, encoding: Encoding, retain: bool, subscription_ids: Sequence[int]) -> None:
-        metrics = self._server.metrics
-        if self.stream.congested or self.session is None:
-            metrics.dropped["output_full"] += 1
-        elif self._alias_out is not None or (subscription_ids and self.version == V5):
-            if not self._send_special(encoding, int(retain), 0, subscription_ids):
-                metrics.dropped["packet_too_large"] += 1
-        else:
-            packet = encoding.qos0(self.version, retain)
-            if self._client_max and len(packet) > self._client_max:
-                metrics.dropped["packet_too_large"] += 1
-                return
-            self.stream.write(packet)
-            metrics.messages_sent[0] += 1
-
-    def send_release(self, packet_id: int, reason_code: int) -> None:
-        self.send_ack(PUBREL, packet_id, reason_code)
-
-    def send_ack(self, kind: int, packet_id: int, reason_code: int) -> None:
-        """PUBACK, PUBREC, PUBREL or PUBCOMP."""
-        head = kind << 4 | (2 if kind == PUBREL else 0)
-        if reason_code and self.version == V5:
-            self.stream.write(bytes((head, 3, packet_id >> 8, packet_id & 255, reason_code)))
-        else:
-            self.stream.write(bytes((head, 2, packet_id >> 8, packet_id & 255)))
-        self._server.metrics.packets_sent[kind] += 1
-
-    def send(self, packet: Packet) -> None:
-        """Write any packet, unless the client cannot take its size."""
-        data = encode(packet, self.version or 4)
-        if self._client_max and len(data) > self._client_max:
-            properties: Properties | None = getattr(packet, "properties", None)
-            if properties is None:
-                return
-            properties.reason_string = None  # [MQTT-3.2.2-19]
-            properties.user_properties = ()
-            data = encode(packet, self.version)
-            if len(data) > self._client_max:
-                return
-        self.stream.write(data)
-        self._server.metrics.packets_sent[packet.kind] += 1
+    # -- StreamProtocol
 
     def output_drained(self) -> None:
         """There is room again in the output buffer."""
@@ -424,15 +320,6 @@ class Connection:
         if self.session is not None:
             self.session.drained(self._server.now_ms)
             self._wake_feed()
-
-    def update_plain(self) -> None:
-        """Whether QoS 0 packets may take the direct way; called when something of it changed."""
-        simple = self._alias_out is None and not self._client_max and not self.stream.congested
-        self.plain = (5 if self.version == V5 else 4) if simple and self.session is not None else 0
-
-    def output_congested(self) -> None:
-        """The output buffer is over its bound."""
-        self.plain = 0
 
     # -- SessionStore
 
@@ -457,7 +344,7 @@ class Connection:
         self._server.group_done(entry)
 
     def dropped(self, message: Message, reason: str) -> None:
-        self._server.metrics.dropped[reason] += 1
+        self.metrics.dropped[reason] += 1
 
     def has_room(self) -> None:
         session = self.session
@@ -482,11 +369,8 @@ class Connection:
         self.subscriber = subscriber
         self.expiry_s = agreement.expiry_s
         self.keep_alive_s = agreement.keep_alive_s
-        self._client_max = agreement.max_packet_size
-        self._problem_information = agreement.problem_information
+        self.set_limits(agreement.max_packet_size, agreement.topic_alias_maximum)
         self._inbound_max = self._server.quotas.max_packet_size
-        if agreement.topic_alias_maximum and self.version == V5:
-            self._alias_out = {}
         self.machine.opened(agreement.expiry_s)
         self.update_plain()
         if self.keep_alive_s:
@@ -525,7 +409,7 @@ class Connection:
         if state == CLOSED:
             return
         name = reason_name(error.reason_code)
-        self._server.metrics.packet_errors[name] += 1
+        self.metrics.packet_errors[name] += 1
         self._server.log.info(
             "connection.refused" if state == NEW else "connection.error",
             peer=self.stream.peer,
@@ -573,25 +457,13 @@ class Connection:
         if self.machine.state != CLOSED:
             self._end("connection_lost")
 
-    def reason_properties(self, text: str) -> Properties | None:
-        """A Reason String, if the client wants problem information [MQTT-3.1.2-29]."""
-        if self.version != V5 or not self._problem_information:
-            return None
-        properties = Properties()
-        properties.reason_string = text
-        return properties
-
-    def set_problem_information(self, wanted: bool) -> None:
-        """Known from CONNECT, before the connection is established."""
-        self._problem_information = wanted
-
     def _end(self, reason: str) -> None:
         self.machine.close()
         self.close_reason = reason
         self.plain = 0
         self._rest = b""
         self._have = None
-        metrics = self._server.metrics
+        metrics = self.metrics
         metrics.messages_sent[0] += self.sent_qos0
         self.sent_qos0 = 0
         if self.session is not None:

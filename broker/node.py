@@ -43,10 +43,10 @@ def run(settings: Settings) -> int:
             return OK
         if not isinstance(error, BrokerError | OSError):
             raise
-        print(f"rookery: {error}", file=sys.stderr)
+        sys.stderr.write(f"rookery: {error}\n")
         return MISCONFIGURED if isinstance(error, ConfigError) else FAILED
     except (BrokerError, OSError) as error:
-        print(f"rookery: {error}", file=sys.stderr)
+        sys.stderr.write(f"rookery: {error}\n")
         return MISCONFIGURED if isinstance(error, ConfigError) else FAILED
     return OK
 
@@ -140,9 +140,11 @@ class Node:
                 self._announce(http)
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                     await self._wait_for_stop(signals, users)
-                    nursery.start_soon(self._second_signal, signals)
-                    await self._stop()
-                    nursery.cancel_scope.cancel()
+                    async with trio.open_nursery() as stopping:
+                        stopping.start_soon(self._second_signal, signals)
+                        await self._stop()
+                        stopping.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
             store_nursery.cancel_scope.cancel()
         self.log.info("node.stopped")
 
@@ -172,7 +174,7 @@ class Node:
                     users.reload()
                     self.log.info("node.reloaded", file=str(self.settings.scram_file))
                 except ConfigError as error:
-                    self.log.error("node.not_reloaded", error=str(error))
+                    self.log.warning("node.not_reloaded", error=str(error))
 
     async def _second_signal(self, signals: object) -> None:
         async for number in signals:  # type: ignore[attr-defined]

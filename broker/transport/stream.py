@@ -170,8 +170,11 @@ class TcpStream:
             self.flush()
         if self.congested:
             self._judge()
-            if not self.congested and self._raw is not None:
-                self.protocol.output_drained()
+            self._tell_drained()
+
+    def _tell_drained(self) -> None:
+        if not self.congested and self._raw is not None:
+            self.protocol.output_drained()
 
     def pending_bytes(self) -> int:
         """Bytes that the peer has not taken yet."""
