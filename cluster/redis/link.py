@@ -70,7 +70,7 @@ class RedisLink(Pipeline):
 
         Raises StoreUnavailable also after `answer_timeout_s` without a reply."""
         if self._wire is None or self._up:
-            raise self._unavailable("no connection is being set up")
+            raise self._lost_error or self._unavailable("no connection is being set up")
         replies: list[object] = []
         self._append(Request(b"", replies.append), pack(parts))
         with trio.move_on_after(self._answer_timeout_s):
@@ -104,7 +104,8 @@ class RedisLink(Pipeline):
         with trio.move_on_after(self._answer_timeout_s):
             wire = await open_wire(self.address)
         if wire is None:
-            raise self._unavailable(f"no connection within {self._answer_timeout_s:g} s")
+            hint = " (is it a TLS port?)" if self.address.tls else ""
+            raise self._unavailable(f"no connection within {self._answer_timeout_s:g} s{hint}")
         finished = False
         try:
             self._check_free()
@@ -163,7 +164,7 @@ class RedisLink(Pipeline):
         """Tries until connected or closed; returns the number of tries since the last lasting connection."""
         while not self._closed:
             delay_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(failures, 10))
-            with trio.move_on_after(delay_s * random.uniform(0.5, 1.0)):  # noqa: S311 (jitter)
+            with trio.move_on_after(delay_s * random.uniform(0.5, 1.0)):
                 await self._ended.wait()
             failures += 1
             try:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cluster.redis.address import StoreAddress
 
@@ -33,6 +35,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def plain_client(path: Path | str) -> redis.Redis:
+    """The plain driver on a Unix socket, without its retries and their pauses."""
+    return redis.Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0))
 
 
 class RedisServer:
@@ -89,7 +96,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A client with the plain driver, over the Unix socket."""
-        return redis.Redis(unix_socket_path=str(self.folder / "s"))
+        return plain_client(self.folder / "s")
 
     def signal(self, number: int) -> None:
         assert self._process is not None
