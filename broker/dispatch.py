@@ -13,7 +13,7 @@ from broker.errors import MalformedPacket
 from broker.groups import Group, GroupMember, group_id
 from broker.message import Message
 from broker.metrics import Metrics
-from broker.routes import Entry, Route, Subscriber, Subscription, merge
+from broker.routes import AckSlot, Entry, Route, Subscriber, Subscription, merge
 from broker.session.encoding import Encoding
 from broker.topics.cache import MatchCache
 from broker.topics.names import check_topic_name, split_shared
@@ -22,15 +22,6 @@ from cluster.api import Cluster, GroupTarget, Publication, StoredSubscription, T
 
 #: Topics whose routes are remembered.
 ROUTE_CACHE_SIZE = 65536
-
-
-class AckSlot:
-    """An acknowledgement that the publisher waits for; a subclass knows where it goes."""
-
-    __slots__ = ()
-
-    def settle(self, error: Exception | None) -> None:
-        """Everything is stored (or `error` says why it is not)."""
 
 
 class Delivery(Publication):
@@ -59,10 +50,11 @@ class Delivery(Publication):
         self.slot = slot
 
     def stored(self) -> None:
-        """Acknowledge, then send what was stored to the sessions and members that are here."""
-        if self.slot is not None:
-            self.slot.settle(self.error)
+        """Acknowledge, and send what was stored to the sessions and members that are here."""
+        slot = self.slot
         if self.error is not None:
+            if slot is not None:
+                slot.settle(self.error)
             return
         message = self.message
         if message.expiry_s >= 0 and self.targets:
@@ -77,16 +69,24 @@ class Delivery(Publication):
                 self._dispatch.metrics.dropped["queue_full" if seq == -1 else "session_gone"] += 1
         for group_target, group in zip(self.groups, self.route_groups, strict=True):
             if group_target.entry_id:
-                group.offer(group_target.entry_id, self.message, self.encoding)
+                group.offer(group_target.entry_id, message, self.encoding)
+                if slot is not None and group.hold(slot):
+                    slot = None
             elif not self.deduplicate:
                 self._dispatch.metrics.dropped["group_queue_full"] += 1
+        if slot is not None:
+            slot.settle(None)
 
 
 class Dispatch:
     """The subscriptions this node knows, and delivery."""
 
-    def __init__(self, cluster: Cluster, metrics: Metrics, new_message_id: Callable[[], bytes]) -> None:
+    def __init__(
+        self, cluster: Cluster, metrics: Metrics, new_message_id: Callable[[], bytes], max_group_queue: int = 10_000
+    ) -> None:
         self.cluster = cluster
+        #: Publishers wait for their acknowledgements while a group with members has more than this.
+        self.group_high_water = max_group_queue // 2
         self.metrics = metrics
         self.new_message_id = new_message_id
         self.subscribers: dict[bytes, Subscriber] = {}

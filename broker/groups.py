@@ -11,15 +11,20 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import trio
+
 from broker.errors import StoreUnavailable
 from broker.message import Message
-from broker.routes import Subscriber, Subscription
+from broker.routes import AckSlot, Subscriber, Subscription
 from broker.session.encoding import Encoding
 from broker.session.session import GroupDelivery
 from cluster.api import PAGE_LIMIT, GroupEntry, Publication, Target
 
 if TYPE_CHECKING:
     from broker.dispatch import Dispatch
+
+#: How long acknowledgements of publishers are kept back for a group that has too much to do.
+HOLD_S = 5.0
 
 #: Entries that wait in the memory of the node.
 WAITING_LIMIT = 1000
@@ -76,11 +81,13 @@ class Group:
 
     __slots__ = (
         "_dispatch",
+        "_held",
         "_last_id",
         "_more",
         "_next",
         "_paging",
         "_waiting",
+        "depth",
         "group_id",
         "members",
         "share_name",
@@ -93,6 +100,9 @@ class Group:
         self.topic_filter = topic_filter
         self.members: list[GroupMember] = []
         self._dispatch = dispatch
+        self._held: deque[AckSlot] = deque()
+        #: Entries that were stored since this node started and are not done.
+        self.depth = 0
         self._next = 0
         self._waiting: deque[GroupEntry] = deque()
         #: The newest entry that came into memory; the store has entries after it while `_more`.
@@ -108,6 +118,12 @@ class Group:
     def part(self, subscriber: Subscriber) -> None:
         """Remove a member."""
         self.members = [other for other in self.members if other.subscriber is not subscriber]
+        self.member_left()
+
+    def member_left(self) -> None:
+        """Nobody is held up for a group without connected members."""
+        if self._held and not self.online():
+            self.release()
 
     def backlog(self) -> None:
         """Entries of an earlier life of this node may be in the store: read them when a member is there."""
@@ -130,6 +146,7 @@ class Group:
     def offer(self, entry_id: bytes, message: Message, encoding: Encoding) -> None:
         """A message was stored in the group's queue: give it to a member, or let it wait its turn."""
         entry = GroupEntry(entry_id, message)
+        self.depth += 1
         if self._more:  # behind: it is read in its turn
             self.feed()
             return
@@ -185,6 +202,37 @@ class Group:
     def done(self, entry_id: bytes) -> None:
         """The entry may leave the queue."""
         self._dispatch.cluster.group_acknowledge(self.group_id, entry_id, None)
+        self._less()
+
+    # -- backpressure
+
+    def hold(self, slot: AckSlot) -> bool:
+        """Keep back a publisher's acknowledgement while members have a long queue to do; False if not needed."""
+        if self.depth <= self._dispatch.group_high_water or not self.online():
+            return False
+        if not self._held:
+            self._dispatch.spawn(self._hold_a_while)
+        self._held.append(slot)
+        return True
+
+    def online(self) -> bool:
+        """A member is connected."""
+        return any(member.subscriber.session is not None for member in self.members)
+
+    async def _hold_a_while(self) -> None:
+        """Members that do not move in this time do not hold anybody up: the queue's bound does the rest."""
+        await trio.sleep(HOLD_S)
+        self.release()
+
+    def release(self) -> None:
+        """Let all waiting acknowledgements go."""
+        while self._held:
+            self._held.popleft().settle(None)
+
+    def _less(self) -> None:
+        self.depth = max(0, self.depth - 1)
+        if self._held and self.depth <= self._dispatch.group_high_water:
+            self._held.popleft().settle(None)
 
     def _pick(self, advance: bool = True) -> GroupMember | None:
         """The next member in turn that has room in its window."""
@@ -231,6 +279,7 @@ class Group:
                 session.deliver(encoding, 2, False, member.subscription_ids)
 
         self._dispatch.cluster.group_acknowledge(self.group_id, entry.entry_id, taken)
+        self._less()
 
     def _set_hungry(self) -> None:
         for member in self.members:

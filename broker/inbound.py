@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, V5
 from broker.codec.publish import payload_format, scan_publish_properties
-from broker.dispatch import AckSlot
 from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull
 from broker.message import Message
 from broker.reasons import NO_MATCHING_SUBSCRIBERS, QUOTA_EXCEEDED
-from broker.routes import Route
+from broker.routes import AckSlot, Route
 
 if TYPE_CHECKING:
     from broker.connection import Connection

@@ -119,6 +119,7 @@ class Node:
                     output_buffer_bytes=settings.output_buffer_bytes,
                     store_grace_s=settings.store_grace_s,
                     max_connections=settings.max_connections,
+                    max_group_queue=settings.max_group_queue,
                 )
                 self.reactor.turn_hooks.append(self.cluster.flush)
                 nursery.start_soon(self.reactor.run)

@@ -29,6 +29,15 @@ class Receiver(Protocol):
         """Send at QoS 0, or drop and count."""
 
 
+class AckSlot:
+    """An acknowledgement that the publisher waits for; a subclass knows where it goes."""
+
+    __slots__ = ()
+
+    def settle(self, error: Exception | None) -> None:
+        """Everything is stored (or `error` says why it is not)."""
+
+
 class Subscriber:
     """A session that has subscriptions, connected to this node or not."""
 

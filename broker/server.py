@@ -53,6 +53,7 @@ class Server:
         output_buffer_bytes: int = 1024 * 1024,
         store_grace_s: float = 15.0,
         max_connections: int = 0,
+        max_group_queue: int = 10_000,
     ) -> None:
         self.reactor = reactor
         self.cluster = cluster
@@ -65,7 +66,7 @@ class Server:
         self.store_grace_s = store_grace_s
         self.max_connections = max_connections
         self.log = get_logger("server")
-        self.dispatch = Dispatch(cluster, metrics, _message_ids())
+        self.dispatch = Dispatch(cluster, metrics, _message_ids(), max_group_queue)
         self.subscribing = Subscribing(self)
         self.opening = Opening(self)
         self.connections: set[Connection] = set()
@@ -133,8 +134,9 @@ class Server:
         if subscriber.session is session:
             subscriber.session = None
             subscriber.connection = None
-        entries = session.take_group_entries()
-        self._return_entries(entries)
+        self._return_entries(session.take_group_entries())
+        for group in self.dispatch.groups_of(subscriber):
+            group.member_left()
         self.let_go(connection)
 
     def _return_entries(self, entries: Iterable[GroupDelivery]) -> None:

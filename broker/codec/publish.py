@@ -57,7 +57,7 @@ def scan_publish_properties(data: bytes, start: int, end: int) -> tuple[int, int
 
 
 # One flat function: a call per property would double its time.
-def _scan_block(data: bytes, stop: int) -> tuple[int, int, bytes]:  # noqa: C901
+def _scan_block(data: bytes, stop: int) -> tuple[int, int, bytes]:
     pos = 0
     expiry_s = -1
     topic_alias = 0
