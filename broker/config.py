@@ -162,7 +162,8 @@ class Settings:
 
     store: str = _setting(_STORE, Store(), "embedded",
         "Where sessions, queues and retained messages live: embedded (a private server below the data folder), "
-        "memory (nothing survives the process), redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH?db=DB.")
+        "memory (nothing survives the process), redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS; "
+        "?ssl_ca_certs=, ssl_certfile=, ssl_keyfile= name PEM files) or unix:///PATH?db=DB.")
     store_username: str = _setting(_STORE, Text(), "", "User name for the store; empty for its default user.")
     store_password: str = _setting(_STORE, Text(), "",
         "Password for the store. Prefer the environment or the file: a command line is visible to others.", secret=True)
@@ -238,10 +239,8 @@ class Settings:
     subscription_ids_available: bool = _setting(_MQTT, Flag(), "true", "Allow subscription identifiers.")
     validate_payload_format: bool = _setting(_MQTT, Flag(), "false",
         "Refuse a message whose Payload Format Indicator says UTF-8 and whose payload is not.", reload=True)
-    send_no_matching_subscribers: bool = _setting(_MQTT, Flag(), "true",
-        "Tell an MQTT 5 publisher when nobody is subscribed (reason code 0x10).", reload=True)
-    response_information: str = _setting(_MQTT, Text(), "response",
-        "Clients that ask for Response Information get this prefix, a slash and their client id; empty: none.",
+    response_information: str = _setting(_MQTT, Text(), "response/",
+        "Clients that ask for Response Information get this prefix, followed by their client id; empty: none.",
         reload=True)
 
     drain_timeout_s: float = _setting(_DRAIN, Duration(), "30s",

@@ -20,6 +20,8 @@ _TIME_UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 8
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
+_TLS_OPTIONS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
+
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 
@@ -314,8 +316,9 @@ class Store:
             raise ValueError(
                 "must be embedded, memory, redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH?db=DB"
             )
-        if options - {"db"} or url.fragment:
-            raise ValueError("may have only db= after the question mark")
+        known = {"db"} | (_TLS_OPTIONS if url.scheme == "rediss" else set())
+        if options - known or url.fragment:
+            raise ValueError(f"may have only {', '.join(sorted(known))} after the question mark")
         self._check(url, port)
         return text
 

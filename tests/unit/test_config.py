@@ -191,7 +191,7 @@ def test_service_links_of_kubernetes_are_no_settings() -> None:
         ({"store": "redis://h/x"}, "must end in a database number"),
         ({"store": "redis://h:0"}, "must have a port from 1 to 65535"),
         ({"store": "redis://h:x"}, "is no valid URL"),
-        ({"store": "redis://h?timeout=5"}, "may have only db="),
+        ({"store": "redis://h?timeout=5"}, "may have only db after"),
         ({"store": "unix://relative"}, "must name an absolute path"),
         ({"namespace": "a{b}"}, "must be 1 to 64 of A-Z"),
         ({"node_name": ""}, "must be 1 to 64 of A-Z"),

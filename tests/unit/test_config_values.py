@@ -103,7 +103,16 @@ def test_http_address_reads_back(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["embedded", "memory", "redis://h", "rediss://h:1/5", "redis://u:p@[::1]:1", "unix:///run/x?db=2"]
+    "text",
+    [
+        "embedded",
+        "memory",
+        "redis://h",
+        "rediss://h:1/5",
+        "redis://u:p@[::1]:1",
+        "unix:///run/x?db=2",
+        "rediss://h?ssl_ca_certs=/a.pem&db=1",
+    ],
 )
 def test_stores(text: str) -> None:
     assert Store().parse(text) == text
