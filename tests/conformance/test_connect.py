@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.codec.packets import V5, V31, Connack, Connect, Publish, Will
+from broker.codec.packets import PINGRESP, PUBLISH, V5, V31, Connack, Connect, Will
 from broker.reasons import (
     CLIENT_IDENTIFIER_NOT_VALID,
     PROTOCOL_ERROR,
@@ -22,7 +22,7 @@ NO_CONNECT = {
     "PINGREQ": b"\xc0\x00",
     "DISCONNECT": b"\xe0\x00",
     "AUTH": b"\xf0\x00",
-    "HTTP": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "HTTP": b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nUser-Agent: none\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100,
 }
 
@@ -56,7 +56,7 @@ async def test_a_second_connect_in_the_same_write_closes(peers: Peers, version: 
 async def test_another_protocol_name_is_not_served(peers: Peers, version: int, name: bytes) -> None:
     client = await peers.open(version)
     await client.send_raw(wire.connect(version, wire.text(b"c"), name=name))
-    await client.expect_closed() if version != V5 else await peers.refused(client, UNSUPPORTED_PROTOCOL_VERSION)
+    await peers.refused(client, UNSUPPORTED_PROTOCOL_VERSION)
 
 
 @statement(v5="MQTT-3.1.2-2 MQTT-3.2.2-6 MQTT-3.2.2-7 MQTT-3.2.2-8")
@@ -293,7 +293,7 @@ async def test_connack_comes_first(peers: Peers, version: int) -> None:
     connack = await client.expect(Connack)
     assert connack.reason_code == 0
     assert client.last_raw[2] == 1
-    await client.expect(Publish)
+    assert {(await client.receive()).kind for _ in range(2)} == {PINGRESP, PUBLISH}
 
 
 @statement(v5="MQTT-3.1.4-6 MQTT-3.2.0-1", v311="MQTT-3.1.4-5")

@@ -100,6 +100,8 @@ class MqttClient:
         self._stream = stream
         self._frames = FrameBuffer()
         self._packet_id = 0
+        # Packets that came while `take` waited for a PUBREL, each with its bytes.
+        self._deferred: list[tuple[Packet, bytes]] = []
 
     @classmethod
     async def open(cls, host: str, port: int, version: int = 5) -> MqttClient:
@@ -143,6 +145,9 @@ class MqttClient:
 
     async def receive(self, deadline_s: float = DEADLINE_S) -> Packet:
         """Return the next packet; ConnectionClosed at the end, trio.TooSlowError at the deadline."""
+        if self._deferred:
+            packet, self.last_raw = self._deferred.pop(0)
+            return packet
         with trio.fail_after(deadline_s):
             first_byte, body = await self._next_frame()
         packet = decode(first_byte, body, 0, len(body), self.version, False)
@@ -288,7 +293,10 @@ class MqttClient:
         return answer.reason_code
 
     async def take(self, payload: bytes | None = None) -> Publish:
-        """Return the next packet, a PUBLISH (with this payload), after the whole exchange of its QoS."""
+        """Return the next packet, a PUBLISH (with this payload), after the whole exchange of its QoS.
+
+        Messages that come meanwhile are kept and returned next.
+        """
         publish = await self.expect(Publish)
         if payload is not None and publish.payload != payload:
             raise UnexpectedPacket(f"expected payload {payload!r}, got {describe(publish)}")
@@ -297,12 +305,23 @@ class MqttClient:
         elif publish.qos == 2:
             raw = self.last_raw
             await self.send(Pubrec(publish.packet_id))
-            release = await self.expect(Pubrel)
-            if release.packet_id != publish.packet_id:
-                raise UnexpectedPacket(f"PUBREC has packet id {publish.packet_id}, got {describe(release)}")
+            await self._await_release(publish.packet_id)
             await self.send(Pubcomp(publish.packet_id))
             self.last_raw = raw
         return publish
+
+    async def _await_release(self, packet_id: int) -> None:
+        others: list[tuple[Packet, bytes]] = []
+        while True:
+            packet = await self.receive()
+            if isinstance(packet, Pubrel):
+                if packet.packet_id != packet_id:
+                    raise UnexpectedPacket(f"PUBREC has packet id {packet_id}, got {describe(packet)}")
+                break
+            if not isinstance(packet, Publish):
+                raise UnexpectedPacket(f"expected Pubrel, got {describe(packet)}")
+            others.append((packet, self.last_raw))
+        self._deferred = others + self._deferred
 
     async def disconnect(self, packet: Disconnect | None = None) -> None:
         """Send DISCONNECT, wait until the server has closed as well, and close."""
