@@ -32,7 +32,7 @@ WAITING_LIMIT = 1000
 
 def group_id(share_name: str, topic_filter: str) -> bytes:
     """The 128-bit id of a shared subscription: share name and filter name it together [MQTT-4.8.2-1]."""
-    return hashlib.blake2b(f"{share_name}/{topic_filter}".encode(), digest_size=16, person=b"group").digest()
+    return hashlib.blake2b(f"$share/{share_name}/{topic_filter}".encode(), digest_size=16, person=b"group").digest()
 
 
 class GroupMember:

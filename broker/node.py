@@ -16,7 +16,7 @@ from broker.auth.api import Authenticators
 from broker.auth.scram import ScramSha256
 from broker.auth.users import UserFile, UserFilePasswords
 from broker.config import Settings
-from broker.errors import BrokerError, ClusterError, ConfigError
+from broker.errors import BrokerError, ConfigError
 from broker.http.app import HttpServer
 from broker.log import get_logger
 from broker.metrics import Metrics
@@ -27,6 +27,9 @@ from broker.transport.reactor import Reactor
 from cluster.api import Cluster
 from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
+from cluster.redis.address import parse_store_url
+from cluster.redis.embedded import EmbeddedServer
+from cluster.redis.store import RedisCluster
 
 OK = 0
 FAILED = 1
@@ -163,7 +166,13 @@ class Node:
         )
         if settings.store == "memory":
             return MemoryCluster(settings.node_name, limits)
-        raise ClusterError(f"store {settings.store} is not built yet")
+        if settings.store == "embedded":
+            address = await nursery.start(EmbeddedServer(settings.data_dir).serve)
+        else:
+            address = parse_store_url(
+                settings.store, username=settings.store_username or None, password=settings.store_password or None
+            )
+        return RedisCluster(address, settings.node_name, limits, settings.namespace, settings.partition_count)
 
     async def _wait_for_stop(self, signals: object, users: UserFile | None) -> None:
         async for number in signals:  # type: ignore[attr-defined]
