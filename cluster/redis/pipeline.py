@@ -196,23 +196,23 @@ class Pipeline:
         if not self._unanswered:
             self._drop(self._unavailable("a reply without a request"))
             return False
-        request = self._unanswered.popleft()
+        self._settle(self._unanswered.popleft(), reply)
+        return True
+
+    def _settle(self, request: Request, reply: object) -> None:
         if request is self._sample:
             self._sample = None
             took_ms = (time.perf_counter() - self._sampled_at) * 1000
             self.round_trip_ms = took_ms if self.round_trip_ms == 0.0 else 0.8 * self.round_trip_ms + 0.2 * took_ms
         if request.then is not None:
             run(request.then, reply)
-        return True
 
     def _push(self, push: list[object]) -> bool:
         head = self._unanswered[0] if self._unanswered else None
         if head is not None and head.channels and push and push[0] == head.kind:
             head.channels -= 1
             if not head.channels:
-                self._unanswered.popleft()
-                if head.then is not None:
-                    run(head.then, push)
+                self._settle(self._unanswered.popleft(), push)
         elif self._on_push is not None:
             run(cast("Then", self._on_push), push)
         return True

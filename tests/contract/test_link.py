@@ -159,6 +159,7 @@ async def test_pushes_do_not_shift_the_replies(server: RedisServer) -> None:
             assert await link.call("PUBLISH", "a", "hello") == 1
             assert await link.call("ECHO", "2") == b"2"
             assert pushed == [[b"message", b"a", b"hello"]]
+            assert link.round_trip_ms > 0
 
 
 async def test_a_refused_subscribe_gets_the_error(server: RedisServer) -> None:
