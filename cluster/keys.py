@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from typing import Final
 
 #: Shards of the retained set.
@@ -22,3 +23,45 @@ def group_id(topic_filter: str) -> bytes:
 def is_shared(topic_filter: str) -> bool:
     """Whether the filter is that of a shared subscription."""
     return topic_filter.startswith("$share/")
+
+
+class Keys:
+    """The prefixes of all keys of one namespace; each has one hash tag, so one slot.
+
+    The functions of the store (`cluster/redis/scripts`) get a prefix and append the suffixes below.
+    """
+
+    __slots__ = ("_namespace", "members", "partitions", "retained", "routes")
+
+    def __init__(self, namespace: str, partitions: int) -> None:
+        self._namespace = namespace
+        self.partitions = [self._prefix(f"p{number}") for number in range(partitions)]
+        self.retained = [self._prefix(f"t{number}") for number in range(RETAINED_SHARDS)]
+        self.routes = self._prefix("r")
+        self.members = self._prefix("c")
+
+    def _prefix(self, tag: str) -> bytes:
+        return f"{self._namespace}:{{{tag}}}:".encode()
+
+
+def partition_of(identifier: bytes, partitions: int) -> int:
+    """The partition of a session id or group id."""
+    return (identifier[0] << 8 | identifier[1]) % partitions
+
+
+def shard_of(topic: bytes) -> int:
+    """The retained shard of a topic name."""
+    return zlib.crc32(topic) % RETAINED_SHARDS
+
+
+#: Suffix: retained messages of a shard (hash).
+RETAINED: Final = b"ret"
+#: Suffix: the route table (hash).
+ROUTES: Final = b"f"
+#: Suffix: groups that have members (set), and, before a group id, a group's queue (stream).
+GROUPS: Final = b"gs"
+GROUP_QUEUE: Final = b"g:"
+#: Suffix: sessions whose routes must be brought in line (zset).
+ROUTES_MARKED: Final = b"tr"
+#: Suffix, before a message id: who got it already (set).
+SERVED: Final = b"d:"

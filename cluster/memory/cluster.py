@@ -365,9 +365,9 @@ class MemoryCluster:
 
     # Retained messages
 
-    def retained_match(self, topic_filter: str) -> Iterator[str]:
+    def retained_match(self, topic_filter: str) -> Iterator[str | None]:
         """See `Cluster.retained_match`."""
-        return self._index.match(topic_filter)
+        return self._index.scan(topic_filter)
 
     async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
         """See `Cluster.retained_values`."""

@@ -1,1 +1,3 @@
 """The cluster port on a Redis or Valkey server."""
+
+from __future__ import annotations

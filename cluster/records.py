@@ -1,0 +1,143 @@
+"""Records as they lie in the store: a format byte, then struct or msgpack. A reader keeps what it cannot read.
+
+Format 1 of a message is a msgpack array, so a later writer may append fields: readers ignore what is behind
+those they know.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final, cast
+
+import msgpack
+
+from broker.message import Message
+from cluster.api import QueuedMessage, Route, StoredSubscription, StoredWill
+
+FORMAT: Final = 1
+_FORMAT: Final = b"\x01"
+
+_packer = msgpack.Packer(use_bin_type=True)
+#: For arguments of functions: Lua knows one kind of string.
+_argument_packer = msgpack.Packer(use_bin_type=False)
+
+_QUEUE_HEAD: Final = struct.Struct(">BBH")
+_BIRTH: Final = struct.Struct(">Q")
+#: Headers of queue records without subscription identifiers, by qos * 2 + retain.
+_PLAIN: Final = tuple(_QUEUE_HEAD.pack(FORMAT, qos | retain << 2, 0) for qos in range(4) for retain in range(2))
+
+
+def pack_arguments(value: object) -> bytes:
+    """msgpack for a function of the store."""
+    return cast(bytes, _argument_packer.pack(value))
+
+
+def unpack_answer(data: bytes) -> list[int | bytes]:
+    """A list packed by a function of the store."""
+    return cast("list[int | bytes]", msgpack.unpackb(data, raw=True))
+
+
+def pack_body(message: Message) -> bytes:
+    """A message without format byte: the part that all copies share."""
+    return cast(
+        bytes,
+        _packer.pack(
+            (
+                message.topic,
+                message.payload,
+                message.qos,
+                message.retain,
+                message.properties,
+                message.expiry_s,
+                message.accepted_at_ms,
+                message.message_id,
+                message.publisher,
+            )
+        ),
+    )
+
+
+def _message(fields: Sequence[object]) -> Message:
+    return Message(*fields[:9])  # type: ignore[arg-type]
+
+
+def pack_message(message: Message) -> bytes:
+    """A retained message, or an entry of a group's queue."""
+    return _FORMAT + pack_body(message)
+
+
+def unpack_message(record: bytes) -> Message | None:
+    """None for a format that this version does not know."""
+    if record[:1] != _FORMAT:
+        return None
+    return _message(msgpack.unpackb(memoryview(record)[1:]))
+
+
+def queue_prefix(qos: int, retain: bool, subscription_ids: Sequence[int]) -> bytes:
+    """What stands before the body in a session's queue: format, flags, subscription identifiers."""
+    if not subscription_ids:
+        return _PLAIN[qos << 1 | retain]
+    count = len(subscription_ids)
+    return struct.pack(f">BBH{count}I", FORMAT, qos | retain << 2, count, *subscription_ids)
+
+
+def unpack_queued(seq: int, record: bytes) -> QueuedMessage | None:
+    """None for a format that this version does not know."""
+    if record[:1] != _FORMAT:
+        return None
+    _, flags, count = _QUEUE_HEAD.unpack_from(record)
+    ids = struct.unpack_from(f">{count}I", record, 4) if count else ()
+    message = _message(msgpack.unpackb(memoryview(record)[4 + 4 * count :]))
+    return QueuedMessage(seq, message, flags & 3, bool(flags & 4), ids)
+
+
+def pack_will(client_id: str, will: StoredWill) -> bytes:
+    """A will, with whose it is."""
+    return _FORMAT + cast(bytes, _packer.pack((client_id, will.delay_s, pack_body(will.message))))
+
+
+def unpack_will(record: bytes) -> tuple[str, StoredWill] | None:
+    """The client id and the will; None for a format that this version does not know."""
+    if record[:1] != _FORMAT:
+        return None
+    client_id, delay_s, body = msgpack.unpackb(memoryview(record)[1:])[:3]
+    return client_id, StoredWill(_message(msgpack.unpackb(body)), delay_s)
+
+
+def pack_subscription(subscription: StoredSubscription) -> bytes:
+    """The value beside a topic filter in a session's subscriptions."""
+    return struct.pack(">BBI", FORMAT, subscription.options, subscription.subscription_identifier)
+
+
+def unpack_subscription(topic_filter: bytes, record: bytes) -> StoredSubscription | None:
+    """None for a format that this version does not know."""
+    if record[:1] != _FORMAT:
+        return None
+    _, options, identifier = struct.unpack_from(">BBI", record)
+    return StoredSubscription(topic_filter.decode(), options, identifier)
+
+
+def route_field(session_id: bytes, topic_filter: bytes) -> bytes:
+    """The name of a route in the route table."""
+    return session_id + topic_filter
+
+
+def route_birth(birth: int) -> bytes:
+    """A birth number whose order as bytes is that of the numbers."""
+    return _BIRTH.pack(birth)
+
+
+def pack_route(birth: int, client_id: str, subscription: bytes) -> bytes:
+    """A route; `subscription` is a packed subscription. Bytes 1 to 8 are the birth: the store compares them."""
+    return _FORMAT + _BIRTH.pack(birth) + cast(bytes, _packer.pack((client_id, subscription)))
+
+
+def unpack_route(field: bytes, record: bytes) -> Route | None:
+    """None for a format that this version does not know."""
+    if record[:1] != _FORMAT:
+        return None
+    (birth,) = _BIRTH.unpack_from(record, 1)
+    client_id, packed = msgpack.unpackb(memoryview(record)[9:])[:2]
+    subscription = unpack_subscription(field[16:], packed)
+    return None if subscription is None else Route(field[:16], client_id, birth, subscription)

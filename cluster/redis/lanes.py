@@ -1,0 +1,144 @@
+"""Adding calls to one hash tag: numbered, one under way at a time, repeated until the store has answered.
+
+While a call is under way, what comes is gathered for the next one. So a lost answer, a full store or a paused node
+leave no gap and no doubt about what follows (GUARANTEES section 4, rule 5), and a busy tag batches by itself.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import hiredis
+
+from broker.errors import ClusterError, StoreFull, StoreUnavailable
+from broker.log import get_logger
+from cluster.redis.membership import Membership
+from cluster.redis.pipeline import Part, Pipeline
+from cluster.redis.replies import error_from
+
+_OK, _GAP, _LATE, _FENCED = range(4)
+
+_log = get_logger("cluster")
+
+
+class Outbox:
+    """The lanes with something to send: at the end of the turn, or later because the store said so."""
+
+    __slots__ = ("due", "later")
+
+    def __init__(self) -> None:
+        self.due: list[Lane] = []
+        self.later: list[Lane] = []
+
+    def pump(self) -> None:
+        """Sends what is due. To be called only while there is a connection and a lease."""
+        lanes, self.due = self.due, []
+        for lane in lanes:
+            lane.pump()
+
+    def retry(self) -> None:
+        """What was put off is due again."""
+        lanes, self.later = self.later, []
+        for lane in lanes:
+            lane.touch()
+
+
+class Lane:
+    """The way of adding calls to one prefix. Subclasses build calls and take their answers."""
+
+    __slots__ = ("_call", "_link", "_member", "_number", "_outbox", "dirty", "prefix", "sent")
+
+    def __init__(self, prefix: bytes, link: Pipeline, member: Membership, outbox: Outbox) -> None:
+        self.prefix = prefix
+        self._link = link
+        self._member = member
+        self._outbox = outbox
+        self._number = 0
+        self._call: tuple[Part, ...] | None = None
+        #: In the outbox.
+        self.dirty = False
+        #: The call under way is on the current connection.
+        self.sent = False
+
+    def touch(self) -> None:
+        """There is something to send at the end of this turn."""
+        if not self.dirty:
+            self.dirty = True
+            self._outbox.due.append(self)
+
+    def pump(self) -> None:
+        """Sends the call under way if that is due, or builds and sends the next one."""
+        self.dirty = False
+        if self.sent:
+            return
+        if self._call is None:
+            self._call = self.build()
+            if self._call is None:
+                return
+        name, *arguments = self._call
+        member = self._member
+        self.sent = True
+        self._link.command(
+            (
+                b"FCALL",
+                name,
+                b"1",
+                self.prefix,
+                member.node,
+                member.incarnation_text,
+                member.valid_until_ms(),
+                self._number + 1,
+                *arguments,
+            ),
+            self._answered,
+        )
+
+    def _answered(self, reply: object) -> None:
+        self.sent = False
+        if isinstance(reply, list):
+            status, value = cast("tuple[int, bytes]", reply)
+            if status == _OK:
+                self._number += 1
+                self._call = None
+                self.done(value)
+                if self.has_more():
+                    self.touch()
+                return
+            if status == _GAP:
+                # Nothing was under way: the store begins to count anew (an older state of it came back).
+                self._number = int(value)
+            elif status == _LATE:
+                self._member.heard(int(value))
+            else:
+                self._member.superseded = True
+            self.touch()
+            return
+        if isinstance(reply, StoreUnavailable):
+            self.touch()  # outcome unknown: the same number again on the next connection
+            return
+        error = error_from(reply) if isinstance(reply, hiredis.ReplyError) else ClusterError(f"answer {reply!r:.80}")
+        if isinstance(error, StoreUnavailable):
+            self._outbox.later.append(self)
+            return
+        if not isinstance(error, StoreFull):
+            _log.error("cluster.call_failed", call=str(self._call and self._call[0]), error=str(error)[:200])
+        self._call = None
+        self.failed(error)
+        if self.has_more():
+            self.touch()
+
+    def has_more(self) -> bool:
+        """Whether `build` would build something."""
+        raise NotImplementedError
+
+    def build(self) -> tuple[Part, ...] | None:
+        """The function's name and its arguments from the fifth on; None if there is nothing to do."""
+        raise NotImplementedError
+
+    def done(self, value: bytes) -> None:
+        """The call that was built last was executed, just now or before."""
+        raise NotImplementedError
+
+    def failed(self, error: ClusterError) -> None:
+        """The call that was built last was refused and left nothing behind."""
+        raise NotImplementedError

@@ -1,0 +1,76 @@
+#!lua name=rk1
+-- The functions of layout version 1. All files of this folder are concatenated in the order of their names
+-- into one library. KEYS[1] of every function is the common prefix of the keys it touches, hash tag included
+-- ("rookery:{p3}:"); every other key is that prefix plus a suffix, so a call stays within one slot.
+-- Session ids and group ids are 16 raw bytes. Times are milliseconds of the store's own clock.
+
+local NEVER = 4294967295 -- Session Expiry Interval: no end
+local LEASE_MS = 10000 -- a timer item that is worked on comes again after this
+local SERVED_S = 3600 -- memory of who got a message id
+local PAGE_BYTES = 1048576 -- a page ends after so many bytes
+local CHUNK = 2000 -- elements unpacked into one command
+
+-- Answers of adding calls (GUARANTEES section 4, rule 5).
+local OK, GAP, LATE, FENCED = 0, 1, 2, 3
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- Runs a command with any number of trailing arguments.
+local function in_chunks(command, key, list)
+  local count = #list
+  if count == 0 then
+    return 0
+  end
+  if count <= CHUNK then
+    return redis.call(command, key, unpack(list))
+  end
+  local sum = 0
+  for first = 1, count, CHUNK do
+    local done = redis.call(command, key, unpack(list, first, math.min(first + CHUNK - 1, count)))
+    if type(done) == 'number' then
+      sum = sum + done
+    end
+  end
+  return sum
+end
+
+local function is_fenced(p, node, inc)
+  local dead = redis.call('HGET', p .. 'fence', 'f:' .. node)
+  return dead and tonumber(dead) >= tonumber(inc)
+end
+
+-- Whether an adding call may run; else the answer to give. args: node, inc, valid_until, number.
+local function refusal(p, args)
+  local node, inc, number = args[1], args[2], tonumber(args[4])
+  local f = redis.call('HMGET', p .. 'fence', 'f:' .. node, 'n:' .. node, 'a:' .. node)
+  if f[1] and tonumber(f[1]) >= tonumber(inc) then
+    return { FENCED, '' }
+  end
+  local last = 0
+  if f[2] then
+    local of, n = string.match(f[2], '^(%d+):(%d+)$')
+    if of == inc then
+      last = tonumber(n)
+    end
+  end
+  if number == last then
+    return { OK, f[3] or '' }
+  end
+  if number ~= last + 1 then
+    return { GAP, tostring(last) }
+  end
+  local now = now_ms()
+  if now > tonumber(args[3]) then
+    return { LATE, string.format('%.0f', now) }
+  end
+  return nil
+end
+
+-- Keeps the answer of an adding call, should its number come again.
+local function answered(p, args, answer)
+  redis.call('HSET', p .. 'fence', 'n:' .. args[1], args[2] .. ':' .. args[4], 'a:' .. args[1], answer)
+  return { OK, answer }
+end

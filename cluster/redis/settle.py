@@ -1,0 +1,149 @@
+"""What receivers and publishers are done with: acknowledgements and inbound QoS 2 ids, one call per partition.
+
+All of it is idempotent and carries the session's token, so the link simply sends it again after a lost connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import hiredis
+
+from broker.errors import ClusterError, SessionLost
+from cluster.api import SessionRef
+from cluster.policy import MAX_CALL_SESSIONS
+from cluster.records import pack_arguments
+from cluster.redis.callbacks import Then, call_then
+from cluster.redis.pipeline import Pipeline
+from cluster.redis.replies import error_from
+
+
+class _Work:
+    """What waits for one ownership of a session; the first six are the record that the store gets."""
+
+    __slots__ = ("received", "ref", "released", "sent_seq", "settled", "thens")
+
+    def __init__(self, ref: SessionRef) -> None:
+        self.ref = ref
+        self.sent_seq = 0
+        self.settled: list[int] = []
+        self.received: list[int] = []
+        self.released: list[int] = []
+        self.thens: list[Then] = []
+
+    def record(self) -> tuple[object, ...]:
+        """As `rk1_settle` takes it."""
+        return self.ref.session_id, self.ref.token, self.sent_seq, self.settled, self.received, self.released
+
+
+class _Reservation:
+    """Inbound packet ids with their message ids for one ownership of a session."""
+
+    __slots__ = ("ref", "thens", "values")
+
+    def __init__(self, ref: SessionRef) -> None:
+        self.ref = ref
+        self.values: list[int | bytes] = []
+        self.thens: list[Then] = []
+
+    def record(self) -> tuple[object, ...]:
+        """As `rk1_reserve` takes it."""
+        return self.ref.session_id, self.ref.token, *self.values
+
+
+class Settler:
+    """The acknowledgements of one partition. One call is under way at a time; meanwhile the next is gathered."""
+
+    __slots__ = ("_dirty", "_link", "_lost", "_outbox", "_prefix", "_reservations", "_reserving", "_settling", "_work")
+
+    def __init__(
+        self, prefix: bytes, link: Pipeline, outbox: list[Settler], lost: Callable[[SessionRef], None]
+    ) -> None:
+        self._prefix = prefix
+        self._link = link
+        self._outbox = outbox
+        self._lost = lost
+        self._work: dict[bytes, _Work] = {}
+        self._reservations: dict[bytes, _Reservation] = {}
+        self._settling = self._reserving = self._dirty = False
+
+    def work(self, ref: SessionRef) -> _Work:
+        """Where to add what a session is done with."""
+        self._touch()
+        work = self._work.get(ref.token)
+        if work is None:
+            work = self._work[ref.token] = _Work(ref)
+        return work
+
+    def reserve(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Then) -> None:
+        """See `Cluster.reserve`."""
+        self._touch()
+        reservation = self._reservations.get(ref.token)
+        if reservation is None:
+            reservation = self._reservations[ref.token] = _Reservation(ref)
+        reservation.values += (packet_id, message_id)
+        reservation.thens.append(then)
+
+    def _touch(self) -> None:
+        if not self._dirty:
+            self._dirty = True
+            self._outbox.append(self)
+
+    def pump(self, everything: bool = False) -> None:
+        """Sends what is due; `everything` also what else would wait for the answer to an earlier call."""
+        self._dirty = False
+        while self._reservations and (everything or not self._reserving):
+            self._reserving = True
+            reservations = _take(self._reservations)
+            self._send(b"rk1_reserve", reservations, self._reserved)
+        while self._work and (everything or not self._settling):
+            self._settling = True
+            work = _take(self._work)
+            self._send(b"rk1_settle", work, self._settled)
+
+    def _send(self, name: bytes, batch: Sequence[_Work | _Reservation], then: Callable[[], None]) -> None:
+        arguments = pack_arguments([each.record() for each in batch])
+
+        def answered(reply: object) -> None:
+            then()
+            if self._work or self._reservations:
+                self._touch()
+            self._answer(reply, batch)
+
+        self._link.command((b"FCALL", name, b"1", self._prefix, arguments), answered, resend=True)
+
+    def _reserved(self) -> None:
+        self._reserving = False
+
+    def _settled(self) -> None:
+        self._settling = False
+
+    def _answer(self, reply: object, batch: Sequence[_Work | _Reservation]) -> None:
+        if not isinstance(reply, list):
+            error: Exception = ClusterError(f"answer {reply!r:.80}")
+            if isinstance(reply, hiredis.ReplyError):
+                error = error_from(reply)
+            elif isinstance(reply, Exception):
+                error = reply
+            for each in batch:
+                for then in each.thens:
+                    call_then(then, error)
+            return
+        lost = frozenset(cast("list[int]", reply))
+        for position, each in enumerate(batch, 1):
+            failure: Exception | None = None
+            if position in lost:
+                failure = SessionLost(f"session of {each.ref.client_id[:64]!r} has another owner")
+                self._lost(each.ref)
+            for then in each.thens:
+                call_then(then, failure)
+
+
+_T = TypeVar("_T")
+
+
+def _take(waiting: dict[bytes, _T]) -> list[_T]:
+    """The oldest, as many as one call may have."""
+    names = list(waiting)[:MAX_CALL_SESSIONS]
+    return [waiting.pop(name) for name in names]

@@ -1,0 +1,108 @@
+"""Wills, session ends and unfinished routes that are due: polled once a second, or at once when something is."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import trio
+
+from broker.errors import ClusterError
+from broker.log import get_logger
+from cluster.api import ClusterEvents, Poller
+from cluster.keys import Keys
+from cluster.policy import TIMER_POLL_S
+from cluster.records import unpack_will
+from cluster.redis.calls import gather
+from cluster.redis.link import RedisLink
+from cluster.redis.membership import Membership
+from cluster.redis.requests import result
+from cluster.redis.routes import Routes
+from cluster.redis.sessions import subscriptions_of
+
+_LIMIT = 100
+#: So many wills of one partition are published at the same time.
+_AT_ONCE = 20
+
+_log = get_logger("cluster")
+
+
+class Timers:
+    """Takes due items from every partition. What is not finished comes again by itself."""
+
+    def __init__(self, keys: Keys, link: RedisLink, poller: Poller, member: Membership, routes: Routes) -> None:
+        self._prefixes = keys.partitions
+        self._link = link
+        self._poller = poller
+        self._member = member
+        self._routes = routes
+        self._wake = trio.Event()
+
+    def wake(self) -> None:
+        """Something is due now."""
+        self._wake.set()
+
+    async def serve(self, events: ClusterEvents) -> None:
+        """Until cancelled."""
+        while True:
+            more = False
+            if self._link.up and self._member.holds_lease():
+                self._wake = trio.Event()
+                try:
+                    more = await self._turn(events)
+                except ClusterError as error:
+                    _log.warning("cluster.timers_delayed", reason=str(error)[:200])
+            if more:
+                continue
+            with trio.move_on_after(TIMER_POLL_S):
+                await self._wake.wait()
+
+    async def _turn(self, events: ClusterEvents) -> bool:
+        replies = await gather(
+            self._link, self._poller, [("FCALL", "rk1_due", 1, prefix, _LIMIT) for prefix in self._prefixes]
+        )
+        more = False
+        for prefix, reply in zip(self._prefixes, replies, strict=True):
+            items = cast("list[list[object]]", result(reply))
+            more = more or len(items) >= _LIMIT
+            await self._work_off(events, prefix, items)
+        return more
+
+    async def _work_off(self, events: ClusterEvents, prefix: bytes, items: list[list[object]]) -> None:
+        # Wills first: they go out before their sessions end.
+        slots = trio.Semaphore(_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            for item in items:
+                if item[0] == b"x":
+                    await slots.acquire()
+                    nursery.start_soon(self._will, events, prefix, cast("list[bytes]", item), slots)
+        for item in items:
+            if item[0] == b"e":
+                _, session_id, client_id, subscriptions, routes = item
+                if routes:
+                    await self._routes.repair(prefix, cast(bytes, session_id))
+                try:
+                    await events.session_ended(
+                        cast(bytes, client_id).decode(), cast(bytes, session_id), subscriptions_of(subscriptions)
+                    )
+                except Exception:
+                    _log.exception("cluster.callback_failed")
+            elif item[0] == b"r":
+                await self._routes.repair(prefix, cast(bytes, item[1]))
+
+    async def _will(self, events: ClusterEvents, prefix: bytes, item: list[bytes], slots: trio.Semaphore) -> None:
+        try:
+            _, member, record = item
+            found = unpack_will(record)
+            if found is None:
+                _log.warning("cluster.unknown_record", kind="will", format=record[0])
+                return
+            client_id, will = found
+            try:
+                await events.will_due(client_id, will)
+            except Exception as error:
+                _log.warning("cluster.will_failed", client_id=client_id, error=repr(error)[:200])
+                return
+            self._link.command(("FCALL", "rk1_done", 1, prefix, member), None, resend=True)
+            self._poller.wake()
+        finally:
+            slots.release()
