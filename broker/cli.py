@@ -137,7 +137,7 @@ def serve(**options: object) -> int:
     from broker.node import run
 
     configure(loaded.settings.log_level, loaded.settings.log_format)
-    return run(loaded.settings)
+    return run(loaded.settings, lambda: _load(options).settings)
 
 
 @cli.command("check-config", cls=SettingsCommand, epilog=_SOURCES)

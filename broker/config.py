@@ -181,8 +181,7 @@ class Settings:
         "On loopback they are let in unless there are users.")
     scram_file: Path | None = _setting(_ACCESS, FilePath(), "",
         "File of users, written by `rookery passwd`: for SCRAM-SHA-256 (enhanced authentication of MQTT 5) and for "
-        "user name and password.",
-        reload=True)
+        "user name and password.")
 
     max_connections: int = _setting(_LIMITS, Integer(), "0",
         "Connections served at a time; 0 is as many as the system allows.", at_least=0, at_most=10_000_000, reload=True)
@@ -198,8 +197,6 @@ class Settings:
     topic_alias_maximum: int = _setting(_LIMITS, Integer(), "64",
         "Topic aliases a publisher may use, and the most that are used towards a subscriber (Topic Alias Maximum).",
         at_least=0, at_most=65535, reload=True)
-    max_user_properties: int = _setting(_LIMITS, Integer(), "128",
-        "User properties in one packet.", at_least=0, at_most=65535, reload=True)
     max_subscriptions_per_client: int = _setting(_LIMITS, Integer(), "1000",
         "Subscriptions of one session.", at_least=1, at_most=1_000_000, reload=True)
     max_keep_alive_s: int = _setting(_LIMITS, WholeSeconds(), "0",
@@ -211,14 +208,14 @@ class Settings:
         at_least=1, at_most=4095, reload=True)
     max_queued_messages: int = _setting(_QUEUES, Integer(), "1000",
         "Messages waiting for one session; the newest is refused when it is full.",
-        at_least=1, at_most=10_000_000, reload=True)
+        at_least=1, at_most=10_000_000)
     max_queued_bytes: int = _setting(_QUEUES, Size(), "8MiB",
-        "Bytes waiting for one session.", at_least=1024, at_most=1 << 40, reload=True)
+        "Bytes waiting for one session.", at_least=1024, at_most=1 << 40)
     max_group_queue: int = _setting(_QUEUES, Integer(), "10000",
-        "Messages waiting for one shared subscription.", at_least=1, at_most=10_000_000, reload=True)
+        "Messages waiting for one shared subscription.", at_least=1, at_most=10_000_000)
     output_buffer_bytes: int = _setting(_QUEUES, Size(), "1MiB",
         "Bytes waiting for one connection to take them; beyond it QoS 0 is dropped, QoS 1 and 2 wait.",
-        at_least=4096, at_most=1 << 32, reload=True)
+        at_least=4096, at_most=1 << 32)
     stall_timeout_s: float = _setting(_QUEUES, Duration(), "30s",
         "A connection with a full buffer that takes nothing for so long is closed.",
         at_least=1, at_most=3600, reload=True)

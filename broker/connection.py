@@ -18,13 +18,14 @@ from broker.codec.packets import (
     PUBREC,
     PUBREL,
     V5,
+    Acknowledgement,
     Connack,
     Disconnect,
-    Packet,
     Properties,
 )
-from broker.errors import MalformedPacket, PeerError
+from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.inbound import Inbound
+from broker.log import get_logger
 from broker.message import Message
 from broker.output import Output
 from broker.reasons import reason_name
@@ -39,7 +40,12 @@ from cluster.api import SessionRef
 if TYPE_CHECKING:
     import trio
 
-    from broker.server import Server
+    from broker.services import Services
+
+_log = get_logger("connection")
+
+#: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
+_PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 
 #: Packets of one connection in one turn; the rest waits for the next, so that everybody gets a share.
 PACKETS_PER_TURN = 256
@@ -79,7 +85,7 @@ class Connection(Output):
         "username",
     )
 
-    def __init__(self, stream: TcpStream, server: Server) -> None:
+    def __init__(self, stream: TcpStream, server: Services) -> None:
         super().__init__(stream, server.metrics)
         self._server = server
         self.machine = ConnectionMachine()
@@ -179,6 +185,8 @@ class Connection(Output):
                         start += 1
                         length |= (byte & 127) << shift
                         if not byte & 128:
+                            if not byte:  # [MQTT-1.5.5-1]
+                                raise MalformedPacket("the remaining length is longer than it need be")
                             break
                         shift += 7
                         if shift > 21:
@@ -210,11 +218,10 @@ class Connection(Output):
                             self._publish(head, data, start, end)
                     else:
                         self._publish(head, data, start, end)
-                elif is_open and head == 0x40 and length == 2:
-                    server.metrics.packets_received[PUBACK] += 1
-                    session = self.session
-                    if session is not None:
-                        session.acked(data[start] << 8 | data[start + 1], server.now_ms)
+                elif is_open and length == 2 and head in _PLAIN_ACKS:
+                    kind = head >> 4
+                    server.metrics.packets_received[kind] += 1
+                    self._acknowledgement(kind, data[start] << 8 | data[start + 1], 0)
                 else:
                     self._packet(head, data, start, end)
                     is_open = machine.state == OPEN
@@ -246,7 +253,8 @@ class Connection(Output):
         packet = decode(head, data, start, end, self.version, True)
         server.metrics.packets_received[kind] += 1
         if self.machine.state == OPEN and PUBACK <= kind <= PUBCOMP:
-            self._acknowledgement(kind, packet)
+            assert isinstance(packet, Acknowledgement)
+            self._acknowledgement(kind, packet.packet_id, packet.reason_code)
             return
         effect = self.machine.receive(packet)
         self._perform(effect)
@@ -260,10 +268,10 @@ class Connection(Output):
         elif isinstance(effect, Open):
             self.version = effect.connect.protocol_version
             self._busy = True
-            self._server.opening.open(self, effect.connect)
+            self._server.opener.open(self, effect.connect)
         elif isinstance(effect, ContinueAuthentication):
             self._busy = True
-            self._server.opening.continue_authentication(self, effect)
+            self._server.opener.continue_authentication(self, effect)
         elif isinstance(effect, Finish):
             self.send_will = effect.send_will
             if effect.expiry_s >= 0:
@@ -283,13 +291,13 @@ class Connection(Output):
         assert inbound is not None
         inbound.publish(head, data[start + 2 : body], data, body, end)
 
-    def _acknowledgement(self, kind: int, packet: Packet) -> None:
+    def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         session = self.session
         inbound = self.inbound
         assert session is not None and inbound is not None
-        packet_id: int = packet.packet_id  # type: ignore[union-attr]
-        reason_code: int = packet.reason_code  # type: ignore[union-attr]
         now_ms = self._server.now_ms
+        if not packet_id:
+            raise ProtocolError("an acknowledgement of packet id 0")
         if kind == PUBACK:
             session.acked(packet_id, now_ms)
         elif kind == PUBREC:
@@ -410,7 +418,7 @@ class Connection(Output):
             return
         name = reason_name(error.reason_code)
         self.metrics.packet_errors[name] += 1
-        self._server.log.info(
+        _log.info(
             "connection.refused" if state == NEW else "connection.error",
             peer=self.stream.peer,
             client_id=self.client_id or None,

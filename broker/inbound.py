@@ -15,7 +15,7 @@ from broker.routes import AckSlot, Route
 
 if TYPE_CHECKING:
     from broker.connection import Connection
-    from broker.server import Server
+    from broker.services import Services
 
 _PENDING = 0
 _RESUMED = 1
@@ -58,7 +58,7 @@ class Inbound:
 
     __slots__ = ("_acks", "_aliases", "_connection", "_ids", "_server", "_unanswered_max", "_v5", "held")
 
-    def __init__(self, connection: Connection, server: Server, resumed: Mapping[int, bytes]) -> None:
+    def __init__(self, connection: Connection, server: Services, resumed: Mapping[int, bytes]) -> None:
         self._connection = connection
         self._server = server
         self._v5 = connection.version == V5

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import trio
@@ -15,10 +17,10 @@ from broker import __version__
 from broker.auth.api import Authenticators
 from broker.auth.scram import ScramSha256
 from broker.auth.users import UserFile, UserFilePasswords
-from broker.config import Settings
+from broker.config import SETTINGS, Settings
 from broker.errors import BrokerError, ConfigError
 from broker.http.app import HttpServer
-from broker.log import get_logger
+from broker.log import configure, get_logger
 from broker.metrics import Metrics
 from broker.server import Server
 from broker.session.quotas import Quotas
@@ -36,10 +38,13 @@ FAILED = 1
 MISCONFIGURED = 2
 
 
-def run(settings: Settings) -> int:
-    """Serve until told to stop; returns the exit status. Errors are told in one line on standard error."""
+def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int:
+    """Serve until told to stop; returns the exit status. Errors are told in one line on standard error.
+
+    `reload` reads the settings again, for SIGHUP.
+    """
     try:
-        trio.run(Node(settings).serve)
+        trio.run(Node(settings, reload).serve)
     except BaseExceptionGroup as group:
         error = _first(group)
         if isinstance(error, KeyboardInterrupt):
@@ -88,8 +93,10 @@ def quotas_of(settings: Settings) -> Quotas:
 class Node:
     """One process of the cluster."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reload: Callable[[], Settings] | None = None) -> None:
         self.settings = settings
+        self._reload = reload
+        self._users: UserFile | None = None
         self.log = get_logger("node")
         self.reactor = Reactor()
         self.metrics = Metrics()
@@ -98,11 +105,16 @@ class Node:
         self.listeners: list[TcpListener] = []
         self.ready = False
 
+    @property
+    def name(self) -> str:
+        """The name of the node in its cluster."""
+        return self.settings.node_name
+
     async def serve(self) -> None:
         """Start everything, serve until a signal, drain, stop."""
         settings = self.settings
         _raise_file_limit()
-        users = UserFile(settings.scram_file) if settings.scram_file is not None else None
+        users = self._users = UserFile(settings.scram_file) if settings.scram_file is not None else None
         authenticators = Authenticators(
             settings.anonymous_allowed,
             UserFilePasswords(users) if users is not None else None,
@@ -143,7 +155,7 @@ class Node:
                 self.ready = True
                 self._announce(http)
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-                    await self._wait_for_stop(signals, users)
+                    await self._wait_for_stop(signals)
                     async with trio.open_nursery() as stopping:
                         stopping.start_soon(self._second_signal, signals)
                         await self._stop()
@@ -174,20 +186,39 @@ class Node:
             )
         return RedisCluster(address, settings.node_name, limits, settings.namespace, settings.partition_count)
 
-    async def _wait_for_stop(self, signals: object, users: UserFile | None) -> None:
-        async for number in signals:  # type: ignore[attr-defined]
+    async def _wait_for_stop(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
             if number != signal.SIGHUP:
                 self.log.info("node.stopping", signal=signal.Signals(number).name)
                 return
-            if users is not None:
-                try:
-                    users.reload()
-                    self.log.info("node.reloaded", file=str(self.settings.scram_file))
-                except ConfigError as error:
-                    self.log.warning("node.not_reloaded", error=str(error))
+            try:
+                self._reload_settings()
+            except ConfigError as error:
+                self.log.warning("node.not_reloaded", error=str(error))
 
-    async def _second_signal(self, signals: object) -> None:
-        async for number in signals:  # type: ignore[attr-defined]
+    def _reload_settings(self) -> None:
+        """Read settings and users again; what cannot change while the node runs is named."""
+        if self._users is not None:
+            self._users.reload()
+        if self._reload is None:
+            return
+        new = self._reload()
+        changed = [item for item in SETTINGS if getattr(new, item.attribute) != getattr(self.settings, item.attribute)]
+        needs_restart = [item.name for item in changed if not item.reload]
+        applied = {item.attribute: getattr(new, item.attribute) for item in changed if item.reload}
+        settings = self.settings = dataclasses.replace(self.settings, **applied)
+        configure(settings.log_level, settings.log_format)
+        server = self.server
+        server.quotas = quotas_of(settings)
+        server.connect_timeout_s = settings.connect_timeout_s
+        server.stall_timeout_s = settings.stall_timeout_s
+        server.max_connections = settings.max_connections
+        self.log.info("node.reloaded", changed=sorted(item.name for item in changed if item.reload))
+        if needs_restart:
+            self.log.warning("node.restart_needed", settings=needs_restart)
+
+    async def _second_signal(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
             if number != signal.SIGHUP:
                 self.log.warning("node.killed", signal=signal.Signals(number).name)
                 os._exit(FAILED)

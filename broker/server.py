@@ -68,7 +68,7 @@ class Server:
         self.log = get_logger("server")
         self.dispatch = Dispatch(cluster, metrics, _message_ids(), max_group_queue)
         self.subscribing = Subscribing(self)
-        self.opening = Opening(self)
+        self.opener = Opening(self)
         self.connections: set[Connection] = set()
         #: The connection that owns each client id here, from CONNECT until its session was let go.
         self.clients: dict[str, Connection] = {}
@@ -121,7 +121,7 @@ class Server:
     def connection_ended(self, connection: Connection) -> None:
         """The connection can do nothing more; called once, from within a turn or a task."""
         self.connections.discard(connection)
-        self.opening.forget(connection)
+        self.opener.forget(connection)
         self.metrics.connections -= 1
         self.metrics.disconnects[connection.close_reason] += 1
         session = connection.session

@@ -16,7 +16,7 @@ from broker.errors import ConfigError
 from broker.http.exposition import exposition
 
 if TYPE_CHECKING:
-    from broker.node import Node
+    from broker.http.view import NodeView
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -26,7 +26,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class HttpServer:
     """Hypercorn on trio, one per node. Raises ConfigError if the address cannot be used."""
 
-    def __init__(self, node: Node, endpoint: Endpoint) -> None:
+    def __init__(self, node: NodeView, endpoint: Endpoint) -> None:
         self._node = node
         family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
         try:
@@ -82,7 +82,7 @@ class HttpServer:
             why = "the store cannot be reached"
         body = {
             "status": why or "ready",
-            "node": self._node.settings.node_name,
+            "node": self._node.name,
             "store": health.kind,
             "store_version": health.version,
             "durability": health.durability,

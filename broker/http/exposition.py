@@ -12,10 +12,10 @@ from broker import __version__
 from broker.codec.packets import KIND_NAMES
 
 if TYPE_CHECKING:
-    from broker.node import Node
+    from broker.http.view import NodeView
 
 
-def exposition(node: Node) -> bytes:
+def exposition(node: NodeView) -> bytes:
     """One scrape."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(node))
@@ -25,7 +25,7 @@ def exposition(node: Node) -> bytes:
 class _Collector:
     """Reads the plain counters when asked."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: NodeView) -> None:
         self._node = node
 
     def collect(self) -> Iterable[Metric]:
