@@ -78,6 +78,15 @@ class Delivery(Publication):
             slot.settle(None)
 
 
+class _Forgetful(MatchCache[Route]):
+    """A cache that keeps nothing, so that no message takes the direct way."""
+
+    __slots__ = ()
+
+    def put(self, key: bytes, value: Route) -> None:
+        """Keeps nothing."""
+
+
 class Dispatch:
     """The subscriptions this node knows, and delivery."""
 
@@ -167,6 +176,15 @@ class Dispatch:
         return self.group_id_of(topic_filter) in self.groups
 
     # -- routes
+
+    @property
+    def suspended(self) -> bool:
+        """The node may have been replaced by others: QoS 0 is dropped."""
+        return isinstance(self.routes, _Forgetful)
+
+    def suspend(self, suspended: bool) -> None:
+        """The store was away for longer than the node's lease, or it is back."""
+        self.routes = _Forgetful(1) if suspended else MatchCache(ROUTE_CACHE_SIZE)
 
     def route(self, topic: bytes) -> Route:
         """Where messages of this topic go. Raises PeerError if the topic name is invalid."""

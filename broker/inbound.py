@@ -135,6 +135,8 @@ class Inbound:
             self._publish2(message, route, packet_id, 0x99 if invalid else 0)
         elif invalid:
             raise PeerError(0x99, "the payload is not the UTF-8 text that its format indicator says")
+        elif dispatch.suspended:
+            server.metrics.dropped["store_unavailable"] += 1
         else:
             dispatch.publish(message, route, subscriber, None)
 

@@ -27,6 +27,7 @@ from broker.subscribing import Subscribing
 from broker.transport.reactor import Reactor
 from broker.transport.stream import TcpStream
 from cluster.api import PAGE_LIMIT, Cluster, GroupEntry, SessionRef, StoredWill
+from cluster.policy import LEASE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -153,6 +154,11 @@ class Server:
         will = self.wills.pop(connection, None)
         keep_will = False
         ends = connection.expiry_s == 0
+        if self.draining and will is not None and connection.send_will:
+            # Not given back: whoever reaps this node waits for `will_failover_grace` before the will goes out,
+            # and a client that is back by then keeps it.
+            self.forget(connection)
+            return
         if will is not None and connection.send_will:
             if will.delay_s == 0 or ends:  # [MQTT-3.1.2-8]
                 self.publish_will(will)
@@ -324,6 +330,8 @@ class Server:
         """Without the store, clients are let go after a grace period; with it again, sessions go on."""
         if available:
             self.log.info("store.available")
+            if self.dispatch.suspended:
+                self.dispatch.suspend(False)
             if self._store_down is not None:
                 self._store_down.cancel()
                 self._store_down = None
@@ -338,7 +346,10 @@ class Server:
 
         async def work() -> None:
             with scope:
-                await trio.sleep(self.store_grace_s)
+                before = min(LEASE_S, self.store_grace_s)
+                await trio.sleep(before)
+                self.dispatch.suspend(True)
+                await trio.sleep(self.store_grace_s - before)
                 await self._disconnect_all(0x88, "the store cannot be reached", 10.0)
 
         self.start(work)

@@ -1,0 +1,63 @@
+"""What a connection may ask of the node that it is on; `broker.server` provides it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from broker.codec.packets import Connect, Subscribe, Unsubscribe
+from broker.dispatch import Dispatch
+from broker.metrics import Metrics
+from broker.session.effects import ContinueAuthentication
+from broker.session.quotas import Quotas
+from broker.session.session import GroupDelivery
+from broker.transport.reactor import Reactor
+from cluster.api import Cluster
+
+if TYPE_CHECKING:
+    from broker.connection import Connection
+    from broker.inbound import Inbound, PublishSlot
+
+
+class Opener(Protocol):
+    """The way from CONNECT to CONNACK."""
+
+    def open(self, connection: Connection, connect: Connect) -> None:
+        """Carry out a CONNECT; `connection.work_done` follows."""
+
+    def continue_authentication(self, connection: Connection, effect: ContinueAuthentication) -> None:
+        """Carry out an AUTH; `connection.work_done` follows."""
+
+
+class Services(Protocol):
+    """The node, as its connections see it."""
+
+    reactor: Reactor
+    cluster: Cluster
+    dispatch: Dispatch
+    metrics: Metrics
+    quotas: Quotas
+    connect_timeout_s: float
+    stall_timeout_s: float
+
+    @property
+    def opener(self) -> Opener:
+        """The way from CONNECT to CONNACK."""
+
+    @property
+    def now_ms(self) -> int:
+        """Store time."""
+
+    def change_subscriptions(self, connection: Connection, packet: Subscribe | Unsubscribe) -> None:
+        """Carry out SUBSCRIBE or UNSUBSCRIBE; `connection.work_done` follows."""
+
+    def fetch_page(self, connection: Connection, after_seq: int, limit: int) -> None:
+        """Read a page of the session's queue; `session.page` or `session.page_failed` follows."""
+
+    def group_done(self, delivery: GroupDelivery) -> None:
+        """A member acknowledged a message of a shared subscription."""
+
+    def retry_later(self, inbound: Inbound, slot: PublishSlot) -> None:
+        """Offer the message of a slot to a full store again."""
+
+    def connection_ended(self, connection: Connection) -> None:
+        """The connection can do nothing more."""
