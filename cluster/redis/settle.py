@@ -6,9 +6,10 @@ All of it is idempotent and carries the session's token, so the link simply send
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import hiredis
+import trio
 
 from broker.errors import ClusterError, SessionLost
 from cluster.api import SessionRef
@@ -17,6 +18,10 @@ from cluster.records import pack_arguments
 from cluster.redis.callbacks import Then, call_then
 from cluster.redis.pipeline import Pipeline
 from cluster.redis.replies import error_from
+
+#: Acknowledgements of a session go out when there are so many, or after so long: a crash repeats no more than these.
+HELD_ACKNOWLEDGEMENTS: Final = 64
+HELD_S: Final = 0.02
 
 
 class _Work:
@@ -52,25 +57,93 @@ class _Reservation:
         return self.ref.session_id, self.ref.token, *self.values
 
 
+class SettleBox:
+    """The partitions with something to settle: at the end of this turn, or after acknowledgements were held a while."""
+
+    __slots__ = ("_filled", "_held", "due")
+
+    def __init__(self) -> None:
+        self.due: list[Settler] = []
+        self._held: list[Settler] = []
+        self._filled = trio.Event()
+
+    def hold(self, settler: Settler) -> None:
+        """A first acknowledgement that may wait."""
+        self._held.append(settler)
+        self._filled.set()
+
+    def pump(self) -> None:
+        """Sends what is due."""
+        settlers = list(self.due)
+        self.due.clear()
+        for settler in settlers:
+            settler.pump()
+
+    async def serve(self, wake: Callable[[], None]) -> None:
+        """Lets no acknowledgement be held for longer than HELD_S."""
+        while True:
+            await self._filled.wait()
+            await trio.sleep(HELD_S)
+            self._filled = trio.Event()
+            held, self._held = self._held, []
+            for settler in held:
+                settler.touch()
+            wake()
+
+
 class Settler:
     """The acknowledgements of one partition. One call is under way at a time; meanwhile the next is gathered."""
 
-    __slots__ = ("_dirty", "_link", "_lost", "_outbox", "_prefix", "_reservations", "_reserving", "_settling", "_work")
+    __slots__ = (
+        "_again",
+        "_dirty",
+        "_link",
+        "_lost",
+        "_outbox",
+        "_prefix",
+        "_reservations",
+        "_reserving",
+        "_settling",
+        "_work",
+    )
 
-    def __init__(
-        self, prefix: bytes, link: Pipeline, outbox: list[Settler], lost: Callable[[SessionRef], None]
-    ) -> None:
+    def __init__(self, prefix: bytes, link: Pipeline, outbox: SettleBox, lost: Callable[[SessionRef], None]) -> None:
         self._prefix = prefix
         self._link = link
         self._outbox = outbox
         self._lost = lost
         self._work: dict[bytes, _Work] = {}
         self._reservations: dict[bytes, _Reservation] = {}
-        self._settling = self._reserving = self._dirty = False
+        self._settling = self._reserving = self._dirty = self._again = False
 
-    def work(self, ref: SessionRef) -> _Work:
-        """Where to add what a session is done with."""
-        self._touch()
+    def acknowledge(self, ref: SessionRef, seq: int, sent_seq: int) -> None:
+        """See `Cluster.acknowledge`. May wait for others to come."""
+        work = self._work.get(ref.token)
+        if work is None:
+            if not self._work:
+                self._outbox.hold(self)
+            work = self._work[ref.token] = _Work(ref)
+        work.settled.append(seq)
+        if sent_seq > work.sent_seq:
+            work.sent_seq = sent_seq
+        if len(work.settled) >= HELD_ACKNOWLEDGEMENTS:
+            self.touch()
+
+    def received(self, ref: SessionRef, seq: int, sent_seq: int, then: Then) -> None:
+        """See `Cluster.received`."""
+        work = self._urgent(ref)
+        work.received.append(seq)
+        work.sent_seq = max(work.sent_seq, sent_seq)
+        work.thens.append(then)
+
+    def release(self, ref: SessionRef, packet_id: int, then: Then) -> None:
+        """See `Cluster.release`."""
+        work = self._urgent(ref)
+        work.released.append(packet_id)
+        work.thens.append(then)
+
+    def _urgent(self, ref: SessionRef) -> _Work:
+        self.touch()
         work = self._work.get(ref.token)
         if work is None:
             work = self._work[ref.token] = _Work(ref)
@@ -78,17 +151,18 @@ class Settler:
 
     def reserve(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Then) -> None:
         """See `Cluster.reserve`."""
-        self._touch()
+        self.touch()
         reservation = self._reservations.get(ref.token)
         if reservation is None:
             reservation = self._reservations[ref.token] = _Reservation(ref)
         reservation.values += (packet_id, message_id)
         reservation.thens.append(then)
 
-    def _touch(self) -> None:
+    def touch(self) -> None:
+        """What waits goes out at the end of this turn."""
         if not self._dirty:
             self._dirty = True
-            self._outbox.append(self)
+            self._outbox.due.append(self)
 
     def pump(self, everything: bool = False) -> None:
         """Sends what is due; `everything` also what else would wait for the answer to an earlier call."""
@@ -101,14 +175,17 @@ class Settler:
             self._settling = True
             work = _take(self._work)
             self._send(b"rk1_settle", work, self._settled)
+        # What was due and has to wait for the answer under way goes then.
+        self._again = bool(self._work or self._reservations)
 
     def _send(self, name: bytes, batch: Sequence[_Work | _Reservation], then: Callable[[], None]) -> None:
         arguments = pack_arguments([each.record() for each in batch])
 
         def answered(reply: object) -> None:
             then()
-            if self._work or self._reservations:
-                self._touch()
+            if self._again:
+                self._again = False
+                self.touch()
             self._answer(reply, batch)
 
         self._link.command((b"FCALL", name, b"1", self._prefix, arguments), answered, resend=True)

@@ -25,7 +25,7 @@ from cluster.api import (
     StoredSubscription,
     StoreHealth,
 )
-from cluster.keys import GROUP_QUEUE, GROUPS, SERVED, Keys, group_id, is_shared, partition_of
+from cluster.keys import GROUP_QUEUE, GROUPS, SERVED, Keys, group_id, is_shared, partition_of, session_id
 from cluster.policy import BEAT_S, SERVED_RELEASED_S, ClusterLimits
 from cluster.records import pack_body, unpack_message
 from cluster.redis import durability, library
@@ -40,7 +40,7 @@ from cluster.redis.requests import result
 from cluster.redis.retained import Retained
 from cluster.redis.routes import Routes
 from cluster.redis.sessions import Sessions
-from cluster.redis.settle import Settler
+from cluster.redis.settle import SettleBox, Settler
 from cluster.redis.timers import Timers
 
 #: Message ids whose partitions are remembered, for their memory to be cut short at PUBREL.
@@ -94,7 +94,7 @@ class RedisCluster:
         self._partitions = [
             PartitionLane(prefix, self._link, self._member, self._outbox, limits) for prefix in self._keys.partitions
         ]
-        self._settling: list[Settler] = []
+        self._settling = SettleBox()
         self._settlers = [
             Settler(prefix, self._link, self._settling, self._session_lost) for prefix in self._keys.partitions
         ]
@@ -127,6 +127,7 @@ class RedisCluster:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._link.keep_connected)
                 nursery.start_soon(self._beat, nursery.cancel_scope)
+                nursery.start_soon(self._settling.serve, self._poller.wake)
                 try:
                     await self._restore(events)
                 except ClusterError as error:
@@ -153,6 +154,8 @@ class RedisCluster:
 
     async def _leave(self) -> None:
         if self._member.incarnation and not self._member.superseded:
+            for settler in self._settlers:
+                settler.pump(everything=True)
             with trio.move_on_after(_LEAVE_S, shield=True):
                 await self._gather([("FCALL", "rk1_leave", 1, self._keys.members, self._member.member)])
 
@@ -215,7 +218,8 @@ class RedisCluster:
 
     async def attach(self, request: AttachRequest) -> Attachment:
         """See `Cluster.attach`."""
-        self._pump_settlers()
+        identifier = session_id(request.client_id)
+        self._settlers[partition_of(identifier, self._count)].pump(everything=True)
         return await self._sessions.attach(request)
 
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> None:
@@ -290,16 +294,12 @@ class RedisCluster:
 
     def acknowledge(self, ref: SessionRef, seq: int, sent_seq: int) -> None:
         """See `Cluster.acknowledge`."""
-        work = self._settlers[partition_of(ref.session_id, self._count)].work(ref)
-        work.settled.append(seq)
-        work.sent_seq = max(work.sent_seq, sent_seq)
+        identifier = ref.session_id
+        self._settlers[(identifier[0] << 8 | identifier[1]) % self._count].acknowledge(ref, seq, sent_seq)
 
     def received(self, ref: SessionRef, seq: int, sent_seq: int, then: Then) -> None:
         """See `Cluster.received`."""
-        work = self._settlers[partition_of(ref.session_id, self._count)].work(ref)
-        work.received.append(seq)
-        work.sent_seq = max(work.sent_seq, sent_seq)
-        work.thens.append(then)
+        self._settlers[partition_of(ref.session_id, self._count)].received(ref, seq, sent_seq, then)
 
     def reserve(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Then) -> None:
         """See `Cluster.reserve`."""
@@ -307,9 +307,7 @@ class RedisCluster:
 
     def release(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Then) -> None:
         """See `Cluster.release`."""
-        work = self._settlers[partition_of(ref.session_id, self._count)].work(ref)
-        work.released.append(packet_id)
-        work.thens.append(then)
+        self._settlers[partition_of(ref.session_id, self._count)].release(ref, packet_id, then)
         for prefix in self._served.pop(message_id, ()):
             self._link.command(("EXPIRE", prefix + SERVED + message_id, SERVED_RELEASED_S))
 
@@ -326,19 +324,13 @@ class RedisCluster:
             ready, self._ready = self._ready, []
             for publication in ready:
                 call_stored(publication)
-        self._pump_settlers()
+        if self._settling.due:
+            self._settling.pump()
         if self._group_acks:
             self._acknowledge_groups()
         if self._outbox.due and self._link.up and self._member.holds_lease():
             self._outbox.pump()
         self._link.flush()
-
-    def _pump_settlers(self) -> None:
-        if self._settling:
-            settlers = list(self._settling)
-            self._settling.clear()
-            for settler in settlers:
-                settler.pump()
 
     def _acknowledge_groups(self) -> None:
         acks, self._group_acks = self._group_acks, {}

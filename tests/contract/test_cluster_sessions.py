@@ -6,8 +6,7 @@ import pytest
 
 from broker.errors import SessionLost
 from cluster.api import REFUSED_FULL, REFUSED_GONE, StoredSubscription, StoredWill
-from tests.contract.clusters import Maker, implementation, make_cluster, store  # noqa: F401 (fixtures)
-from tests.kit.cluster_world import Answer, WaitingPublication, message, served, target
+from tests.kit.cluster_world import Answer, Maker, WaitingPublication, message, served, target
 
 
 async def test_a_new_session_is_empty(make_cluster: Maker) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -23,6 +24,12 @@ from cluster.api import (
 from tests.kit.poller import EpollPoller
 
 LIMIT_S = 20.0
+
+
+class Maker(Protocol):
+    """Makes a cluster on an empty store, with limits other than the default ones."""
+
+    def __call__(self, **limits: float) -> Cluster: ...
 
 
 class Events:

@@ -43,24 +43,25 @@ local function is_fenced(p, node, inc)
 end
 
 -- Whether an adding call may run; else the answer to give. args: node, inc, valid_until, number.
+-- What came last is one field: incarnation and number as two doubles, then the answer.
 local function refusal(p, args)
-  local node, inc, number = args[1], args[2], tonumber(args[4])
-  local f = redis.call('HMGET', p .. 'fence', 'f:' .. node, 'n:' .. node, 'a:' .. node)
-  if f[1] and tonumber(f[1]) >= tonumber(inc) then
+  local node, inc, number = args[1], tonumber(args[2]), tonumber(args[4])
+  local f = redis.call('HMGET', p .. 'fence', 'f:' .. node, 'l:' .. node)
+  if f[1] and tonumber(f[1]) >= inc then
     return { FENCED, '' }
   end
   local last = 0
   if f[2] then
-    local of, n = string.match(f[2], '^(%d+):(%d+)$')
+    local of, n = struct.unpack('<dd', f[2])
     if of == inc then
-      last = tonumber(n)
+      last = n
     end
   end
   if number == last then
-    return { OK, f[3] or '' }
+    return { OK, string.sub(f[2], 17) }
   end
   if number ~= last + 1 then
-    return { GAP, tostring(last) }
+    return { GAP, string.format('%.0f', last) }
   end
   local now = now_ms()
   if now > tonumber(args[3]) then
@@ -71,6 +72,11 @@ end
 
 -- Keeps the answer of an adding call, should its number come again.
 local function answered(p, args, answer)
-  redis.call('HSET', p .. 'fence', 'n:' .. args[1], args[2] .. ':' .. args[4], 'a:' .. args[1], answer)
+  local last = struct.pack('<dd', tonumber(args[2]), tonumber(args[4])) .. answer
+  redis.call('HSET', p .. 'fence', 'l:' .. args[1], last)
   return { OK, answer }
 end
+
+-- The counters of a session are one field of its hash, 'c', since each takes part in every message:
+-- birth, last seq, queued messages, their bytes, seqs in release, highest seq sent; as doubles.
+local COUNTERS = '<dddddd'

@@ -59,6 +59,12 @@ local function lowest(p, sid, hint, last, count)
   return low
 end
 
+-- The counters with the highest seq sent raised by `margin`, and to at least `floor`.
+local function sent_more(counters, margin, floor)
+  local birth, last, count, bytes, releasing, sent = struct.unpack(COUNTERS, counters)
+  return struct.pack(COUNTERS, birth, last, count, bytes, releasing, math.max(math.min(last, sent + margin), floor))
+end
+
 -- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs.
 -- Returns {1 if fenced, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound, ended will or '',
 -- ended subscriptions}.
@@ -68,7 +74,7 @@ local function attach(keys, args)
     return { 1 }
   end
   local key, will, now = p .. 's:' .. sid, p .. 'will:' .. sid, now_ms()
-  local s = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'seq', 'n', 'sent', 'lo')
+  local s = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo')
   local present = s[1] and args[6] == '0' and s[2] ~= '0'
   local ended_will, ended = '', {}
   if s[1] and not present then
@@ -89,18 +95,19 @@ local function attach(keys, args)
   redis.call('SADD', p .. 'own:' .. owner, sid)
   if not present then
     local birth = redis.call('HINCRBY', p .. 'fence', 'births', 1)
-    redis.call('HSET', key, 'birth', birth, 'token', args[3], 'owner', owner, 'expiry', args[7], 'seq', 0, 'n', 0,
-      'b', 0, 'r', 0, 'sent', 0, 'lo', 1, 'client', args[2])
+    redis.call('HSET', key, 'birth', birth, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', 1,
+      'client', args[2], 'c', struct.pack(COUNTERS, birth, 0, 0, 0, 0, 0))
     return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended }
   end
-  local last, sent = tonumber(s[4]), tonumber(s[6])
-  local low = lowest(p, sid, tonumber(s[7]), last, tonumber(s[5]))
+  local birth, last, count, bytes, releasing, sent = struct.unpack(COUNTERS, s[4])
+  local low = lowest(p, sid, tonumber(s[5]), last, count)
   if s[3] then
     -- The last owner did not say how far it came.
     sent = math.min(last, sent + tonumber(args[10]))
   end
-  redis.call('HSET', key, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', low, 'sent', sent)
-  return { 0, 1, tonumber(s[1]), last, low, sent, redis.call('HGETALL', p .. 'sub:' .. sid),
+  redis.call('HSET', key, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', low, 'c',
+    struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent))
+  return { 0, 1, birth, last, low, sent, redis.call('HGETALL', p .. 'sub:' .. sid),
     redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {} }
 end
 
@@ -117,7 +124,7 @@ end
 local function detach(keys, args)
   local p, sid, expiry = keys[1], args[1], tonumber(args[3])
   local key, will = p .. 's:' .. sid, p .. 'will:' .. sid
-  local s = redis.call('HMGET', key, 'token', 'birth', 'owner', 'sent')
+  local s = redis.call('HMGET', key, 'token', 'birth', 'owner', 'c')
   if s[1] ~= args[2] then
     return { 0, 0, 0 }
   end
@@ -140,7 +147,7 @@ local function detach(keys, args)
     return { 1, fired, wipe(p, sid, s[2], now) }
   end
   redis.call('HDEL', key, 'token', 'owner')
-  redis.call('HSET', key, 'expiry', expiry, 'sent', math.max(tonumber(s[4]), tonumber(args[4])))
+  redis.call('HSET', key, 'expiry', expiry, 'c', sent_more(s[4], 0, tonumber(args[4])))
   if expiry < NEVER then
     redis.call('ZADD', p .. 't', now + expiry * 1000, 'e' .. sid)
   end
@@ -219,12 +226,12 @@ local function reap(keys, args)
   local own = p .. 'own:' .. owner
   if not is_fenced(p, args[1], args[2]) then
     redis.call('HSET', p .. 'fence', 'f:' .. args[1], args[2])
-    redis.call('HDEL', p .. 'fence', 'n:' .. args[1], 'a:' .. args[1])
+    redis.call('HDEL', p .. 'fence', 'l:' .. args[1])
   end
   local sids = redis.call('SRANDMEMBER', own, args[4])
   for _, sid in ipairs(sids) do
     local key = p .. 's:' .. sid
-    local s = redis.call('HMGET', key, 'owner', 'expiry', 'birth', 'sent', 'seq')
+    local s = redis.call('HMGET', key, 'owner', 'expiry', 'birth', 'c')
     if s[1] == owner then
       local expiry = tonumber(s[2])
       local delay = redis.call('HGET', p .. 'will:' .. sid, 'd')
@@ -236,7 +243,7 @@ local function reap(keys, args)
         wipe(p, sid, s[3], now)
       else
         redis.call('HDEL', key, 'token', 'owner')
-        redis.call('HSET', key, 'sent', math.min(tonumber(s[5]), tonumber(s[4]) + tonumber(args[5])))
+        redis.call('HSET', key, 'c', sent_more(s[4], tonumber(args[5]), 0))
         if expiry < NEVER then
           redis.call('ZADD', p .. 't', now + expiry * 1000, 'e' .. sid)
         end

@@ -19,14 +19,17 @@ local function enqueue(keys, args)
     local item = sessions[i]
     local sid = item[1]
     local key, queue = p .. 's:' .. sid, p .. 'q:' .. sid
-    local s = call('HMGET', key, 'birth', 'seq', 'n', 'b')
-    if tonumber(s[1]) ~= item[2] then
+    local counters = call('HGET', key, 'c')
+    local birth, seq, count, bytes, releasing, sent
+    if counters then
+      birth, seq, count, bytes, releasing, sent = struct.unpack(COUNTERS, counters)
+    end
+    if birth ~= item[2] then
       for _ = 3, #item, 3 do
         a = a + 1
         answer[a] = -2
       end
     else
-      local seq, count, bytes = tonumber(s[2]), tonumber(s[3]), tonumber(s[4])
       local first, fields, f = seq, {}, 0
       for j = 3, #item, 3 do
         a = a + 1
@@ -53,7 +56,7 @@ local function enqueue(keys, args)
         else
           in_chunks('HSET', queue, fields)
         end
-        call('HSET', key, 'seq', seq, 'n', count, 'b', bytes)
+        call('HSET', key, 'c', struct.pack(COUNTERS, birth, seq, count, bytes, releasing, sent))
       end
     end
   end
@@ -75,6 +78,35 @@ local function enqueue(keys, args)
   return answered(p, args, cmsgpack.pack(answer))
 end
 
+-- Takes seqs out of a queue: `done` for good, `received` into the set of those in release. Returns the new counters.
+local function remove(queue, rel, done, received, count, bytes, releasing)
+  local call = redis.call
+  if #received == 0 and #done >= count then
+    -- Usually all of it: then the sizes need not be asked for.
+    count = count - in_chunks('HDEL', queue, done)
+    bytes = 0
+    if count > 0 then
+      for _, seq in ipairs(call('HKEYS', queue)) do
+        bytes = bytes + call('HSTRLEN', queue, seq)
+      end
+    end
+    return count, bytes, releasing
+  end
+  for j = 1, #done do
+    bytes = bytes - call('HSTRLEN', queue, done[j])
+  end
+  count = count - in_chunks('HDEL', queue, done)
+  for j = 1, #received do
+    local size = call('HSTRLEN', queue, received[j])
+    if size > 0 then
+      bytes = bytes - size
+      count = count - call('HDEL', queue, received[j])
+      releasing = releasing + call('SADD', rel, received[j])
+    end
+  end
+  return count, bytes, releasing
+end
+
 -- Removes what receivers and publishers are done with. args: msgpack of sessions, each
 -- {sid, token, sent seq, acknowledged seqs, received seqs, released packet ids}.
 -- Returns the positions of sessions that another owns.
@@ -85,29 +117,21 @@ local function settle(keys, args)
     local item = sessions[i]
     local sid, done, received, released = item[1], item[4], item[5], item[6]
     local key = p .. 's:' .. sid
-    local s = call('HMGET', key, 'token', 'n', 'b', 'r', 'sent')
+    local s = call('HMGET', key, 'token', 'c')
     if s[1] ~= item[2] then
       lost[#lost + 1] = i
     else
-      local queue, rel = p .. 'q:' .. sid, p .. 'rel:' .. sid
-      local count, bytes, releasing = tonumber(s[2]), tonumber(s[3]), tonumber(s[4])
       if #done + #received > 0 then
-        for j = 1, #done do
-          bytes = bytes - call('HSTRLEN', queue, done[j])
-        end
-        count = count - in_chunks('HDEL', queue, done)
-        for j = 1, #received do
-          local size = call('HSTRLEN', queue, received[j])
-          if size > 0 then
-            bytes = bytes - size
-            count = count - call('HDEL', queue, received[j])
-            releasing = releasing + call('SADD', rel, received[j])
-          end
+        local queue = p .. 'q:' .. sid
+        local birth, last, count, bytes, releasing, sent = struct.unpack(COUNTERS, s[2])
+        if count > 0 then
+          count, bytes, releasing = remove(queue, p .. 'rel:' .. sid, done, received, count, bytes, releasing)
         end
         if releasing > 0 then
-          releasing = releasing - in_chunks('SREM', rel, done)
+          releasing = releasing - in_chunks('SREM', p .. 'rel:' .. sid, done)
         end
-        call('HSET', key, 'n', count, 'b', bytes, 'r', releasing, 'sent', math.max(tonumber(s[5]), item[3]))
+        call('HSET', key, 'c',
+          struct.pack(COUNTERS, birth, last, count, bytes, releasing, math.max(sent, item[3])))
       end
       in_chunks('HDEL', p .. 'in:' .. sid, released)
     end
@@ -134,12 +158,15 @@ end
 -- args: sid, birth, after seq, limit. Returns seq, value ... in order; nothing at the end or if the session is gone.
 local function page(keys, args)
   local p, sid, after, limit = keys[1], args[1], tonumber(args[3]), tonumber(args[4])
-  local s = redis.call('HMGET', p .. 's:' .. sid, 'birth', 'seq', 'n', 'lo')
-  if s[1] ~= args[2] or s[3] == '0' then
+  local s = redis.call('HMGET', p .. 's:' .. sid, 'birth', 'c', 'lo')
+  if s[1] ~= args[2] then
     return {}
   end
-  local queue, last = p .. 'q:' .. sid, tonumber(s[2])
-  local first = math.max(after + 1, tonumber(s[4]))
+  local _, last, count = struct.unpack(COUNTERS, s[2])
+  if count == 0 then
+    return {}
+  end
+  local queue, first = p .. 'q:' .. sid, math.max(after + 1, tonumber(s[3]))
   local answer, bytes = {}, 0
   local function take(seqs)
     local values = redis.call('HMGET', queue, unpack(seqs))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Protocol
 
 import pytest
 
@@ -13,15 +12,10 @@ from cluster.api import Cluster
 from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
 from cluster.redis.store import RedisCluster
+from tests.kit.cluster_world import Maker
 from tests.kit.redis_server import RedisServer, redis_server
 
 _numbers = itertools.count(1)
-
-
-class Maker(Protocol):
-    """Makes a cluster on an empty store, with limits other than the default ones."""
-
-    def __call__(self, **limits: float) -> Cluster: ...
 
 
 @pytest.fixture(scope="session")
