@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.peers import Peers
+from tests.conformance.scram import users_file
 from tests.kit.broker_process import BrokerProcess
 
 TARGET = os.environ.get("ROOKERY_CONFORMANCE_TARGET")
@@ -29,8 +30,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "version" in metafunc.fixturenames:
         metafunc.parametrize("version", mark.kwargs["versions"], ids=lambda version: f"v{version}")
     stores = mark.kwargs["stores"]
-    if len(stores) > 1 and TARGET is None:
+    if stores != ("memory",) and TARGET is None:
         metafunc.parametrize("store", stores)
+
+
+# What tests name instead of a store: a node with these options, for features that only show when they are
+# switched off or on. Paths are relative to the folder of the node.
+PROFILES = {
+    "validating": ("--validate-payload-format",),
+    "limited": ("--max-qos", "1", "--no-retain-available", "--topic-alias-maximum", "0", "--max-keep-alive", "1"),
+    "scram": ("--scram-file", "../users"),
+}
 
 
 class Nodes:
@@ -44,7 +54,10 @@ class Nodes:
         """Return the running node with this store."""
         node = self._nodes.get(store)
         if node is None:
-            node = self._nodes[store] = BrokerProcess(self._directory / store, store)
+            arguments = PROFILES.get(store, ())
+            kind = "memory" if store in PROFILES else store
+            self._directory.joinpath("users").write_text(users_file())
+            node = self._nodes[store] = BrokerProcess(self._directory / store, kind, arguments=arguments)
             node.start()
         return node
 
