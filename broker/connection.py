@@ -23,7 +23,7 @@ from broker.codec.packets import (
     Disconnect,
     Properties,
 )
-from broker.errors import MalformedPacket, PeerError, ProtocolError
+from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreUnavailable
 from broker.inbound import Inbound
 from broker.log import get_logger
 from broker.message import Message
@@ -34,6 +34,7 @@ from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, 
 from broker.session.machine import CLOSED, NEW, OPEN, ConnectionMachine
 from broker.session.negotiation import Agreement
 from broker.session.session import GroupDelivery, Session
+from broker.transport.reactor import TICK_S
 from broker.transport.stream import TcpStream
 from cluster.api import SessionRef
 
@@ -51,7 +52,7 @@ _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 PACKETS_PER_TURN = 256
 
 #: How often at least a connection's clock is looked at.
-DEADLINE_STEP_S = 30.0
+DEADLINE_STEP_S = 10.0
 
 
 class Connection(Output):
@@ -60,11 +61,14 @@ class Connection(Output):
     __slots__ = (
         "_busy",
         "_have",
+        "_held",
         "_inbound_max",
         "_need",
+        "_next_check",
         "_paused",
         "_rest",
         "_server",
+        "_working",
         "agreement",
         "bridge",
         "client_id",
@@ -109,12 +113,14 @@ class Connection(Output):
         self.feed_wanted: trio.Event | None = None
         self.opened_at = self.last_received = server.reactor.now
         self._inbound_max = server.quotas.max_packet_size_before_auth
-        self._busy = False
+        #: Packets wait: for a task (`_working`), for the store (`_held`), or both.
+        self._busy = self._working = self._held = False
         self._paused = False
         self._rest = b""
         self._need = 0
         self._have: list[bytes] | None = None
-        server.reactor.watch_deadline(self, self.opened_at + server.connect_timeout_s)
+        self._next_check = self.opened_at + server.connect_timeout_s
+        server.reactor.watch_deadline(self, self._next_check)
 
     # -- bytes in
 
@@ -146,6 +152,12 @@ class Connection(Output):
 
     def work_done(self) -> None:
         """A task that held this connection has finished: its further packets may go on."""
+        self._working = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._working or self._held:
+            return
         self._busy = False
         if self.machine.state != CLOSED:
             self._pause(False)
@@ -200,7 +212,7 @@ class Connection(Output):
                     if end - size > 16384:
                         self._need = end - size
                         self._have = [data[at:]]
-                        return
+                        at = size
                     break
                 if head & 0xF0 == 0x30 and is_open:
                     if head == 0x30 and length > 2:
@@ -239,10 +251,11 @@ class Connection(Output):
             if direct:
                 server.metrics.packets_received[PUBLISH] += direct
                 server.metrics.messages_received[0] += direct
-        if machine.state != CLOSED and at < size:
+        if machine.state == CLOSED:
+            return
+        if at < size:
             self._rest = data[at:] if at else data
-            if self._busy or budget <= 0:
-                self._pause(True)
+            self._pause(self._busy or budget <= 0)
         elif self._paused and not self._busy:
             self._pause(False)
 
@@ -263,19 +276,19 @@ class Connection(Output):
         if isinstance(effect, Send):
             self.send(effect.packet)
         elif isinstance(effect, ChangeSubscriptions):
-            self._busy = True
+            self._busy = self._working = True
             self._server.change_subscriptions(self, effect.packet)
         elif isinstance(effect, Open):
             self.version = effect.connect.protocol_version
-            self._busy = True
+            self._busy = self._working = True
             self._server.opener.open(self, effect.connect)
         elif isinstance(effect, ContinueAuthentication):
-            self._busy = True
+            self._busy = self._working = True
             self._server.opener.continue_authentication(self, effect)
         elif isinstance(effect, Finish):
             self.send_will = effect.send_will
             if effect.expiry_s >= 0:
-                self.expiry_s = effect.expiry_s
+                self.expiry_s = min(effect.expiry_s, self._server.quotas.session_expiry_max_s)
             self._end("normal" if effect.reason_code == 0 else reason_name(effect.reason_code))
             self.stream.close()
 
@@ -310,11 +323,12 @@ class Connection(Output):
 
     def hold(self, held: bool) -> None:
         """Do not read from a publisher whose messages cannot be stored, until they can."""
+        self._held = held
         if held:
             self._busy = True
             self._pause(True)
         else:
-            self.work_done()
+            self._go_on()
 
     def persistent(self) -> bool:
         """The session outlives the connection."""
@@ -340,7 +354,9 @@ class Connection(Output):
         session = self.session
 
         def then(error: Exception | None) -> None:
-            if error is None and session is not None:
+            if isinstance(error, StoreUnavailable):
+                self.disconnect(0x88, "the store cannot be reached")
+            elif error is None and session is not None:
                 session.release(packet_id)
 
         self._server.cluster.received(self.ref, seq, sent_seq, then)
@@ -366,6 +382,7 @@ class Connection(Output):
     def _wake_feed(self) -> None:
         if self.feed_wanted is not None:
             self.feed_wanted.set()
+            self.feed_wanted = None
 
     # -- beginning and end
 
@@ -382,13 +399,21 @@ class Connection(Output):
         self.machine.opened(agreement.expiry_s)
         self.update_plain()
         if self.keep_alive_s:
-            self._server.reactor.watch_deadline(self, self._server.reactor.now + 1.5 * self.keep_alive_s)
+            first = self._server.reactor.now + 1.5 * self.keep_alive_s
+            if first < self._next_check:
+                self._next_check = first
+                self._server.reactor.watch_deadline(self, first)
 
     def check_deadline(self, now: float) -> float:
         """Connect timeout, keep-alive and a peer that takes nothing."""
+        if self.stream.closed or now + TICK_S < self._next_check:
+            return 0.0  # gone, or an earlier look took the place of this one
+        self._next_check = self._look_at_clock(now)
+        return self._next_check
+
+    def _look_at_clock(self, now: float) -> float:
+        """Returns when to look again."""
         stream = self.stream
-        if stream.closed:
-            return 0.0
         if stream.stalled_since and now - stream.stalled_since > self._server.stall_timeout_s:
             self.abort("output_stalled")
             return 0.0

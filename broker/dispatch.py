@@ -65,6 +65,8 @@ class Delivery(Publication):
                 session = entry.subscriber.session
                 if session is not None:
                     session.stored(seq, self.encoding, target.qos, target.retain, target.subscription_ids)
+                else:
+                    entry.subscriber.stored_seq = seq
             elif seq < 0:
                 self._dispatch.metrics.dropped["queue_full" if seq == -1 else "session_gone"] += 1
         for group_target, group in zip(self.groups, self.route_groups, strict=True):

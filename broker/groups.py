@@ -74,6 +74,8 @@ class Handover(Publication):
         session = self._member.subscriber.session
         if target.seq > 0 and session is not None:
             session.stored(target.seq, self._encoding, 2, False, target.subscription_ids)
+        elif target.seq > 0:
+            self._member.subscriber.stored_seq = target.seq
 
 
 class Group:

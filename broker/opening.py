@@ -198,9 +198,9 @@ class Opening:
             self._server.metrics.sessions_resumed += 1
         self._server.log.debug("client.connected", client_id=ref.client_id, peer=connection.stream.peer)
         if persistent:
-            session.resume(
-                attachment.last_seq, attachment.lowest_seq, attachment.sent_seq, sorted(attachment.releasing)
-            )
+            # Stored after the store answered `attach`, and answered before this task came to run.
+            last_seq = max(attachment.last_seq, subscriber.stored_seq)
+            session.resume(last_seq, attachment.lowest_seq, attachment.sent_seq, sorted(attachment.releasing))
         for group in dispatch.groups_of(subscriber):
             group.feed()
 

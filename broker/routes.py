@@ -41,7 +41,16 @@ class AckSlot:
 class Subscriber:
     """A session that has subscriptions, connected to this node or not."""
 
-    __slots__ = ("birth", "client_id", "connection", "persistent", "session", "session_id", "subscriptions")
+    __slots__ = (
+        "birth",
+        "client_id",
+        "connection",
+        "persistent",
+        "session",
+        "session_id",
+        "stored_seq",
+        "subscriptions",
+    )
 
     def __init__(self, session_id: bytes, client_id: str, birth: int, persistent: bool) -> None:
         self.session_id = session_id
@@ -52,6 +61,8 @@ class Subscriber:
         self.session: Session | None = None
         self.connection: Receiver | None = None
         self.subscriptions: dict[str, Subscription] = {}
+        #: The last message that was stored while no session was here to be told.
+        self.stored_seq = 0
 
 
 class Subscription:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.server import Server
 
+_NOTHING = ""
+
 #: QoS 0 retained messages sent before the others get a turn.
 BURST = 100
 
@@ -153,8 +155,7 @@ class Subscribing:
     ) -> None:
         """Send retained messages; what is more than a burst goes on in a task of its own."""
         server = self._server
-        first = [topic for name, _, _, _ in feeds for topic in _some(server.cluster.retained_match(name))]
-        if not first:
+        if not any(_anything(server.cluster.retained_match(name)) for name, _, _, _ in feeds):
             return
 
         async def work() -> None:
@@ -208,8 +209,9 @@ class Subscribing:
             if qos and session.idle():
                 return min(PAGE_LIMIT, session.credit())
             session.hungry = True
-            wanted = connection.feed_wanted = trio.Event()
-            await wanted.wait()
+            if connection.feed_wanted is None:
+                connection.feed_wanted = trio.Event()
+            await connection.feed_wanted.wait()
 
     async def _send_some(
         self,
@@ -265,9 +267,6 @@ def _options(connection: Connection, request: SubscriptionRequest, qos: int) -> 
     return options
 
 
-def _some(topics: Iterator[str | None]) -> Iterator[str]:
-    """The first topic, if there is any."""
-    for topic in topics:
-        if topic is not None:
-            yield topic
-            return
+def _anything(topics: Iterator[str | None]) -> bool:
+    """False if nothing matches; True also where that would take long to find out."""
+    return next(topics, _NOTHING) is not _NOTHING

@@ -252,7 +252,14 @@ class Session:
             self._top = seq
         if self.closed or seq <= self._cursor:
             return
-        if self.behind or self.credit() <= 0 or not self._send_stored(seq, encoding, qos, retain, subscription_ids):
+        # A gap: something was stored that nobody told this session of; the queue has it.
+        gap = seq != self._cursor + 1
+        if (
+            gap
+            or self.behind
+            or self.credit() <= 0
+            or not self._send_stored(seq, encoding, qos, retain, subscription_ids)
+        ):
             self.behind = True
             self._ask_page()
 

@@ -92,11 +92,19 @@ class TcpStream:
             self._lost("closed by peer")
         elif not self._closing:
             self.bytes_in += len(data)
-            self.protocol.data_received(data)
+            try:
+                self.protocol.data_received(data)
+            except Exception:
+                self._lost("internal error")  # where the next packet begins is not known any more
+                raise
 
     def resume(self) -> None:
         if self._raw is not None and not self._closing:
-            self.protocol.resume()
+            try:
+                self.protocol.resume()
+            except Exception:
+                self._lost("internal error")
+                raise
 
     def call_again(self) -> None:
         """`protocol.resume` is called in the next turn."""
@@ -161,6 +169,7 @@ class TcpStream:
             self._lost(error.strerror or str(error))
             return
         self.stalled_since = self._reactor.now
+        was_congested = self.congested
         if sent < len(self._unsent):
             self._unsent = self._unsent[sent:]
         else:
@@ -168,7 +177,7 @@ class TcpStream:
             self._reactor.watch_writable(self.fd, False)
             self.stalled_since = 0.0
             self.flush()
-        if self.congested:
+        if was_congested:
             self._judge()
             self._tell_drained()
 

@@ -23,7 +23,7 @@ from broker.cli import cli, main
 from broker.config import SETTINGS, Settings
 from broker.errors import ConfigError, StoreUnavailable
 
-Run = Callable[[Settings], int]
+Run = Callable[[Settings, object], int]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def _raising(error: BaseException) -> Run:
-    def run(_settings: Settings) -> int:
+    def run(_settings: Settings, _reload: object) -> int:
         raise error
 
     return run
@@ -79,7 +79,7 @@ def test_help_of_serve_has_every_setting_in_its_group(capsys: pytest.CaptureFixt
 def test_serve_runs_the_node_with_the_settings(node: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Settings] = []
 
-    def run(settings: Settings) -> int:
+    def run(settings: Settings, reload: object) -> int:
         seen.append(settings)
         return 7
 
