@@ -54,6 +54,7 @@ class Delivery(Publication):
         slot = self.slot
         if self.error is not None:
             if slot is not None:
+                slot.refused = self
                 slot.settle(self.error)
             return
         message = self.message

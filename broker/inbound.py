@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, V5
 from broker.codec.publish import payload_format, scan_publish_properties
-from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull
+from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull, StoreUnavailable
 from broker.message import Message
 from broker.reasons import NO_MATCHING_SUBSCRIBERS, QUOTA_EXCEEDED
 from broker.routes import AckSlot, Route
+from broker.session.machine import CLOSED
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -31,6 +32,7 @@ class PublishSlot(AckSlot):
     def __init__(
         self, inbound: Inbound, kind: int, packet_id: int, reason_code: int, message: Message, route: Route
     ) -> None:
+        self.refused = None
         self._inbound = inbound
         self.kind = kind
         self.packet_id = packet_id
@@ -44,19 +46,35 @@ class PublishSlot(AckSlot):
 
 
 class Exactly:
-    """An inbound QoS 2 packet id: its message id and how far it got."""
+    """An inbound QoS 2 packet id: its message id and how far it got.
 
-    __slots__ = ("message_id", "state")
+    `counted`: its PUBLISH came on this connection, so it uses up the server's Receive Maximum.
+    """
+
+    __slots__ = ("counted", "message_id", "state")
 
     def __init__(self, message_id: bytes, state: int) -> None:
         self.message_id = message_id
         self.state = state
+        self.counted = False
 
 
 class Inbound:
     """What a client publishes: topic aliases, packet ids of QoS 2, acknowledgements that are due."""
 
-    __slots__ = ("_acks", "_aliases", "_connection", "_ids", "_server", "_unanswered_max", "_v5", "held")
+    __slots__ = (
+        "_acks",
+        "_aliases",
+        "_connection",
+        "_ids",
+        "_open",
+        "_refused",
+        "_retrying",
+        "_server",
+        "_unanswered_max",
+        "_v5",
+        "held",
+    )
 
     def __init__(self, connection: Connection, server: Services, resumed: Mapping[int, bytes]) -> None:
         self._connection = connection
@@ -68,6 +86,11 @@ class Inbound:
         if resumed:
             self._ids = {packet_id: Exactly(message_id, _RESUMED) for packet_id, message_id in resumed.items()}
         self._unanswered_max = server.quotas.receive_maximum
+        #: PUBLISH packets of this connection without their PUBACK, PUBCOMP or refusing PUBREC.
+        self._open = 0
+        #: Messages of a version 3 publisher that a full store refused, in their order.
+        self._refused: list[PublishSlot] = []
+        self._retrying = False
         #: True while a version 3 publisher is not read from, because too much waits for the store.
         self.held = False
 
@@ -156,7 +179,7 @@ class Inbound:
     def _publish1(self, message: Message, route: Route, packet_id: int, refusal: int) -> None:
         acks = self._acks
         if acks:
-            self._check_window(len(acks) + (len(self._ids) if self._ids else 0))
+            self._check_window()
         reason_code = refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and not route.entries and not route.groups else 0)
         slot = PublishSlot(self, PUBACK, packet_id, reason_code, message, route)
         if refusal or self._server.dispatch.publish(message, route, self._connection.subscriber, slot):
@@ -170,15 +193,18 @@ class Inbound:
         if self._acks is None:
             self._acks = deque()
         self._acks.append(slot)
+        self._open += 1
 
-    def _check_window(self, open_count: int) -> None:
-        if open_count >= self._unanswered_max:
+    def _check_window(self) -> None:
+        if self._open >= self._unanswered_max:
             if self._v5:  # [MQTT-3.3.4-7] (the server's Receive Maximum)
                 raise PeerError(0x93, f"more than {self._unanswered_max} unacknowledged messages")
-            if self._acks and len(self._acks) >= self._unanswered_max:
-                self._hold(True)
+            self._update_hold()
 
-    def _hold(self, held: bool) -> None:
+    def _update_hold(self) -> None:
+        acks = self._acks
+        too_many = not self._v5 and acks is not None and len(acks) >= self._unanswered_max
+        held = too_many or bool(self._refused)
         if held != self.held:
             self.held = held
             self._connection.hold(held)
@@ -198,7 +224,7 @@ class Inbound:
                 return  # its PUBREC is under way
             message.message_id = entry.message_id
         else:
-            self._check_window(len(ids) + (len(self._acks) if self._acks else 0))
+            self._check_window()
             message.message_id = self._server.dispatch.new_message_id()
         slot = PublishSlot(
             self,
@@ -219,21 +245,27 @@ class Inbound:
             entry = ids[packet_id] = Exactly(message.message_id, _PENDING)
         else:
             entry.state = _PENDING
+        entry.counted = True
         self._append(slot)
         if not connection.persistent():
             self._publish2_now(slot, False)
         elif retry:
             self._publish2_now(slot, True)
         else:
+            self._reserve(slot)
 
-            def reserved(error: Exception | None) -> None:
-                if error is None:
-                    self._publish2_now(slot, True)
-                else:
-                    self.settled(slot, error)
+    def _reserve(self, slot: PublishSlot) -> None:
+        def reserved(error: Exception | None) -> None:
+            if error is not None:
+                self.settled(slot, error)
+            elif slot.refused is not None:
+                self._offer_again(slot)
+            else:
+                self._publish2_now(slot, True)
 
-            assert connection.ref is not None
-            self._server.cluster.reserve(connection.ref, packet_id, message.message_id, reserved)
+        connection = self._connection
+        assert connection.ref is not None
+        self._server.cluster.reserve(connection.ref, slot.packet_id, slot.message.message_id, reserved)
 
     def _publish2_now(self, slot: PublishSlot, deduplicate: bool) -> None:
         if self._server.dispatch.publish(slot.message, slot.route, self._connection.subscriber, slot, deduplicate):
@@ -250,6 +282,7 @@ class Inbound:
             raise ProtocolError(f"PUBREL for packet id {packet_id} before its PUBREC")
         if not connection.persistent():
             del self._ids[packet_id]
+            self._open -= entry.counted
             connection.send_ack(PUBCOMP, packet_id, 0)
             return
         if entry.state == _RELEASING:
@@ -257,7 +290,10 @@ class Inbound:
         entry.state = _RELEASING
 
         def freed(error: Exception | None) -> None:
-            if error is None and self._ids is not None and self._ids.pop(packet_id, None) is not None:
+            if isinstance(error, StoreUnavailable):
+                connection.disconnect(0x88, "the store cannot be reached")
+            elif error is None and self._ids is not None and self._ids.pop(packet_id, None) is not None:
+                self._open -= entry.counted
                 connection.send_ack(PUBCOMP, packet_id, 0)
 
         assert connection.ref is not None
@@ -271,8 +307,11 @@ class Inbound:
         if error is not None:
             if isinstance(error, StoreFull):
                 if not self._v5:  # no reason codes: not acknowledged, not read, tried again
-                    self._hold(True)
-                    self._server.retry_later(self, slot)
+                    self._refused.append(slot)
+                    self._update_hold()
+                    if not self._retrying:
+                        self._retrying = True
+                        self._server.retry_later(self)
                     return
                 slot.reason_code = QUOTA_EXCEEDED
             else:
@@ -281,18 +320,35 @@ class Inbound:
         slot.done = True
         self._drain()
 
-    def retry(self, slot: PublishSlot) -> None:
-        """Once more, after the store was full."""
-        if self._server.dispatch.publish(
-            slot.message, slot.route, self._connection.subscriber, slot, slot.kind == PUBREC
-        ):
-            self.settled(slot, None)
+    def retry(self) -> None:
+        """Once more, in order, after the store was full."""
+        self._retrying = False
+        refused, self._refused = self._refused, []
+        connection = self._connection
+        if connection.machine.state == CLOSED:  # nothing was acknowledged: the client sends it again
+            return
+        for slot in refused:
+            if slot.kind == PUBREC and connection.persistent():
+                self._reserve(slot)
+            else:
+                self._offer_again(slot)
+
+    def _offer_again(self, slot: PublishSlot) -> None:
+        """To the store alone: whoever needs none has the message."""
+        publication = slot.refused
+        assert publication is not None
+        slot.refused = None
+        publication.error = None
+        publication.deduplicate = slot.kind == PUBREC
+        self._server.cluster.publish(publication)
 
     def _drain(self) -> None:
         acks = self._acks
         connection = self._connection
         while acks and acks[0].done:
             slot = acks.popleft()
+            if slot.kind == PUBACK or slot.reason_code >= 0x80:
+                self._open -= 1
             if slot.kind == PUBREC and self._ids is not None:
                 if slot.reason_code >= 0x80:
                     entry = self._ids.pop(slot.packet_id, None)
@@ -305,8 +361,8 @@ class Inbound:
             connection.send_ack(slot.kind, slot.packet_id, slot.reason_code)
         if not acks:
             self._acks = None
-        if self.held and (not acks or len(acks) < self._unanswered_max):
-            self._hold(False)
+        if self.held:
+            self._update_hold()
 
 
 def _ignore(error: Exception | None) -> None:

@@ -11,6 +11,7 @@ from broker.session.session import Session
 if TYPE_CHECKING:
     from broker.groups import Group
     from broker.transport.stream import TcpStream
+    from cluster.api import Publication
 
 
 class Receiver(Protocol):
@@ -30,9 +31,15 @@ class Receiver(Protocol):
 
 
 class AckSlot:
-    """An acknowledgement that the publisher waits for; a subclass knows where it goes."""
+    """An acknowledgement that the publisher waits for; a subclass knows where it goes.
 
-    __slots__ = ()
+    `refused` is the publication that the store did not take, so that it can be offered again.
+    """
+
+    __slots__ = ("refused",)
+
+    def __init__(self) -> None:
+        self.refused: Publication | None = None
 
     def settle(self, error: Exception | None) -> None:
         """Everything is stored (or `error` says why it is not)."""
