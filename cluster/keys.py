@@ -6,6 +6,10 @@ import hashlib
 import zlib
 from typing import Final
 
+from broker.errors import ConfigError
+
+MAX_PARTITIONS: Final = 1024
+
 #: Shards of the retained set.
 RETAINED_SHARDS: Final = 16
 
@@ -13,11 +17,6 @@ RETAINED_SHARDS: Final = 16
 def session_id(client_id: str) -> bytes:
     """The 16 bytes that stand for a client id."""
     return hashlib.blake2b(client_id.encode("utf-8", "surrogatepass"), digest_size=16, person=b"client").digest()
-
-
-def group_id(topic_filter: str) -> bytes:
-    """The 16 bytes that stand for a shared subscription; `topic_filter` is the whole `$share/name/filter`."""
-    return hashlib.blake2b(topic_filter.encode("utf-8", "surrogatepass"), digest_size=16, person=b"group").digest()
 
 
 def is_shared(topic_filter: str) -> bool:
@@ -34,6 +33,11 @@ class Keys:
     __slots__ = ("_namespace", "members", "partitions", "retained", "routes")
 
     def __init__(self, namespace: str, partitions: int) -> None:
+        if "{" in namespace or "}" in namespace or not namespace:
+            # It would be taken for the hash tag.
+            raise ConfigError(f"namespace {namespace[:40]!r}: must not be empty, nor contain {{ or }}")
+        if not 1 <= partitions <= MAX_PARTITIONS:
+            raise ConfigError(f"{partitions} partitions: must be 1 to {MAX_PARTITIONS}")
         self._namespace = namespace
         self.partitions = [self._prefix(f"p{number}") for number in range(partitions)]
         self.retained = [self._prefix(f"t{number}") for number in range(RETAINED_SHARDS)]

@@ -19,6 +19,8 @@ from cluster.redis.requests import result
 LAYOUT = 1
 
 _REAP_SESSIONS = 200
+#: Answers to a beat.
+_SUPERSEDED, _READMITTED = 1, 2
 
 Call = Callable[..., Awaitable[object]]
 Calls = Callable[[Sequence[tuple[Part, ...]]], Awaitable[list[object]]]
@@ -74,9 +76,10 @@ class Membership:
         middle_s = now_s if sent_s is None else (now_s + sent_s) / 2
         self._offset_ms = store_ms - middle_s * 1000
 
-    async def join(self, call: Call, partitions: int) -> list[bytes]:
+    async def join(self, call: Call) -> list[bytes]:
         """Becomes the live member and returns the dead ones that are to be reaped. Raises ClusterError."""
         deadline_s = monotonic_s() + LEASE_S + 1.0
+        partitions = len(self._keys.partitions)
         while True:
             sent_s = monotonic_s()
             reply = cast("list[bytes | int]", await call(
@@ -107,16 +110,19 @@ class Membership:
     async def beat(self, call: Call) -> None:
         """Renews the lease and the knowledge of the store's clock; sets `superseded` if it is gone."""
         sent_s = monotonic_s()
-        reply = cast(
-            "list[int | bytes]",
-            await call("FCALL", "rk1_beat", 1, self._keys.members, self.member, int(LEASE_S * 1000)),
-        )
+        partitions = len(self._keys.partitions)
+        lease_ms = int(LEASE_S * 1000)
+        reply = cast("list[int | bytes]", await call(
+            "FCALL", "rk1_beat", 1, self._keys.members, self.node, self.incarnation, lease_ms, LAYOUT, partitions
+        ))  # fmt: skip
         self.heard(int(reply[0]), sent_s)
-        if len(reply) == 1:
+        if reply[1] == _SUPERSEDED:
             self.superseded = True
             return
+        if reply[1] == _READMITTED:
+            _log.error("cluster.store_lost_data", node=self.node_name)
         self._beat_sent_s = sent_s
-        self._others = len(reply) > 2
+        self._others = len(reply) > 3
 
     async def reap(self, calls: Calls, dead: Sequence[bytes], limits: ClusterLimits) -> None:
         """Fences dead members everywhere and frees all they owned; may be repeated."""

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import cast
 
-from broker.errors import SessionLost, StoreFull, StoreUnavailable
+from broker.errors import ClusterError, SessionLost, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from cluster import keys as names
 from cluster.api import PAGE_LIMIT, Attachment, AttachRequest, QueuedMessage, SessionRef, StoredSubscription
@@ -74,7 +74,7 @@ class Sessions:
             raise StoreFull("the store is full: no new sessions")
         attachment = self._attachment(request.client_id, session_id, token, answer)
         if attachment.ended_subscriptions:
-            await self._routes.repair(prefix, session_id)
+            await self._repair(prefix, session_id)
         return attachment
 
     @staticmethod
@@ -104,8 +104,16 @@ class Sessions:
         )
         _, fired, routes = cast("list[int]", reply)
         if routes:
-            await self._routes.repair(prefix, ref.session_id)
+            await self._repair(prefix, ref.session_id)
         return bool(fired)
+
+    async def _repair(self, prefix: bytes, session_id: bytes) -> None:
+        """The routes of a session that is gone; their births are, so nobody is harmed while they stay."""
+        try:
+            await self._routes.repair(prefix, session_id)
+        except ClusterError as error:
+            # They are marked: the timers try again.
+            _log.warning("cluster.routes_delayed", reason=str(error)[:200])
 
     async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription]) -> None:
         """See `Cluster.subscribe`."""

@@ -24,8 +24,9 @@ from cluster.api import (
     SessionRef,
     StoredSubscription,
     StoreHealth,
+    shared_group_id,
 )
-from cluster.keys import GROUP_QUEUE, GROUPS, SERVED, Keys, group_id, is_shared, partition_of, session_id
+from cluster.keys import GROUP_QUEUE, GROUPS, SERVED, Keys, is_shared, partition_of, session_id
 from cluster.policy import BEAT_S, SERVED_RELEASED_S, ClusterLimits
 from cluster.records import pack_body, unpack_message
 from cluster.redis import durability, library
@@ -105,8 +106,9 @@ class RedisCluster:
         self._events: ClusterEvents | None = None
         self._available = False
         self._durability = "memory"
-        #: Publications that need no answer of the store.
+        #: Publications that need nothing of the store but that it is there.
         self._ready: list[Publication] = []
+        self._refused: list[Publication] = []
         self._pending_bytes = 0
         self._served: dict[bytes, set[bytes]] = {}
         self._group_acks: dict[bytes, tuple[list[bytes], list[Then]]] = {}
@@ -120,7 +122,7 @@ class RedisCluster:
         self._events = events
         await self._link.connect()
         try:
-            dead = await self._member.join(self._link.call, self._count)
+            dead = await self._member.join(self._link.call)
             self._available = True
             await self._member.reap(self._gather, dead, self._limits)
             failures: list[ClusterError] = []
@@ -254,7 +256,7 @@ class RedisCluster:
         """See `Cluster.publish`."""
         if self._pending_bytes > self._limits.max_pending_bytes:
             publication.error = StoreUnavailable("too much waits for the store")
-            self._ready.append(publication)
+            self._refused.append(publication)
             return
         message = publication.message
         targets, groups = publication.targets, publication.groups
@@ -262,7 +264,7 @@ class RedisCluster:
             self._ready.append(publication)
             return
         item = Item(publication, pack_body(message), self._finished)
-        self._pending_bytes += len(item.body) + _TARGET_BYTES
+        self._pending_bytes += len(item.body) + _TARGET_BYTES * (1 + len(targets))
         if publication.retain:
             self._retained.add(item)
         count, partitions = self._count, self._partitions
@@ -283,7 +285,7 @@ class RedisCluster:
             )
 
     def _finished(self, item: Item) -> None:
-        self._pending_bytes -= len(item.body) + _TARGET_BYTES
+        self._pending_bytes -= len(item.body) + _TARGET_BYTES * (1 + len(item.publication.targets))
         call_stored(item.publication)
 
     def _remember(self, message_id: bytes, identifiers: Iterable[bytes]) -> None:
@@ -320,7 +322,11 @@ class RedisCluster:
 
     def flush(self) -> None:
         """See `Cluster.flush`."""
-        if self._ready:
+        if self._refused:
+            refused, self._refused = self._refused, []
+            for publication in refused:
+                call_stored(publication)
+        if self._ready and self.alone():
             ready, self._ready = self._ready, []
             for publication in ready:
                 call_stored(publication)
@@ -387,7 +393,7 @@ class RedisCluster:
 
     async def _agree_on_groups(self, routes: Sequence[Route]) -> None:
         """Groups exist as long as they have a persistent member: others died with their node."""
-        wanted = {group_id(name) for route in routes if is_shared(name := route.subscription.topic_filter)}
+        wanted = {shared_group_id(name) for route in routes if is_shared(name := route.subscription.topic_filter)}
         replies = await self._gather([("SMEMBERS", prefix + GROUPS) for prefix in self._keys.partitions])
         found = {each for reply in replies for each in cast("Iterable[bytes]", result(reply))}
         for group in found - wanted:

@@ -61,10 +61,17 @@ class Timers:
             self._link, self._poller, [("FCALL", "rk1_due", 1, prefix, _LIMIT) for prefix in self._prefixes]
         )
         more = False
+        failure: ClusterError | None = None
         for prefix, reply in zip(self._prefixes, replies, strict=True):
-            items = cast("list[list[object]]", result(reply))
+            try:
+                items = cast("list[list[object]]", result(reply))
+            except ClusterError as error:
+                failure = error
+                continue
             more = more or len(items) >= _LIMIT
             await self._work_off(events, prefix, items)
+        if failure is not None:
+            raise failure
         return more
 
     async def _work_off(self, events: ClusterEvents, prefix: bytes, items: list[list[object]]) -> None:
@@ -76,18 +83,27 @@ class Timers:
                     await slots.acquire()
                     nursery.start_soon(self._will, events, prefix, cast("list[bytes]", item), slots)
         for item in items:
-            if item[0] == b"e":
-                _, session_id, client_id, subscriptions, routes = item
-                if routes:
-                    await self._routes.repair(prefix, cast(bytes, session_id))
-                try:
-                    await events.session_ended(
-                        cast(bytes, client_id).decode(), cast(bytes, session_id), subscriptions_of(subscriptions)
-                    )
-                except Exception:
-                    _log.exception("cluster.callback_failed")
-            elif item[0] == b"r":
-                await self._routes.repair(prefix, cast(bytes, item[1]))
+            if item[0] == b"x":
+                continue
+            try:
+                if item[0] == b"e":
+                    await self._end(events, prefix, item)
+                else:
+                    await self._routes.repair(prefix, cast(bytes, item[1]))
+            except ClusterError as error:
+                _log.warning("cluster.timer_failed", kind=str(item[0]), reason=str(error)[:200])
+
+    async def _end(self, events: ClusterEvents, prefix: bytes, item: list[object]) -> None:
+        _, session_id, birth, client_id, lease_end, subscriptions = cast("list[bytes]", item)
+        if not await self._link.call("FCALL", "rk1_expire", 1, prefix, session_id, birth, lease_end, resend=True):
+            return
+        ended = subscriptions_of(subscriptions)
+        try:
+            await events.session_ended(client_id.decode(), session_id, ended)
+        except Exception:
+            _log.exception("cluster.callback_failed")
+        if ended:
+            await self._routes.repair(prefix, session_id)
 
     async def _will(self, events: ClusterEvents, prefix: bytes, item: list[bytes], slots: trio.Semaphore) -> None:
         try:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from broker.errors import ClusterError, StoreFull, StoreUnavailable
-from cluster.api import GroupTarget, StoredSubscription, StoredWill
+from cluster.api import REFUSED_GONE, GroupTarget, StoredSubscription, StoredWill
 from cluster.keys import Keys, group_id, partition_of, session_id
 from cluster.policy import ClusterLimits
 from cluster.records import pack_body, queue_prefix
@@ -429,3 +429,45 @@ async def test_g8_a_full_outbox_of_acknowledgements_goes_before_the_detach(store
         assert (last, count, releasing, sent) == (50, 1, 0, 50)
         (left,) = await world.cluster.page(at.ref, 0, 9)
         assert size == len(queue_prefix(1, False, ()) + pack_body(left.message))
+
+
+async def test_a_store_that_lost_everything_takes_its_node_back(namespace: str) -> None:
+    with redis_server(unix=True) as server:
+        async with served(make(server, namespace)) as world:
+            at = await world.connect("c")
+            await world.send(at, b"1")
+            await world.publish(message("r"), retain=True)
+            await trio.to_thread.run_sync(server.restart)
+            await world.events.until(lambda: world.events.available == [False, True])
+            lost = await world.publish(message(payload=b"2"), [target(at)])
+            assert (lost.error, lost.targets[0].seq) == (None, REFUSED_GONE)
+            world.cluster.acknowledge(at.ref, 1, 1)
+            await world.events.until(lambda: world.events.lost)
+            again = await world.connect("c")
+            assert not again.session_present
+            assert await world.send(again, b"3") == [1]
+            assert await world.cluster.retained_values(["r"]) == [None]
+
+
+async def test_an_expiry_that_was_handed_out_is_cancelled_by_a_reconnect(store: RedisServer, namespace: str) -> None:
+    """Between taking the item and ending the session the client may come back; a lost answer changes nothing."""
+    async with crashing(make(store, namespace)) as world:
+        cluster = cast(RedisCluster, world.cluster)
+        for client_id in ("back", "gone"):
+            at = await world.connect(client_id)
+            await world.cluster.detach(at.ref, 3600, 0, False)
+        for client_id in ("back", "gone"):
+            sid = session_id(client_id)
+            prefix = cluster._sessions.prefix(sid)
+            birth = in_store(store, namespace, client_id)[b"birth"]
+            with store.client() as client:
+                client.zadd(prefix + b"t", {b"e" + sid: 2**50})
+            if client_id == "back":
+                await world.connect(client_id)
+                assert await cluster._link.call("FCALL", "rk1_expire", 1, prefix, sid, birth, 2**50) == 0
+                assert (await world.connect(client_id)).session_present
+            else:
+                assert await cluster._link.call("FCALL", "rk1_expire", 1, prefix, sid, birth, 99999) == 0
+                for _ in range(2):
+                    assert await cluster._link.call("FCALL", "rk1_expire", 1, prefix, sid, birth, 2**50) == 1
+                assert in_store(store, namespace, client_id) == {}

@@ -33,14 +33,21 @@ local function join(keys, args)
   return answer
 end
 
--- Renews a lease. args: member, lease ms. Returns {now, live members ...}, or {now} if this one was superseded.
+-- Renews a lease. args: node, inc, lease ms, layout version, partitions.
+-- Returns {now, 0, live members ...}; {now, 1} if this one was superseded; {now, 2, live members ...} if the store knows
+-- of no incarnation so high: it lost its data, and the member is let in again.
 local function beat(keys, args)
-  local nodes, now = keys[1] .. 'nodes', now_ms()
-  if not redis.call('ZSCORE', nodes, args[1]) then
-    return { now }
+  local p, now = keys[1], now_ms()
+  local nodes, member, status = p .. 'nodes', args[1] .. ':' .. args[2], 0
+  if not redis.call('ZSCORE', nodes, member) then
+    if tonumber(redis.call('HGET', p .. 'meta', 'inc') or 0) >= tonumber(args[2]) then
+      return { now, 1 }
+    end
+    status = 2
+    redis.call('HSET', p .. 'meta', 'layout', args[4], 'partitions', args[5], 'inc', args[2])
   end
-  redis.call('ZADD', nodes, now + tonumber(args[2]), args[1])
-  return { now, unpack(redis.call('ZRANGEBYSCORE', nodes, now, '+inf')) }
+  redis.call('ZADD', nodes, now + tonumber(args[3]), member)
+  return { now, status, unpack(redis.call('ZRANGEBYSCORE', nodes, now, '+inf')) }
 end
 
 -- Gives up a lease; what the member may still own is reaped by the next one that joins. args: member.

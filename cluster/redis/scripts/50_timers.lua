@@ -2,7 +2,7 @@
 -- 'e' + sid session expiry. Sessions whose routes must be brought in line are in a zset of their own.
 
 -- Takes due items; each comes again after the lease unless it is done. args: limit.
--- Returns {item, ...}: {'x', member, record}, {'e', sid, client id, subscriptions, 1 if it has routes}, {'r', sid}.
+-- Returns {item, ...}: {'x', member, record}, {'e', sid, birth, client id, lease end, subscriptions}, {'r', sid}.
 local function due(keys, args)
   local p, now = keys[1], now_ms()
   local timers, answer = p .. 't', {}
@@ -35,9 +35,8 @@ local function due(keys, args)
       else
         local s = redis.call('HMGET', p .. 's:' .. sid, 'birth', 'client', 'token')
         if s[1] and not s[3] then
-          local subscriptions = redis.call('HGETALL', p .. 'sub:' .. sid)
-          local routes = wipe(p, sid, s[1], now)
-          answer[#answer + 1] = { 'e', sid, s[2], subscriptions, routes > 0 and 1 or 0 }
+          redis.call('ZADD', timers, now + LEASE_MS, member)
+          answer[#answer + 1] = { 'e', sid, s[1], s[2], now + LEASE_MS, redis.call('HGETALL', p .. 'sub:' .. sid) }
         else
           redis.call('ZREM', timers, member)
         end
@@ -51,6 +50,22 @@ local function due(keys, args)
   return answer
 end
 
+-- Ends a session whose expiry was handed out. args: sid, birth, lease end.
+-- Returns 1 if it is gone, now or since an earlier call; 0 if it was taken or armed anew meanwhile.
+local function expire(keys, args)
+  local p, sid = keys[1], args[1]
+  local s = redis.call('HMGET', p .. 's:' .. sid, 'birth', 'token')
+  if s[1] ~= args[2] then
+    return 1
+  end
+  local due_at = redis.call('ZSCORE', p .. 't', 'e' .. sid)
+  if s[2] or not due_at or tonumber(due_at) ~= tonumber(args[3]) then
+    return 0
+  end
+  wipe(p, sid, s[1], now_ms())
+  return 1
+end
+
 -- args: 'x' items that were published.
 local function done(keys, args)
   redis.call('HDEL', keys[1] .. 'wx', unpack(args))
@@ -58,4 +73,5 @@ local function done(keys, args)
 end
 
 redis.register_function { function_name = 'rk1_due', callback = due, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'rk1_expire', callback = expire, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_done', callback = done, flags = { 'allow-oom' } }
