@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from broker.codec.packets import V5
 from broker.errors import MalformedPacket
-from broker.groups import Group, GroupMember, group_id
+from broker.groups import Group, GroupMember
 from broker.message import Message
 from broker.metrics import Metrics
 from broker.routes import AckSlot, Entry, Route, Subscriber, Subscription, merge
@@ -18,7 +18,7 @@ from broker.session.encoding import Encoding
 from broker.topics.cache import MatchCache
 from broker.topics.names import check_topic_name, split_shared
 from broker.topics.trie import TopicTrie
-from cluster.api import Cluster, GroupTarget, Publication, StoredSubscription, Target
+from cluster.api import Cluster, GroupTarget, Publication, StoredSubscription, Target, shared_group_id
 
 #: Topics whose routes are remembered.
 ROUTE_CACHE_SIZE = 65536
@@ -127,7 +127,7 @@ class Dispatch:
         self.subscribers[subscriber.session_id] = subscriber
         share_name, plain = split_shared(topic_filter)
         if share_name:
-            gid = group_id(share_name, plain)
+            gid = shared_group_id(topic_filter)
             group = self.groups.get(gid)
             if group is None:
                 group = self.groups[gid] = Group(gid, self, share_name, plain)
@@ -150,7 +150,7 @@ class Dispatch:
             self._trie.discard(plain, subscriber.session_id)
             self.routes.invalidate(plain)
             return None
-        gid = group_id(share_name, plain)
+        gid = shared_group_id(topic_filter)
         group = self.groups[gid]
         group.part(subscriber)
         if group.members:
@@ -167,16 +167,12 @@ class Dispatch:
 
     def groups_of(self, subscriber: Subscriber) -> list[Group]:
         """The shared groups that the session is a member of."""
-        shared = (split_shared(name) for name in subscriber.subscriptions if name.startswith("$share/"))
-        return [self.groups[group_id(share_name, plain)] for share_name, plain in shared]
-
-    def group_id_of(self, topic_filter: str) -> bytes:
-        """The group that a `$share/` filter names."""
-        return group_id(*split_shared(topic_filter))
+        names = subscriber.subscriptions
+        return [self.groups[shared_group_id(name)] for name in names if name.startswith("$share/")]
 
     def has_group(self, topic_filter: str) -> bool:
         """The group exists already."""
-        return self.group_id_of(topic_filter) in self.groups
+        return shared_group_id(topic_filter) in self.groups
 
     # -- routes
 
@@ -197,6 +193,8 @@ class Dispatch:
                 name = topic.decode()
             except UnicodeDecodeError:
                 raise MalformedPacket("the topic name is not valid UTF-8") from None  # [MQTT-3.3.2-1]
+            if "\x00" in name:
+                raise MalformedPacket("the topic name contains U+0000")  # [MQTT-1.5.4-2]
             check_topic_name(name)
             route = merge(name, topic, self._trie.match(name))
             self.routes.put(topic, route)

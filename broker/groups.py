@@ -6,7 +6,6 @@ beyond is read in pages.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -28,11 +27,6 @@ HOLD_S = 5.0
 
 #: Entries that wait in the memory of the node.
 WAITING_LIMIT = 1000
-
-
-def group_id(share_name: str, topic_filter: str) -> bytes:
-    """The 128-bit id of a shared subscription: share name and filter name it together [MQTT-4.8.2-1]."""
-    return hashlib.blake2b(f"$share/{share_name}/{topic_filter}".encode(), digest_size=16, person=b"group").digest()
 
 
 class GroupMember:

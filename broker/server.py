@@ -26,8 +26,7 @@ from broker.session.session import GroupDelivery, StoredDelivery
 from broker.subscribing import Subscribing
 from broker.transport.reactor import Reactor
 from broker.transport.stream import TcpStream
-from cluster.api import PAGE_LIMIT, Cluster, GroupEntry, SessionRef, StoredWill
-from cluster.policy import LEASE_S
+from cluster.api import LEASE_S, PAGE_LIMIT, Cluster, GroupEntry, SessionRef, StoredWill
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -15,7 +15,7 @@ from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.session import Session
 from broker.topics.names import check_topic_filter, has_wildcard, split_shared
-from cluster.api import PAGE_LIMIT, Publication, StoredSubscription, Target
+from cluster.api import PAGE_LIMIT, Publication, StoredSubscription, Target, shared_group_id
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -91,7 +91,7 @@ class Subscribing:
                 if stored.topic_filter.startswith("$share/") and not dispatch.has_group(stored.topic_filter)
             ]
             for topic_filter in new_groups:
-                await server.cluster.declare_group(dispatch.group_id_of(topic_filter), True)
+                await server.cluster.declare_group(shared_group_id(topic_filter), True)
             if subscriber.persistent and accepted:
                 await server.cluster.subscribe(ref, accepted)
         except StoreFull:

@@ -12,10 +12,14 @@ After a lost store connection the unanswered suffix is sent again in order; noth
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from broker.message import Message
+
+#: How long a node may go on without an answer of the store before others take it for dead.
+LEASE_S = 6.0
 
 #: Reads of a queue and of retained values return at most this many records.
 PAGE_LIMIT = 100
@@ -26,6 +30,11 @@ SEQ_MODULUS = 57344
 #: What a target of a publication got instead of a sequence number.
 REFUSED_FULL = -1
 REFUSED_GONE = -2
+
+
+def shared_group_id(topic_filter: str) -> bytes:
+    """The 128-bit id of a shared subscription; `topic_filter` is the whole `$share/name/filter` [MQTT-4.8.2-1]."""
+    return hashlib.blake2b(topic_filter.encode("utf-8", "surrogatepass"), digest_size=16, person=b"group").digest()
 
 
 class SessionRef:
@@ -238,7 +247,9 @@ class ClusterEvents(Protocol):
     async def will_due(self, client_id: str, will: StoredWill) -> None:
         """A will is to be published now; when this returns without error it is marked as done."""
 
-    async def session_ended(self, client_id: str, session_id: bytes, subscriptions: Sequence[StoredSubscription]) -> None:
+    async def session_ended(
+        self, client_id: str, session_id: bytes, subscriptions: Sequence[StoredSubscription]
+    ) -> None:
         """A session expired and is gone from the store; its will went before."""
 
     def session_lost(self, ref: SessionRef) -> None:
@@ -338,16 +349,21 @@ class Cluster(Protocol):
         and from the releasing set. Batched; `sent_seq` is the highest seq sent."""
 
     def received(self, ref: SessionRef, seq: int, sent_seq: int, then: Callable[[Exception | None], None]) -> None:
-        """PUBREC came: seq goes from the queue to the releasing set; PUBREL may leave when `then(None)` is called."""
+        """PUBREC came: seq goes from the queue to the releasing set; PUBREL may leave once `then(None)` is called."""
 
-    def reserve(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Callable[[Exception | None], None]) -> None:
-        """Keeps the message id of an inbound QoS 2 packet id of a persistent session, before its message is published."""
+    def reserve(
+        self, ref: SessionRef, packet_id: int, message_id: bytes, then: Callable[[Exception | None], None]
+    ) -> None:
+        """Keeps the message id of an inbound QoS 2 packet id (persistent sessions), before its message is published."""
 
-    def release(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Callable[[Exception | None], None]) -> None:
+    def release(
+        self, ref: SessionRef, packet_id: int, message_id: bytes, then: Callable[[Exception | None], None]
+    ) -> None:
         """PUBREL came: the packet id is free again; PUBCOMP may leave when `then(None)` is called."""
 
-    def retained_match(self, topic_filter: str) -> Iterator[str]:
+    def retained_match(self, topic_filter: str) -> Iterator[str | None]:
         """Topics with a retained message that match, lazily, from the node's mirror; the cost is what it returns.
+        None comes now and then where much was looked at and little found: time to let others work.
         The mirror knows a topic from the moment `publish` was called. Stays valid while topics come and go."""
 
     async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
@@ -359,7 +375,9 @@ class Cluster(Protocol):
         is deleted. Groups without a persistent member are also deleted when a node starts. Idempotent."""
 
     async def group_page(self, group_id: bytes, after_entry_id: bytes, limit: int) -> list[GroupEntry]:
-        """Up to `limit` entries of the group's queue after `after_entry_id` (b"" for the start), oldest first."""
+        """Up to `limit` entries of the group's queue after `after_entry_id` (b"" for all), oldest first."""
 
-    def group_acknowledge(self, group_id: bytes, entry_id: bytes, then: Callable[[Exception | None], None] | None) -> None:
+    def group_acknowledge(
+        self, group_id: bytes, entry_id: bytes, then: Callable[[Exception | None], None] | None
+    ) -> None:
         """The entry is done with: remove it. Batched; `then`, if given, is called when the store has answered."""

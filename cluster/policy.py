@@ -8,8 +8,6 @@ from typing import Final
 #: A Session Expiry Interval that never ends.
 NEVER_EXPIRES: Final = 0xFFFFFFFF
 
-#: A member that has not renewed its lease for so long is dead.
-LEASE_S: Final = 6.0
 BEAT_S: Final = 1.0
 #: `alone` holds for so long after a beat was answered.
 ALONE_S: Final = 2.0

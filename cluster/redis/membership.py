@@ -10,8 +10,9 @@ import trio
 
 from broker.errors import ClusterError
 from broker.log import get_logger
+from cluster.api import LEASE_S
 from cluster.keys import Keys
-from cluster.policy import ALONE_S, CALL_VALID_S, LEASE_S, ClusterLimits
+from cluster.policy import ALONE_S, CALL_VALID_S, ClusterLimits
 from cluster.redis.pipeline import Part
 from cluster.redis.requests import result
 

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from broker.errors import ClusterError, StoreFull, StoreUnavailable
-from cluster.api import REFUSED_GONE, GroupTarget, StoredSubscription, StoredWill
-from cluster.keys import Keys, group_id, partition_of, session_id
+from cluster.api import REFUSED_GONE, GroupTarget, StoredSubscription, StoredWill, shared_group_id
+from cluster.keys import Keys, partition_of, session_id
 from cluster.policy import ClusterLimits
 from cluster.records import pack_body, queue_prefix
 from cluster.redis import library
@@ -55,10 +55,10 @@ async def test_g9_a_restarted_node_finds_everything(store: RedisServer, namespac
         gone = await world.connect("gone", expiry_s=0)
         await world.cluster.subscribe(at.ref, [StoredSubscription("a/+", 2, 7), StoredSubscription("$share/g/b", 1)])
         await world.cluster.subscribe(gone.ref, [StoredSubscription("z", 1)])
-        await world.cluster.declare_group(group_id("$share/g/b"), True)
-        await world.cluster.declare_group(group_id("$share/ephemeral/b"), True)
-        await world.publish(message(), groups=[GroupTarget(group_id("$share/g/b"))])
-        await world.publish(message(), groups=[GroupTarget(group_id("$share/ephemeral/b"))])
+        await world.cluster.declare_group(shared_group_id("$share/g/b"), True)
+        await world.cluster.declare_group(shared_group_id("$share/ephemeral/b"), True)
+        await world.publish(message(), groups=[GroupTarget(shared_group_id("$share/g/b"))])
+        await world.publish(message(), groups=[GroupTarget(shared_group_id("$share/ephemeral/b"))])
         await world.publish(message("kept"), [target(at)], retain=True)
         await world.send(at, b"2")
     async with served(make(store, namespace)) as world:
@@ -67,8 +67,8 @@ async def test_g9_a_restarted_node_finds_everything(store: RedisServer, namespac
             for r in world.events.routes
         } == {(at.ref.session_id, "c", at.ref.birth, "a/+", 2), (at.ref.session_id, "c", at.ref.birth, "$share/g/b", 1)}
         assert list(world.cluster.retained_match("#")) == ["kept"]
-        assert len(await world.cluster.group_page(group_id("$share/g/b"), b"", 9)) == 1
-        assert await world.cluster.group_page(group_id("$share/ephemeral/b"), b"", 9) == []
+        assert len(await world.cluster.group_page(shared_group_id("$share/g/b"), b"", 9)) == 1
+        assert await world.cluster.group_page(shared_group_id("$share/ephemeral/b"), b"", 9) == []
         assert not (await world.connect("gone")).session_present
         again = await world.connect("c")
         assert (again.session_present, again.last_seq) == (True, 2)
