@@ -82,6 +82,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     yield running
     _nodes.clear()
     running.stop()
+    # Whatever the clients did, it was no defect of the node.
+    defects = [line for line in running.log().splitlines() if line.startswith("Traceback") or " error " in line[:40]]
+    assert not defects, running.log()[-4000:]
 
 
 @pytest.fixture

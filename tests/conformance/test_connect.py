@@ -14,7 +14,7 @@ from broker.reasons import (
 from tests.conformance import wire
 from tests.conformance.peers import Peers
 from tests.conformance.statements import EVERY_STORE, statement
-from tests.kit.mqtt_client import frame, properties
+from tests.kit.mqtt_client import ConnectionClosed, frame, properties
 
 NO_CONNECT = {
     "PUBLISH": b"\x30\x03\x00\x01t",
@@ -56,7 +56,16 @@ async def test_a_second_connect_in_the_same_write_closes(peers: Peers, version: 
 async def test_another_protocol_name_is_not_served(peers: Peers, version: int, name: bytes) -> None:
     client = await peers.open(version)
     await client.send_raw(wire.connect(version, wire.text(b"c"), name=name))
-    await peers.refused(client, UNSUPPORTED_PROTOCOL_VERSION)
+    if version == V5:
+        await peers.refused(client, UNSUPPORTED_PROTOCOL_VERSION)
+        return
+    # Under another name it is not processed as MQTT 3.1.1: it is closed, at most after a refusal.
+    try:
+        await client.receive()
+    except ConnectionClosed:
+        return
+    assert client.last_raw == b"\x20\x02\x00\x01"
+    await client.expect_closed()
 
 
 @statement(v5="MQTT-3.1.2-2 MQTT-3.2.2-6 MQTT-3.2.2-7 MQTT-3.2.2-8")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from broker.codec.packets import Connect, Publish, Will
+from broker.codec.packets import PUBACK, PUBREC, Connect, Publish, Will
 from broker.reasons import QOS_NOT_SUPPORTED, RETAIN_NOT_SUPPORTED, TOPIC_ALIAS_INVALID
 from tests.conformance.peers import Peers
 from tests.conformance.statements import statement
-from tests.kit.mqtt_client import properties
+from tests.kit.mqtt_client import ConnectionClosed, properties
 
 LIMITED = ("limited",)
 
@@ -66,3 +66,19 @@ async def test_what_is_not_supported_closes(peers: Peers, packet: Publish, reaso
     client = await peers.connect()
     await client.send(packet)
     await client.expect_disconnect(reason_code)
+
+
+@statement(v311="MQTT-3.3.5-2", stores=LIMITED)
+@pytest.mark.parametrize(
+    "packet",
+    [Publish("t", b"", 2, False, False, 1), Publish("t", b"", 1, True, False, 1)],
+    ids=["qos 2", "retain"],
+)
+async def test_version_3_is_acknowledged_or_closed(peers: Peers, version: int, packet: Publish) -> None:
+    client = await peers.connect(version)
+    await client.send(packet)
+    try:
+        answer = await client.receive()
+    except ConnectionClosed:
+        return
+    assert answer.kind == (PUBREC if packet.qos == 2 else PUBACK)

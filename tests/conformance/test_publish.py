@@ -372,13 +372,3 @@ async def test_equal_subscription_identifiers_may_be_sent_for_each_subscription(
     got = (await subscriber.take(b"x")).properties
     assert got is not None
     assert set(got.subscription_identifiers) == {5}
-
-
-@statement(v311="MQTT-3.3.5-2")
-async def test_a_publish_to_a_topic_of_the_server_is_acknowledged_or_closed(peers: Peers, version: int) -> None:
-    client = await peers.connect(version)
-    # Clients may not write below $SYS; version 3 has no way to say so.
-    await client.send(Publish("$SYS/broker/uptime", b"0", 1, False, False, 1))
-    await client.send_raw(b"\xc0\x00")
-    first = await client.receive()
-    assert first.kind == 4

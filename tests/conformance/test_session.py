@@ -259,9 +259,11 @@ async def test_a_refused_message_is_not_sent_again(peers: Peers, qos: int) -> No
     v311="MQTT-4.3.3-2 MQTT-4.4.0-1",
     stores=EVERY_STORE,
 )
-async def test_inbound_qos_2_is_remembered_over_a_reconnect(peers: Peers, version: int) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["persistent", "ephemeral"])
+async def test_inbound_qos_2_is_remembered_over_a_reconnect(peers: Peers, version: int, kept: bool) -> None:
     topic = peers.topic()
-    subscriber = await peers.subscriber(topic, version)
+    subscriber = await peers.connect(version, persistent=kept)
+    await subscriber.subscribe(topic)
     publisher = await peers.connect(version, persistent=True)
     await publisher.send(Publish(topic, b"once", 2, False, False, 9))
     await publisher.expect(Pubrec)
