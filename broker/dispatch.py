@@ -101,6 +101,7 @@ class Dispatch:
         self.group_high_water = max_group_queue // 2
         self.metrics = metrics
         self.new_message_id = new_message_id
+        self._own_ids = new_message_id()[:8]
         self.subscribers: dict[bytes, Subscriber] = {}
         self.groups: dict[bytes, Group] = {}
         self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
@@ -209,11 +210,15 @@ class Dispatch:
         publisher: Subscriber | None,
         slot: AckSlot | None,
         deduplicate: bool = False,
+        again: bool = False,
     ) -> bool:
         """Deliver a message. True if it may be acknowledged at once; otherwise `slot.settle` is called later.
 
-        `publisher` is the publishing session (No Local) and `deduplicate` as in `Publication`.
+        `publisher` is the publishing session (No Local) and `deduplicate` as in `Publication`. `again`: the client
+        repeats a QoS 2 message after it came back. The store knows who has it already; whoever has no queue there got
+        it at the first time, if that was this node.
         """
+        again = again and message.message_id.startswith(self._own_ids)
         encoding = Encoding(message, message.expiry_s)
         qos = message.qos
         if message.retain:
@@ -243,14 +248,15 @@ class Dispatch:
             granted = entry.qos if entry.qos < qos else qos
             subscriber = entry.subscriber
             if not granted:
-                self._deliver_qos0(entry, encoding, message, publisher)
+                if not again:
+                    self._deliver_qos0(entry, encoding, message, publisher)
             elif subscriber.persistent:
                 if targets is None or entries is None:
                     targets, entries = [], []
                 retain = message.retain and entry.retain_as_published
                 targets.append(Target(subscriber.session_id, subscriber.birth, granted, retain, entry.subscription_ids))
                 entries.append(entry)
-            else:
+            elif not again:
                 session = subscriber.session
                 if session is not None:
                     session.deliver(

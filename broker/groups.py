@@ -169,7 +169,10 @@ class Group:
                 self._set_hungry()
                 return
             waiting.popleft()
-        if self._more and not self._paging and self._pick(False) is not None:
+        if self._more and not self._paging:
+            if self._pick(False) is None:
+                self._set_hungry()
+                return
             self._paging = True
             self._dispatch.spawn(self.page)
 

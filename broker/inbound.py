@@ -248,9 +248,9 @@ class Inbound:
         entry.counted = True
         self._append(slot)
         if not connection.persistent():
-            self._publish2_now(slot, False)
+            self._publish2_now(slot)
         elif retry:
-            self._publish2_now(slot, True)
+            self._publish2_now(slot, True, True)
         else:
             self._reserve(slot)
 
@@ -267,8 +267,9 @@ class Inbound:
         assert connection.ref is not None
         self._server.cluster.reserve(connection.ref, slot.packet_id, slot.message.message_id, reserved)
 
-    def _publish2_now(self, slot: PublishSlot, deduplicate: bool) -> None:
-        if self._server.dispatch.publish(slot.message, slot.route, self._connection.subscriber, slot, deduplicate):
+    def _publish2_now(self, slot: PublishSlot, deduplicate: bool = False, again: bool = False) -> None:
+        dispatch = self._server.dispatch
+        if dispatch.publish(slot.message, slot.route, self._connection.subscriber, slot, deduplicate, again):
             self.settled(slot, None)
 
     def released(self, packet_id: int) -> None:

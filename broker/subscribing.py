@@ -77,12 +77,13 @@ class Subscribing:
         accepted: list[StoredSubscription] = []
         count = len(subscriber.subscriptions)
         for request in packet.subscriptions:
-            code = self._check(request, count)
+            is_new = request.topic_filter not in subscriber.subscriptions
+            code = self._check(request, count if is_new else 0)
             if code < 0x80:
                 accepted.append(
                     StoredSubscription(request.topic_filter, _options(connection, request, code), identifier)
                 )
-                count += request.topic_filter not in subscriber.subscriptions
+                count += is_new
             codes.append(code)
         try:
             new_groups = [

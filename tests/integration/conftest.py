@@ -22,6 +22,7 @@ _numbers = count(1)
 _running: list[BrokerProcess] = []
 
 StartNode = Callable[..., BrokerProcess]
+PeersOf = Callable[[BrokerProcess], Peers]
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +41,8 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """Starts nodes for one test: `start_node("--max-inflight", "5", store="memory")`."""
     mine: list[BrokerProcess] = []
 
-    def start(*arguments: str, store: str = STORE) -> BrokerProcess:
-        process = BrokerProcess(tmp_path / f"n{len(mine)}", store, arguments=arguments)
+    def start(*arguments: str, store: str = STORE, http: str = "off") -> BrokerProcess:
+        process = BrokerProcess(tmp_path / f"n{len(mine)}", store, http=http, arguments=arguments)
         process.start()
         mine.append(process)
         _running.append(process)
@@ -66,6 +67,20 @@ async def peers(node: BrokerProcess, topic: str) -> AsyncIterator[Peers]:
     made = Peers(node.host, node.port, topic)
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def peers_of(topic: str) -> AsyncIterator[PeersOf]:
+    """Makes a factory of raw clients of a node; all are closed at the end."""
+    made: list[Peers] = []
+
+    def make(node: BrokerProcess) -> Peers:
+        made.append(Peers(node.host, node.port, topic))
+        return made[-1]
+
+    yield make
+    for peers in made:
+        await peers.close()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,0 +1,82 @@
+"""Many messages through a raw client, and what the node counts."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import AsyncIterator, Sequence
+
+from broker.codec.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
+from tests.kit.broker_process import BrokerProcess
+from tests.kit.mqtt_client import ConnectionClosed, MqttClient, UnexpectedPacket, describe
+
+#: Below the Receive Maximum that the node announces.
+WINDOW = 50
+
+
+async def gather(client: MqttClient, count: int) -> list[Publish]:
+    """Receive and acknowledge exactly `count` messages; the exchanges of all are complete when it returns."""
+    client.auto_ack = True
+    got: list[Publish] = []
+    releases = 0
+    while len(got) < count or releases < sum(1 for message in got if message.qos == 2):
+        packet = await client.receive()
+        if isinstance(packet, Publish):
+            got.append(packet)
+        elif isinstance(packet, Pubrel):
+            releases += 1
+        else:
+            raise UnexpectedPacket(f"expected messages, got {describe(packet)}")
+    client.auto_ack = False
+    return got
+
+
+async def publishing(client: MqttClient, topic: str, payloads: Sequence[bytes], qos: int) -> AsyncIterator[bytes]:
+    """Publish with several messages on their way at a time, and yield each when it is acknowledged.
+
+    Ends early if the connection is lost.
+    """
+    open_ids: dict[int, bytes] = {}
+    waiting = list(reversed(payloads))
+    while waiting or open_ids:
+        while waiting and len(open_ids) < WINDOW:
+            payload = waiting.pop()
+            packet_id = client.next_packet_id()
+            open_ids[packet_id] = payload
+            await client.send(Publish(topic, payload, qos, False, False, packet_id))
+        try:
+            packet = await client.receive()
+        except ConnectionClosed:
+            return
+        if isinstance(packet, Pubrec):
+            assert packet.reason_code < 0x80, describe(packet)
+            await client.send(Pubrel(packet.packet_id))
+        elif isinstance(packet, Puback | Pubcomp):
+            assert packet.reason_code < 0x80, describe(packet)
+            yield open_ids.pop(packet.packet_id)
+        else:
+            raise UnexpectedPacket(f"expected acknowledgements, got {describe(packet)}")
+
+
+async def publish_many(client: MqttClient, topic: str, payloads: Sequence[bytes], qos: int) -> None:
+    """Publish all and wait until all are acknowledged."""
+    assert [payload async for payload in publishing(client, topic, payloads, qos)] == list(payloads)
+
+
+def payloads(messages: Sequence[Publish]) -> list[bytes]:
+    """The payloads of messages."""
+    return [message.payload for message in messages]
+
+
+def numbered(prefix: str, count: int) -> list[bytes]:
+    """Payloads that tell where they come from and in which order."""
+    return [f"{prefix}{number}".encode() for number in range(count)]
+
+
+def metric(node: BrokerProcess, sample: str) -> float:
+    """The value of one sample of the node's /metrics, such as `mqtt_connections`; 0 if it is not there yet."""
+    with urllib.request.urlopen(f"http://{node.http}/metrics", timeout=10) as response:
+        for line in response.read().decode().splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == sample:
+                return float(value)
+    return 0.0
