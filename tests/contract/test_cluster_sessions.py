@@ -367,3 +367,27 @@ async def test_one_publication_reaches_many_sessions(make_cluster: Maker) -> Non
         assert [each.seq for each in publication.targets] == [1] * 300
         for each in sessions[::50]:
             assert await world.queue(each.ref) == [b"x"]
+
+
+async def test_large_messages_come_in_smaller_pages(make_cluster: Maker) -> None:
+    async with served(make_cluster(max_queued_bytes=64 * 1024 * 1024)) as world:
+        at = await world.connect("c")
+        payloads = [b"%d" % number + b"-" * 300_000 for number in range(20)]
+        await world.send(at, *payloads)
+        world.cluster.acknowledge(at.ref, 3, 3)
+        await world.settle(at.ref)
+        assert await world.queue(at.ref) == payloads[:2] + payloads[3:]
+
+
+async def test_a_burst_for_one_session(make_cluster: Maker) -> None:
+    async with served(make_cluster(max_queued_messages=5000)) as world:
+        at = await world.connect("c")
+        payloads = [b"%d" % number for number in range(4000)]
+        assert await world.send(at, *payloads) == list(range(1, 4001))
+        assert await world.queue(at.ref) == payloads
+        for seq in range(1, 4001):
+            world.cluster.acknowledge(at.ref, seq, seq)
+        await world.settle(at.ref)
+        assert await world.queue(at.ref) == []
+        again = await world.connect("c")
+        assert (again.lowest_seq, again.last_seq, again.sent_seq) == (4001, 4000, 4000)

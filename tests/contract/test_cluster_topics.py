@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import StateError
-from cluster.api import Cluster, GroupEntry, GroupTarget
-from cluster.keys import group_id
+from cluster.api import Cluster, GroupEntry, GroupTarget, shared_group_id
 from tests.kit.cluster_world import Answer, Maker, WaitingPublication, World, message, served, target
 
 
@@ -95,7 +94,7 @@ async def test_a_retained_publication_with_targets_is_one(make_cluster: Maker) -
         assert matches(world.cluster, "t") == ["t"]
 
 
-G = group_id("$share/g/a")
+G = shared_group_id("$share/g/a")
 
 
 async def group_queue(world: World) -> list[GroupEntry]:
