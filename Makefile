@@ -9,7 +9,7 @@ FAST_TESTS := $(wildcard tests/unit tests/property tests/node)
 # Options for `rookery serve`, for example: make run ARGS="--listen tcp://127.0.0.1:1884 --log-level debug"
 ARGS ?=
 
-.PHONY: help install run test check lint fmt generate packages clean
+.PHONY: help install run test check lint fmt generate packages bench clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ fmt: install ## Format the code and sort the imports.
 
 generate: install ## Write the generated pages anew.
 	$(BIN)/python docs/generate.py
+
+# Medians of short runs; for figures to rely on: python -m loadtest, on a machine that does nothing else.
+bench: install ## Measure the broker, beside mosquitto if it is installed (3 to 4 minutes).
+	@$(BIN)/python -m loadtest --seconds 2 --warmup 0.5 --repeat 2 $(ARGS)
 
 clean: ## Remove what was built (not the broker's data).
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -1,0 +1,46 @@
+"""What processes use, from /proc: CPU seconds and resident memory of a broker with all its children."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int | str) -> list[str]:
+    """Return the fields of /proc/PID/stat after the command, empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def tree(roots: Iterable[int]) -> list[int]:
+    """Return `roots` and all their descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (fields := _stat(entry)):
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    found = list(roots)
+    for pid in found:  # grows while it is read
+        found += children.get(pid, ())
+    return found
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the CPU seconds that `pids` have used, all threads, user and system."""
+    return sum(int(fields[11]) + int(fields[12]) for pid in pids if (fields := _stat(pid))) / _TICKS_PER_S
+
+
+def resident_kb(pids: Iterable[int]) -> int:
+    """Return the sum of the resident memory (VmRSS) of `pids` in KiB."""
+    page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
+    return sum(int(fields[21]) * page_kb for pid in pids if (fields := _stat(pid)))
+
+
+def busy_s() -> float:
+    """Return the seconds that all processors together have been busy."""
+    fields = [int(field) for field in Path("/proc/stat").read_text("utf-8").split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / _TICKS_PER_S

@@ -1,0 +1,118 @@
+"""Clients that subscribe, count and acknowledge."""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from broker.codec.encode import encode_ack
+from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, PUBREL, Acknowledgement, Packet, Publish
+from loadtest.client import Client, LoadError
+from loadtest.publisher import ACK, Publisher
+from loadtest.tally import Flow, History
+from loadtest.wire import STAMP, Wire
+
+if TYPE_CHECKING:
+    from loadtest.engine import Engine
+
+_PUBREL = 0x6202  # its first two bytes
+_ANSWERS = {1: encode_ack(PUBACK, 1)[:2], 2: encode_ack(PUBREC, 1)[:2]}  # to PUBLISH, by QoS
+_PUBCOMP = encode_ack(PUBCOMP, 1)[:2]
+
+
+class Subscriber(Client):
+    """Counts and acknowledges what it receives."""
+
+    def __init__(self, engine: Engine, client_id: str, topic_filter: str, wire: Wire, clean: bool) -> None:
+        super().__init__(engine, client_id, clean, topic_filter, wire.qos)
+        self.wire = wire
+        self.flows: dict[bytes, Flow] = {}  # by the head of the packets
+        self._by_topic: dict[str, Flow] = {}
+        self._held: set[bytes] = set()  # QoS 2: PUBREC sent, PUBREL awaited
+
+    def expect(self, publisher: Publisher, history: History, shared: bool) -> None:
+        """Be an audience, or one of a group that is one, of `publisher`."""
+        flow = Flow(publisher.number, history, shared)
+        self.flows[publisher.head] = self._by_topic[publisher.topic] = flow
+
+    def run(self, data: bytes, at: int, size: int) -> int:
+        first_byte = data[at]
+        if first_byte == self.wire.first_byte:
+            count = (size - at) // self.wire.stride
+            return self._publishes(data, at, at + count * self.wire.stride) if count else at
+        if first_byte == 0x62:
+            return self._releases(data, at, at + (size - at) // ACK.size * ACK.size)
+        return at
+
+    def _publishes(self, data: bytes, at: int, end: int) -> int:
+        qos, properties, padding, stride = self.wire.qos, self.wire.properties, self.wire.padding, self.wire.stride
+        engine = self.engine
+        now = monotonic_ns()
+        known = b""
+        count = stamp = same_stamp = 0
+        flow: Flow | None = None
+        for head, packet_id, props, number, sequence, sent, rest in self.wire.struct.iter_unpack(
+            memoryview(data)[at:end]
+        ):
+            if head != known:
+                flow = self.flows.get(head)
+                known = head
+                if flow is not None:
+                    engine.touched.add(engine.publishers[flow.number])
+                    history, quick = flow.history, not flow.shared
+            if flow is None or number != flow.number or props != properties or rest != padding:
+                break
+            if quick and sequence == history.next:
+                history.next = sequence + 1
+            else:
+                flow.arrived(sequence)
+            if sent != stamp:
+                if same_stamp:
+                    engine.latency.add(now - stamp, same_stamp)
+                stamp, same_stamp = sent, 0
+            same_stamp += 1
+            count += 1
+            if qos:
+                self._answer(packet_id)
+        if same_stamp:
+            engine.latency.add(now - stamp, same_stamp)
+        engine.delivered += count
+        return at + count * stride
+
+    def _answer(self, packet_id: bytes) -> None:
+        if self.qos == 2:
+            if packet_id in self._held:
+                raise LoadError(f"{self.client_id}: packet identifier {packet_id.hex()} is in use")
+            self._held.add(packet_id)
+        self.write(_ANSWERS[self.qos] + packet_id)
+
+    def _releases(self, data: bytes, at: int, end: int) -> int:
+        for head, packet_id in ACK.iter_unpack(memoryview(data)[at:end]):
+            if head != _PUBREL:
+                break
+            self._release(packet_id)
+            at += ACK.size
+        return at
+
+    def _release(self, packet_id: bytes) -> None:
+        self._held.discard(packet_id)
+        self.write(_PUBCOMP + packet_id)
+
+    def packet(self, packet: Packet) -> None:
+        if isinstance(packet, Publish):
+            flow = self._by_topic.get(packet.topic_name)
+            if flow is None or packet.qos != self.qos or len(packet.payload) != self.wire.payload_bytes:
+                raise LoadError(f"{self.client_id}: a message nobody sent, topic {packet.topic_name[:80]!r}")
+            number, sequence, sent = STAMP.unpack_from(packet.payload)
+            if number != flow.number or packet.payload[STAMP.size :] != self.wire.padding:
+                raise LoadError(f"{self.client_id}: a changed payload, topic {packet.topic_name[:80]!r}")
+            flow.arrived(sequence)
+            self.engine.latency.add(monotonic_ns() - sent)
+            self.engine.delivered += 1
+            self.engine.touched.add(self.engine.publishers[number])
+            if packet.qos:
+                self._answer(packet.packet_id.to_bytes(2, "big"))
+        elif isinstance(packet, Acknowledgement) and packet.kind == PUBREL:
+            self._release(packet.packet_id.to_bytes(2, "big"))
+        else:
+            super().packet(packet)
