@@ -104,6 +104,7 @@ class Session:
     """The sending side of one session on one connection."""
 
     __slots__ = (
+        "_asked_top",
         "_cursor",
         "_dup_seq",
         "_group_entries",
@@ -152,7 +153,9 @@ class Session:
         self._next_packet_id = 0
         self._next_group_id = SEQ_MODULUS
         self._cursor = 0
+        #: The newest seq known, and what it was when a page was asked for.
         self._top = 0
+        self._asked_top = 0
         self._dup_seq = 0
         self._paging = False
         #: True while a persistent session is fed by pages.
@@ -275,9 +278,10 @@ class Session:
                 item.seq, item.encoding, item.qos, item.retain, item.subscription_ids
             ):
                 return  # the rest is read again when there is room
-        if complete and self._cursor < self._top:
-            # Seqs without a message were acknowledged out of order or never used.
-            self._cursor = self._top
+        if complete and self._cursor < self._asked_top:
+            # Seqs without a message were acknowledged out of order or never used. What was stored after the page
+            # was read may have been told before it came.
+            self._cursor = self._asked_top
         if self._cursor >= self._top:
             self.behind = False
             if self.hungry:
@@ -305,7 +309,7 @@ class Session:
         self._cursor = seq
         if seq > self.sent_seq:
             self.sent_seq = seq
-        if encoding.remaining_s == 0:
+        if encoding.remaining_s == 0 and not (qos == 2 and flags & _DUP):  # [MQTT-4.3.3-7]
             self.store.dropped(encoding.message, "expired")
             self.skip(seq)
         elif self.output.send_message(encoding, flags, packet_id, subscription_ids):
@@ -321,6 +325,7 @@ class Session:
             # Half a window at least, or the end of what is in flight: pages are cheap only if they are not tiny.
             if credit > 0 and (credit * 2 >= self.window or credit >= self._top - self._cursor or not self.inflight):
                 self._paging = True
+                self._asked_top = self._top
                 self.store.want_page(self._cursor, credit)
 
     # -- shared subscriptions
@@ -417,9 +422,9 @@ class Session:
     def _room(self, now_ms: int) -> None:
         if self._queue:
             self._send_waiting(now_ms)
-        elif self.behind:
+        if self.behind:
             self._ask_page()
-        elif self.hungry:
+        elif self.hungry and not self._queue:
             self.store.has_room()
 
     def drained(self, now_ms: int) -> None:
