@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,22 @@ def arguments() -> tuple[str, ...]:
     return ()
 
 
-@pytest.fixture
-async def node(nodes: Nodes, arguments: tuple[str, ...]) -> AsyncIterator[AbusedNode]:
-    """The node under abuse, with bystanders for the whole test, whose clients end with it."""
-    node = nodes.get(*arguments)
+@asynccontextmanager
+async def attended(node: AbusedNode) -> AsyncIterator[AbusedNode]:
+    """The node with bystanders, and without a test's clients at the end."""
     try:
         async with bystanders(node):
             yield node
     finally:
         with trio.CancelScope(shield=True):
             await node.close_clients()
+
+
+@pytest.fixture
+async def node(nodes: Nodes, arguments: tuple[str, ...]) -> AsyncIterator[AbusedNode]:
+    """The node under abuse, with bystanders for the whole test, whose clients end with it."""
+    async with attended(nodes.get(*arguments)) as node:
+        yield node
 
 
 Counted = Callable[[str], float]
