@@ -355,7 +355,7 @@ class Connection(Output):
 
         def then(error: Exception | None) -> None:
             if isinstance(error, StoreUnavailable):
-                self.disconnect(0x88, "the store cannot be reached")
+                self.disconnect(0x89, "the store cannot be reached")
             elif error is None and session is not None:
                 session.release(packet_id)
 

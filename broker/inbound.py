@@ -292,7 +292,7 @@ class Inbound:
 
         def freed(error: Exception | None) -> None:
             if isinstance(error, StoreUnavailable):
-                connection.disconnect(0x88, "the store cannot be reached")
+                connection.disconnect(0x89, "the store cannot be reached")
             elif error is None and self._ids is not None and self._ids.pop(packet_id, None) is not None:
                 self._open -= entry.counted
                 connection.send_ack(PUBCOMP, packet_id, 0)
@@ -316,7 +316,7 @@ class Inbound:
                     return
                 slot.reason_code = QUOTA_EXCEEDED
             else:
-                connection.disconnect(0x88, "the store cannot be reached")
+                connection.disconnect(0x89, "the store cannot be reached")
                 return
         slot.done = True
         self._drain()

@@ -242,7 +242,7 @@ class Server:
             except SessionLost:
                 connection.disconnect(0x8E, "another connection uses this client id")
             except StoreUnavailable:
-                connection.disconnect(0x88, "the store cannot be reached")
+                connection.disconnect(0x89, "the store cannot be reached")
             finally:
                 connection.work_done()
 
@@ -349,7 +349,7 @@ class Server:
                 await trio.sleep(before)
                 self.dispatch.suspend(True)
                 await trio.sleep(self.store_grace_s - before)
-                await self._disconnect_all(0x88, "the store cannot be reached", 10.0)
+                await self._disconnect_all(0x89, "the store cannot be reached", 10.0)
 
         self.start(work)
 

@@ -170,7 +170,7 @@ class Subscribing:
                     for topic_filter, qos, identifier, _ in feeds:
                         await self._feed(connection, subscriber, topic_filter, qos, identifier)
             except StoreUnavailable:
-                connection.disconnect(0x88, "the store cannot be reached")
+                connection.disconnect(0x89, "the store cannot be reached")
             finally:
                 dispatch.feeds -= 1
                 if not dispatch.feeds:
