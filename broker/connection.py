@@ -182,6 +182,8 @@ class Connection(Output):
         is_open = machine.state == OPEN
         family = 5 if self.version == V5 else 4
         try:
+            if machine.state == NEW and data[0] != 0x10:
+                raise ProtocolError("the first packet is not CONNECT")  # [MQTT-3.1.0-1]
             while size - at >= 2:
                 head = data[at]
                 length = data[at + 1]
@@ -263,6 +265,10 @@ class Connection(Output):
         """Everything that does not take a direct way."""
         kind = head >> 4
         server = self._server
+        if not self.version and end - start > 2:
+            level_at = start + 2 + (data[start] << 8 | data[start + 1])
+            if level_at < end and data[level_at] & 127 >= V5:
+                self.version = V5  # so that a refusal has a form that the client understands
         packet = decode(head, data, start, end, self.version, True)
         server.metrics.packets_received[kind] += 1
         if self.machine.state == OPEN and PUBACK <= kind <= PUBCOMP:
@@ -394,7 +400,6 @@ class Connection(Output):
         self.subscriber = subscriber
         self.expiry_s = agreement.expiry_s
         self.keep_alive_s = agreement.keep_alive_s
-        self.set_limits(agreement.max_packet_size, agreement.topic_alias_maximum)
         self._inbound_max = self._server.quotas.max_packet_size
         self.machine.opened(agreement.expiry_s)
         self.update_plain()

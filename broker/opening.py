@@ -71,8 +71,9 @@ class Opening:
     async def _open(self, connection: Connection, connect: Connect) -> None:
         new_id = "auto-" + "".join(random.SystemRandom().choices(_ID_ALPHABET, k=20))
         properties = connect.properties
-        if properties is not None and properties.request_problem_information == 0:
-            connection.problem_information = False
+        if properties is not None:
+            connection.problem_information = properties.request_problem_information != 0
+            connection.set_limits(properties.maximum_packet_size or 0, properties.topic_alias_maximum or 0)
         agreement = agree(connect, self._server.quotas, new_id)
         connection.client_id = agreement.client_id
         connection.username = connect.username
@@ -188,11 +189,13 @@ class Opening:
         connection.inbound = Inbound(connection, self._server, attachment.inbound)
         subscriber.session = session
         subscriber.connection = connection
-        connection.send(
+        if not connection.send(
             Connack(
                 attachment.session_present, 0, connack_properties(agreement, self._server.quotas, authentication_data)
             )
-        )
+        ):  # [MQTT-3.1.2-24]
+            connection.abort("packet_too_large")
+            return
         self._server.metrics.connects["success"] += 1
         if attachment.session_present:
             self._server.metrics.sessions_resumed += 1

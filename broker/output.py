@@ -45,7 +45,7 @@ class Output:
         self._client_max = 0
 
     def set_limits(self, max_packet_size: int, topic_alias_maximum: int) -> None:
-        """What the client accepts, from its CONNECT."""
+        """What the client accepts, from its CONNECT, before anything is answered."""
         self._client_max = max_packet_size
         self._alias_limit = topic_alias_maximum
         if topic_alias_maximum and self.version == V5:
@@ -119,20 +119,21 @@ class Output:
             self.stream.write(bytes((head, 2, packet_id >> 8, packet_id & 255)))
         self.metrics.packets_sent[kind] += 1
 
-    def send(self, packet: Packet) -> None:
-        """Write any packet, unless the client cannot take its size."""
+    def send(self, packet: Packet) -> bool:
+        """Write any packet; False if it is too large for the client even without what may be left out."""
         data = encode(packet, self.version or 4)
         if self._client_max and len(data) > self._client_max:
             properties: Properties | None = getattr(packet, "properties", None)
             if properties is None:
-                return
+                return False
             properties.reason_string = None  # [MQTT-3.2.2-19]
             properties.user_properties = ()
             data = encode(packet, self.version)
             if len(data) > self._client_max:
-                return
+                return False
         self.stream.write(data)
         self.metrics.packets_sent[packet.kind] += 1
+        return True
 
     def update_plain(self) -> None:
         """Whether QoS 0 packets may take the direct way; called when something of it changed."""

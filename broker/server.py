@@ -201,22 +201,20 @@ class Server:
     def drop(self, subscriber: Subscriber) -> None:
         """A session ended: its subscriptions go, and groups that have nobody left."""
         for group in self.dispatch.drop(subscriber):
-            self.end_group(group)
+            self.end_group(group.group_id)
 
-    def end_group(self, group: Group) -> None:
-        """The last member is gone."""
+    def end_group(self, group_id: bytes) -> None:
+        """The last member is gone; nothing happens if there is a new one by now."""
 
         async def work() -> None:
-            if group.group_id not in self.dispatch.groups:
-                await self.cluster.declare_group(group.group_id, False)
-
-        async def patiently() -> None:
+            if group_id in self.dispatch.groups or group_id in self.subscribing.declaring:
+                return
             try:
-                await work()
+                await self.cluster.declare_group(group_id, False)
             except ClusterError as error:
-                self.log.warning("group.not_deleted", share_name=group.share_name, error=str(error))
+                self.log.warning("group.not_deleted", error=str(error))
 
-        self.start(patiently)
+        self.start(work)
 
     def publish_will(self, will: StoredWill) -> None:
         """Publish a will that is due, effectively once."""

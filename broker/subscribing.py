@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.session import Session
 from broker.topics.names import check_topic_filter, has_wildcard, split_shared
-from cluster.api import PAGE_LIMIT, Publication, StoredSubscription, Target, shared_group_id
+from cluster.api import PAGE_LIMIT, REFUSED_FULL, Publication, StoredSubscription, Target, shared_group_id
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -30,23 +31,26 @@ BURST = 100
 class RetainedDelivery(Publication):
     """A retained message on its way into the queue of a persistent session."""
 
-    __slots__ = ("_encoding", "_session", "_stored")
+    __slots__ = ("_encoding", "_session", "answered", "told")
 
-    def __init__(
-        self, message: Message, encoding: Encoding, target: Target, session: Session, stored: trio.Event | None
-    ) -> None:
+    def __init__(self, message: Message, encoding: Encoding, target: Target, session: Session) -> None:
         super().__init__(message, [target])
         self._encoding = encoding
         self._session = session
-        self._stored = stored
+        self.answered = False
+        #: Set then, if somebody waits.
+        self.told: trio.Event | None = None
 
     def stored(self) -> None:
         """Send it like any live message."""
         target = self.targets[0]
         if self.error is None and target.seq > 0:
             self._session.stored(target.seq, self._encoding, target.qos, target.retain, target.subscription_ids)
-        if self._stored is not None:
-            self._stored.set()
+        else:
+            self._session.store.dropped(self.message, "queue_full" if target.seq == REFUSED_FULL else "not_stored")
+        self.answered = True
+        if self.told is not None:
+            self.told.set()
 
 
 class Subscribing:
@@ -54,6 +58,8 @@ class Subscribing:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        #: Groups that a SUBSCRIBE under way will have members for.
+        self.declaring: Counter[bytes] = Counter()
 
     async def change(self, connection: Connection, packet: Subscribe | Unsubscribe) -> None:
         """Carry out and answer. Raises PeerError, SessionLost or StoreUnavailable; nothing is answered then."""
@@ -85,28 +91,43 @@ class Subscribing:
                 )
                 count += is_new
             codes.append(code)
+        group_ids = [shared_group_id(each.topic_filter) for each in accepted if each.topic_filter.startswith("$share/")]
+        self.declaring.update(group_ids)
         try:
-            new_groups = [
-                stored.topic_filter
-                for stored in accepted
-                if stored.topic_filter.startswith("$share/") and not dispatch.has_group(stored.topic_filter)
-            ]
-            for topic_filter in new_groups:
-                await server.cluster.declare_group(shared_group_id(topic_filter), True)
+            for group_id in group_ids:
+                if group_id not in dispatch.groups:
+                    await server.cluster.declare_group(group_id, True)
             if subscriber.persistent and accepted:
                 await server.cluster.subscribe(ref, accepted)
+            if connection.machine.state != CLOSED:
+                await self._subscribed(connection, subscriber, packet.packet_id, codes, accepted)
         except StoreFull:
-            codes = [code if code >= 0x80 else 0x97 for code in codes]
-            accepted = []
-        if connection.machine.state == CLOSED:
-            return
-        feeds: list[tuple[str, int, int, bool]] = []
+            connection.send(Suback(packet.packet_id, [code if code >= 0x80 else 0x97 for code in codes]))
+        finally:
+            self.declaring.subtract(group_ids)
+            self.declaring = +self.declaring
+            for group_id in group_ids:
+                if group_id not in dispatch.groups:
+                    server.end_group(group_id)
+
+    async def _subscribed(
+        self,
+        connection: Connection,
+        subscriber: Subscriber,
+        packet_id: int,
+        codes: Sequence[int],
+        accepted: Sequence[StoredSubscription],
+    ) -> None:
+        """The store has them: from here on they match."""
+        server = self._server
+        dispatch = server.dispatch
+        feeds: list[tuple[str, int, int]] = []
         for stored in accepted:
             is_new = dispatch.add(subscriber, stored)
             handling = stored.options >> 4 & 3
             if not stored.topic_filter.startswith("$share/") and (handling == 0 or (handling == 1 and is_new)):
-                feeds.append((stored.topic_filter, stored.options & 3, identifier, bool(stored.options & 8)))
-        connection.send(Suback(packet.packet_id, codes))  # [MQTT-3.8.4-1]
+                feeds.append((stored.topic_filter, stored.options & 3, stored.subscription_identifier))
+        connection.send(Suback(packet_id, codes))  # [MQTT-3.8.4-1]
         server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))
         for group in dispatch.groups_of(subscriber):
             group.feed()
@@ -144,7 +165,7 @@ class Subscribing:
                 codes.append(0)
                 emptied = server.dispatch.remove(subscriber, topic_filter)
                 if emptied is not None:
-                    server.end_group(emptied)
+                    server.end_group(emptied.group_id)
             else:
                 codes.append(0x11)
         connection.send(Unsuback(packet.packet_id, codes))  # [MQTT-3.10.4-4]
@@ -152,11 +173,11 @@ class Subscribing:
     # -- retained messages
 
     async def _start_feed(
-        self, connection: Connection, subscriber: Subscriber, feeds: Sequence[tuple[str, int, int, bool]]
+        self, connection: Connection, subscriber: Subscriber, feeds: Sequence[tuple[str, int, int]]
     ) -> None:
         """Send retained messages; what is more than a burst goes on in a task of its own."""
         server = self._server
-        if not any(_anything(server.cluster.retained_match(name)) for name, _, _, _ in feeds):
+        if not any(_anything(server.cluster.retained_match(name)) for name, _, _ in feeds):
             return
 
         async def work() -> None:
@@ -167,7 +188,7 @@ class Subscribing:
                     if connection.machine.state == CLOSED:
                         return
                     connection.feed_scopes.append(scope)
-                    for topic_filter, qos, identifier, _ in feeds:
+                    for topic_filter, qos, identifier in feeds:
                         await self._feed(connection, subscriber, topic_filter, qos, identifier)
             except StoreUnavailable:
                 connection.disconnect(0x89, "the store cannot be reached")
@@ -228,10 +249,14 @@ class Subscribing:
         asked_at = dispatch.retained_clock
         values = await server.cluster.retained_values(topics)
         now_ms = server.now_ms
-        last: trio.Event | None = None
+        last: RetainedDelivery | None = None
         ids = (identifier,) if identifier else ()
-        present = [message for message in values if message is not None]
-        for number, message in enumerate(present, 1):
+        for message in values:
+            if message is None:
+                continue
+            granted = min(qos, message.qos)
+            if not granted and not session.output.room():
+                await self._room(connection, session, 0)
             if session.closed:
                 return
             if dispatch.retained_now.get(message.topic, 0) > asked_at:
@@ -240,18 +265,18 @@ class Subscribing:
             if remaining == 0:
                 continue
             encoding = Encoding(message, remaining)
-            granted = min(qos, message.qos)
             if not granted:
                 connection.send_qos0(encoding, True, ids)  # [MQTT-3.3.1-8]
             elif subscriber.persistent:
                 target = Target(subscriber.session_id, subscriber.birth, granted, True, ids)
-                last = trio.Event() if number == len(present) else None
-                server.cluster.publish(RetainedDelivery(message, encoding, target, session, last))
+                last = RetainedDelivery(message, encoding, target, session)
+                server.cluster.publish(last)
             else:
                 session.deliver(encoding, granted, True, ids)
         server.reactor.wake()
-        if last is not None:
-            await last.wait()
+        if last is not None and not last.answered:
+            last.told = trio.Event()
+            await last.told.wait()
         else:
             await trio.lowlevel.checkpoint()
 

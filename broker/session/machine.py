@@ -24,7 +24,7 @@ from broker.codec.packets import (
     Subscribe,
     Unsubscribe,
 )
-from broker.errors import PeerError, ProtocolError
+from broker.errors import ProtocolError
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
 
 NEW = 0
@@ -108,7 +108,7 @@ class ConnectionMachine:
         if self._method is None:  # [MQTT-4.12.0-6], [MQTT-4.12.1-1]
             raise ProtocolError("AUTH without an authentication method in CONNECT")
         if method != self._method:  # [MQTT-4.12.0-5]
-            raise PeerError(0x8C, f"the authentication method changed to {method!r:.60}")
+            raise ProtocolError(f"the authentication method changed to {method!r:.60}")
         again = packet.reason_code == 0x19
         if again == self._exchanging or packet.reason_code not in (0x18, 0x19):
             raise ProtocolError(f"AUTH with reason code 0x{packet.reason_code:02x} out of turn")
