@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from broker.auth.api import Exchange
 from broker.codec.decode import decode
 from broker.codec.packets import (
+    CONNECT,
     PUBACK,
     PUBCOMP,
     PUBLISH,
@@ -265,6 +266,8 @@ class Connection(Output):
         """Everything that does not take a direct way."""
         kind = head >> 4
         server = self._server
+        if kind == CONNECT and self.machine.state != NEW:  # whatever it says [MQTT-3.1.0-2]
+            raise ProtocolError("a second CONNECT")
         if not self.version and end - start > 2:
             level_at = start + 2 + (data[start] << 8 | data[start + 1])
             if level_at < end and data[level_at] & 127 >= V5:

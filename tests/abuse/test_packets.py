@@ -173,6 +173,12 @@ async def test_g15_a_second_connect(node: AbusedNode, moved: Counted, version: i
     await _refused(node, moved, version, frame(0x10, head + text(b"other")), PROTOCOL)
 
 
+@pytest.mark.parametrize("body", [b"", text(b"MQTT") + b"\x09\x02\x00\x00", text(b"?") + b"\x05"], ids=bytes.hex)
+async def test_g15_a_second_connect_that_is_bad_itself(node: AbusedNode, moved: Counted, body: bytes) -> None:
+    # 0x84 has no place in DISCONNECT, and what is wrong is that it is the second.
+    await _refused(node, moved, V5, frame(0x10, body), PROTOCOL)
+
+
 @pytest.mark.parametrize(
     "topic_filter", [b"", b"a/#/b", b"a#", b"a+/b", b"$share/", b"$share//a", b"$share/g", b"$share/g/"]
 )
