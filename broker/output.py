@@ -85,11 +85,19 @@ class Output:
                 is_new = True
         packet = encoding.special(version, flags, packet_id, subscription_ids, topic, alias)
         if self._client_max and len(packet) > self._client_max:
-            return False
+            if not is_new:
+                return False
+            is_new = False  # it may fit without its new alias
+            packet = encoding.special(version, flags, packet_id, subscription_ids, full, 0)
+            if len(packet) > self._client_max:
+                return False
         if is_new and aliases is not None:
             aliases[full] = alias
         self.stream.write(packet)
-        self.metrics.messages_sent[flags >> 1 & 3] += 1
+        metrics = self.metrics
+        metrics.messages_sent[flags >> 1 & 3] += 1
+        if flags & 8:
+            metrics.redelivered += 1
         return True
 
     def send_qos0(self, encoding: Encoding, retain: bool, subscription_ids: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ from broker.codec.encode import encode
 from broker.codec.packets import (
     Connack,
     Connect,
+    Disconnect,
     Packet,
     Properties,
     Puback,
@@ -195,7 +196,7 @@ class _LoopTime:
 
     @staticmethod
     def monotonic() -> float:
-        return trio.current_time()
+        return trio.current_time() + 1000.0
 
 
 class Gate:
@@ -396,6 +397,12 @@ class Peer:
     async def payloads(self) -> list[bytes]:
         """The payloads of everything that came; all of it has to be PUBLISH."""
         return [packet.payload for packet in await self.publishes()]
+
+    async def payloads_then_disconnect(self) -> tuple[list[bytes], int]:
+        """Messages, then the reason code of the DISCONNECT that ends the connection."""
+        *messages, last = await self.received()
+        assert isinstance(last, Disconnect), f"expected DISCONNECT, got {describe(last)}"
+        return [message.payload for message in messages if isinstance(message, Publish)], last.reason_code
 
     async def consume(self) -> list[Publish]:
         """Take messages and finish their exchanges until no more come."""
