@@ -157,7 +157,7 @@ class Node:
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
                     await self._wait_for_stop(signals)
                     async with trio.open_nursery() as stopping:
-                        stopping.start_soon(self._second_signal, signals)
+                        stopping.start_soon(self._second_signal, signals, stopping.cancel_scope)
                         await self._stop()
                         stopping.cancel_scope.cancel()
                 nursery.cancel_scope.cancel()
@@ -217,11 +217,15 @@ class Node:
         if needs_restart:
             self.log.warning("node.restart_needed", settings=needs_restart)
 
-    async def _second_signal(self, signals: AsyncIterator[int]) -> None:
+    async def _second_signal(self, signals: AsyncIterator[int], draining: trio.CancelScope) -> None:
+        """A second signal ends the drain, a third everything."""
         async for number in signals:
-            if number != signal.SIGHUP:
-                self.log.warning("node.killed", signal=signal.Signals(number).name)
+            if number == signal.SIGHUP:
+                continue
+            self.log.warning("node.hurried", signal=signal.Signals(number).name)
+            if draining.cancel_called:
                 os._exit(FAILED)
+            draining.cancel()
 
     async def _stop(self) -> None:
         """Stop accepting, let the clients go at a pace, flush."""
