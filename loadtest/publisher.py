@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MOST_PER_TURN = 1000  # messages of one publisher: a turn stays short, and the time stamps true
 ACK = Struct("!H2s")
 _ACKNOWLEDGEMENTS = frozenset((0x4002, 0x5002, 0x7002))  # the first two bytes of PUBACK, PUBREC, PUBCOMP
+_PUBACK = 0x4002
+_PACKET_IDS = [packet_id.to_bytes(2, "big") for packet_id in range(1, 65_536)]
 _PUBREL = encode_ack(PUBREL, 1)[:2]
 
 
@@ -34,7 +36,7 @@ class Publisher(Client):
         self.sent = 0
         self.due = 0  # messages that should have been sent by now; only counts when paced
         self._held = False
-        self._packet_id = 0
+        self._packet_id = 0  # the last one used, so the next one's index
         self._open: set[bytes] = set()  # packet identifiers in use
         self._released: set[bytes] = set()  # those of them whose PUBREL was sent
         self._written_off = 0
@@ -93,12 +95,11 @@ class Publisher(Client):
     def _packet_ids(self, count: int) -> list[bytes]:
         if not self.wire.qos:
             return [b""] * count
-        found: list[bytes] = []
-        while len(found) < count:
-            self._packet_id = self._packet_id % 65_535 + 1
-            packet_id = self._packet_id.to_bytes(2, "big")
-            if packet_id not in self._open:
-                found.append(packet_id)
+        found = _PACKET_IDS[self._packet_id : self._packet_id + count]
+        self._packet_id += count
+        if len(found) < count or not self._open.isdisjoint(found):  # at the end of the range, or around one in use
+            found = [packet_id for packet_id in _PACKET_IDS if packet_id not in self._open][:count]
+            self._packet_id = int.from_bytes(found[-1], "big")
         self._open.update(found)
         return found
 
@@ -111,8 +112,11 @@ class Publisher(Client):
         if not self.ready:
             return at
         end = at + (size - at) // ACK.size * ACK.size
+        opened, qos = self._open, self.wire.qos
         for kind, packet_id in ACK.iter_unpack(memoryview(data)[at:end]):
-            if kind in _ACKNOWLEDGEMENTS:
+            if kind == _PUBACK and packet_id in opened and qos == 1:
+                opened.remove(packet_id)
+            elif kind in _ACKNOWLEDGEMENTS:
                 self._acknowledge(kind >> 12, packet_id)
             else:
                 break

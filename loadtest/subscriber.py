@@ -49,6 +49,7 @@ class Subscriber(Client):
         engine = self.engine
         now = monotonic_ns()
         known = b""
+        packet_ids: list[bytes] = []
         count = stamp = same_stamp = 0
         flow: Flow | None = None
         for head, packet_id, props, number, sequence, sent, rest in self.wire.struct.iter_unpack(
@@ -73,18 +74,22 @@ class Subscriber(Client):
             same_stamp += 1
             count += 1
             if qos:
-                self._answer(packet_id)
+                packet_ids.append(packet_id)
         if same_stamp:
             engine.latency.add(now - stamp, same_stamp)
+        if packet_ids:
+            self._answer(packet_ids)
         engine.delivered += count
         return at + count * stride
 
-    def _answer(self, packet_id: bytes) -> None:
+    def _answer(self, packet_ids: list[bytes]) -> None:
         if self.qos == 2:
-            if packet_id in self._held:
-                raise LoadError(f"{self.client_id}: packet identifier {packet_id.hex()} is in use")
-            self._held.add(packet_id)
-        self.write(_ANSWERS[self.qos] + packet_id)
+            before = len(self._held)
+            self._held.update(packet_ids)
+            if len(self._held) != before + len(packet_ids):
+                raise LoadError(f"{self.client_id}: a packet identifier of QoS 2 is in use twice")
+        answer = _ANSWERS[self.qos]
+        self.write(answer + answer.join(packet_ids))
 
     def _releases(self, data: bytes, at: int, end: int) -> int:
         for head, packet_id in ACK.iter_unpack(memoryview(data)[at:end]):
@@ -111,7 +116,7 @@ class Subscriber(Client):
             self.engine.delivered += 1
             self.engine.touched.add(self.engine.publishers[number])
             if packet.qos:
-                self._answer(packet.packet_id.to_bytes(2, "big"))
+                self._answer([packet.packet_id.to_bytes(2, "big")])
         elif isinstance(packet, Acknowledgement) and packet.kind == PUBREL:
             self._release(packet.packet_id.to_bytes(2, "big"))
         else:

@@ -174,6 +174,21 @@ def test_the_window_opens_with_acknowledgements(make: Make, version: int) -> Non
     assert publisher.unacknowledged == 0
 
 
+def test_packet_identifiers_start_again_around_those_in_use(make: Make) -> None:
+    engine = make(_p2p(1, cap=10**6), 5)
+    publisher = engine.publishers[0]
+    used: list[int] = []
+    while len(used) < 140_000:
+        for packet in _sent(engine):
+            packet_id = int.from_bytes(packet[-43:-41], "big")
+            used.append(packet_id)
+            if packet_id != 5:
+                publisher.feed(encode(Puback(packet_id), 5))
+    assert used.count(5) == 1  # it was never acknowledged
+    assert set(used) == set(range(1, 65_536))
+    assert max(used.count(packet_id) for packet_id in (1, 4, 6, 1000, 65_535)) <= 3
+
+
 def test_qos_2_is_acknowledged_in_two_steps(make: Make) -> None:
     engine = make(_p2p(2, cap=1), 5)
     publisher, subscriber = engine.publishers[0], engine.subscribers[0]
