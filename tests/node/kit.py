@@ -348,6 +348,10 @@ class Peer:
         """The server closed the network connection."""
         return self.socket.closed
 
+    def congested(self) -> bool:
+        """The output towards this client is over its bound."""
+        return self.stream.congested
+
     def put(self, *packets: Packet) -> None:
         """Send in one chunk, without waiting."""
         self.socket.feed(b"".join(bytes(encode(packet, self.version)) for packet in packets))
@@ -489,9 +493,7 @@ class World:
         assert peer.connack.reason_code == 0
         return peer
 
-    async def subscriber(
-        self, client_id: str, *filters: str, qos: int = 2, version: int = 5, **options: object
-    ) -> Peer:
+    async def subscriber(self, client_id: str, *filters: str, qos: int = 2, version: int = 5, **options: int) -> Peer:
         """A connected client with subscriptions."""
         peer = await self.connect(client_id, version, **options)
         await peer.subscribe(*filters, qos=qos)
