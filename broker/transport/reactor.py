@@ -69,6 +69,7 @@ class Reactor:
         self._wheel_at = 0
         self._log = get_logger("reactor")
         self.in_turn = False
+        self._finishing = False
         #: Monotonic seconds at the beginning of the turn.
         self.now = time.monotonic()
         #: Called at the end of each turn, before the sockets are flushed.
@@ -101,8 +102,8 @@ class Reactor:
             self._epoll.unregister(fd)
 
     def wake(self) -> None:
-        """Run a turn soon: something was added from outside one."""
-        if not self.in_turn and not self._woken:
+        """Run a turn soon: something was added from outside one, or while its hooks ran."""
+        if (not self.in_turn or self._finishing) and not self._woken:
             self._woken = True
             os.eventfd_write(self._wake_fd, 1)
 
@@ -178,7 +179,7 @@ class Reactor:
 
     def _finish(self) -> None:
         """Hands the batch to the store and flushes, until nothing is left of this turn."""
-        self.in_turn = True
+        self.in_turn = self._finishing = True
         for hook in self.turn_hooks:
             try:
                 hook()
@@ -191,7 +192,7 @@ class Reactor:
                     stream.flush()
                 except Exception:
                     self._log.exception("reactor.flush_failed")
-        self.in_turn = False
+        self.in_turn = self._finishing = False
 
     async def _tick(self) -> None:
         while True:
