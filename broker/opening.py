@@ -73,7 +73,8 @@ class Opening:
         properties = connect.properties
         if properties is not None:
             connection.problem_information = properties.request_problem_information != 0
-            connection.set_limits(properties.maximum_packet_size or 0, properties.topic_alias_maximum or 0)
+            aliases = min(properties.topic_alias_maximum or 0, self._server.quotas.topic_alias_maximum)
+            connection.set_limits(properties.maximum_packet_size or 0, aliases)
         agreement = agree(connect, self._server.quotas, new_id)
         connection.client_id = agreement.client_id
         connection.username = connect.username

@@ -64,8 +64,6 @@ def agree(connect: Connect, quotas: Quotas, new_client_id: str) -> Agreement:
     if version == V5:
         if properties is not None:
             _take(terms, properties)
-            # The client says what it could take; what is kept for it is the server's matter.
-            terms.topic_alias_maximum = min(terms.topic_alias_maximum, quotas.topic_alias_maximum)
         terms.expiry_s = min(terms.requested_expiry_s, quotas.session_expiry_max_s)
     else:
         terms.expiry_s = 0 if connect.clean_start else min(quotas.session_expiry_v3_s, quotas.session_expiry_max_s)
