@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
+
+import redis
 
 from broker.codec.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
 from tests.kit.broker_process import BrokerProcess
@@ -80,3 +86,31 @@ def metric(node: BrokerProcess, sample: str) -> float:
             if name == sample:
                 return float(value)
     return 0.0
+
+
+#: For what a node and its store do soon.
+SOON_S = 20.0
+_POLL_S = 0.01
+
+
+def store_pid(node: BrokerProcess, starts: int = 1) -> int:
+    """The process id of the embedded store once it was started so often, from the log of its node."""
+    deadline = time.monotonic() + SOON_S
+    while len(pids := re.findall(r"store\.started pid=(\d+)", node.log())) < starts:
+        assert time.monotonic() < deadline, node.log()
+        time.sleep(_POLL_S)
+    return int(pids[-1])
+
+
+def kill_store(node: BrokerProcess, starts: int = 1) -> None:
+    """Kill -9 the embedded store of a node, when what it was told is written: all that its durability class promises.
+
+    With `appendfsync everysec` the server answers without writing while the disk is slow to sync.
+    """
+    pid = store_pid(node, starts)
+    deadline = time.monotonic() + SOON_S
+    with redis.Redis(unix_socket_path=str(node.directory / "data" / "store.sock")) as client:
+        while client.info("persistence")["aof_buffer_length"]:
+            assert time.monotonic() < deadline, "the append-only file is not written"
+            time.sleep(_POLL_S)
+    os.kill(pid, signal.SIGKILL)

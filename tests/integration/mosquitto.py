@@ -91,6 +91,7 @@ class Subscriber:
             with self._news:
                 self.lines.append(line)
                 self._news.notify_all()
+        self._process.stdout.close()
         self._messages.put(None)
         with self._news:
             self._ended = True
@@ -134,8 +135,6 @@ class Subscriber:
         self._process.kill()
         self._process.wait(DEADLINE_S)
         self._reader.join(DEADLINE_S)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
 
     def leave(self) -> None:
         """SIGTERM: it sends DISCONNECT (in version 5, with a will: 0x04)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ DEADLINE_S = 20.0
 
 def properties(packet: int, **values: object) -> Properties:
     """Properties of a packet type, by paho's names."""
-    made = Properties(packet)
+    made = Properties(packet)  # type: ignore[no-untyped-call]
     for name, value in values.items():
         setattr(made, name, value)
     return made
@@ -81,7 +82,7 @@ class Paho:
     def _on_message(self, client: Client, data: object, message: MQTTMessage) -> None:
         self.messages.put(message)
 
-    def _on_answer(self, client: Client, data: object, mid: int, codes: object, props: object) -> None:
+    def _on_answer(self, client: Client, data: object, mid: int, codes: Any, props: object) -> None:
         self._answers.put((mid, codes if isinstance(codes, list) else [codes]))
 
     def connect(self, *, keep_alive_s: int = 60, connect_properties: Properties | None = None) -> Paho:
@@ -146,9 +147,8 @@ class Paho:
 
     def crash(self) -> None:
         """Close the socket without DISCONNECT."""
-        sock = self.client.socket()
-        assert sock is not None
-        sock.shutdown(2)
+        sock: Any = self.client.socket()
+        sock.shutdown(socket.SHUT_RDWR)
         self.wait_gone()
         self.client.loop_stop()
 
