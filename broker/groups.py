@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from broker.errors import StoreUnavailable
+from broker.errors import ClusterError
 from broker.message import Message
 from broker.routes import AckSlot, Subscriber, Subscription
 from broker.session.encoding import Encoding
-from broker.session.session import GroupDelivery
-from cluster.api import PAGE_LIMIT, GroupEntry, Publication, Target
+from broker.session.session import GroupDelivery, Session
+from cluster.api import PAGE_LIMIT, REFUSED_FULL, GroupEntry, Publication, Target
 
 if TYPE_CHECKING:
     from broker.dispatch import Dispatch
 
 #: How long acknowledgements of publishers are kept back for a group that has too much to do.
 HOLD_S = 5.0
+
+#: Pause before an entry is offered again to a store that did not take it.
+RETRY_S = 1.0
 
 #: Entries that wait in the memory of the node.
 WAITING_LIMIT = 1000
@@ -47,9 +50,11 @@ class GroupMember:
 class Handover(Publication):
     """A QoS 2 message of the group on its way into the queue of the persistent member that gets it."""
 
-    __slots__ = ("_encoding", "_entry", "_group", "_member")
+    __slots__ = ("_encoding", "_entry", "_group", "_member", "_promised")
 
-    def __init__(self, group: Group, member: GroupMember, entry: GroupEntry, encoding: Encoding) -> None:
+    def __init__(
+        self, group: Group, member: GroupMember, session: Session, entry: GroupEntry, encoding: Encoding
+    ) -> None:
         subscriber = member.subscriber
         target = Target(subscriber.session_id, subscriber.birth, 2, False, member.subscription_ids)
         super().__init__(entry.message, [target], deduplicate=True)
@@ -57,19 +62,26 @@ class Handover(Publication):
         self._member = member
         self._entry = entry
         self._encoding = encoding
+        self._promised = session
+        session.promised += 1
 
     def stored(self) -> None:
         """The session has it now: the group is done with it."""
+        self._promised.promised -= 1
         if self.error is not None:
-            self._group.give_back([self._entry])
+            self._group.give_back_later(self._entry)
             return
         self._group.done(self._entry.entry_id)
         target = self.targets[0]
         session = self._member.subscriber.session
-        if target.seq > 0 and session is not None:
+        if target.seq < 0:
+            self._group.lost("queue_full" if target.seq == REFUSED_FULL else "session_gone")
+        elif session is None:
+            self._member.subscriber.stored_seq = max(self._member.subscriber.stored_seq, target.seq)
+        elif target.seq:
             session.stored(target.seq, self._encoding, 2, False, target.subscription_ids)
-        elif target.seq > 0:
-            self._member.subscriber.stored_seq = target.seq
+        else:
+            session.look()
 
 
 class Group:
@@ -79,9 +91,11 @@ class Group:
         "_dispatch",
         "_held",
         "_last_id",
+        "_missed",
         "_more",
         "_next",
         "_paging",
+        "_refused",
         "_waiting",
         "depth",
         "group_id",
@@ -99,12 +113,16 @@ class Group:
         self._held: deque[AckSlot] = deque()
         #: Entries that were stored since this node started and are not done.
         self.depth = 0
+        #: Entries that the store could not hand over just now.
+        self._refused: list[GroupEntry] = []
         self._next = 0
         self._waiting: deque[GroupEntry] = deque()
         #: The newest entry that came into memory; the store has entries after it while `_more`.
         self._last_id = b""
         self._more = False
         self._paging = False
+        #: A message was stored since the page that is under way was asked for.
+        self._missed = False
 
     def join(self, member: GroupMember) -> None:
         """Add a member, or change its options."""
@@ -143,7 +161,8 @@ class Group:
         """A message was stored in the group's queue: give it to a member, or let it wait its turn."""
         entry = GroupEntry(entry_id, message)
         self.depth += 1
-        if self._more:  # behind: it is read in its turn
+        if self._more:  # behind: it is read in its turn, perhaps after the page that is under way
+            self._missed = True
             self.feed()
             return
         self._last_id = entry_id
@@ -178,17 +197,18 @@ class Group:
 
     async def page(self) -> None:
         """Read the next entries of the queue."""
+        self._missed = False
         try:
             entries = await self._dispatch.cluster.group_page(self.group_id, self._last_id, PAGE_LIMIT)
-        except StoreUnavailable:
+        except ClusterError:
             self._paging = False
+            self._set_hungry()
             return
         self._paging = False
         if entries:
             self._last_id = entries[-1].entry_id
             self._waiting.extend(entries)
-        if len(entries) < PAGE_LIMIT:
-            self._more = False
+        self._more = len(entries) == PAGE_LIMIT or self._missed
         self.feed()
 
     def give_back(self, entries: Sequence[GroupEntry]) -> None:
@@ -197,6 +217,21 @@ class Group:
         self._waiting = deque(merged)
         if merged:
             self.feed()
+
+    def give_back_later(self, entry: GroupEntry) -> None:
+        """The store did not take what was to be done with this one: try again after a while."""
+        if not self._refused:
+            self._dispatch.spawn(self._try_again)
+        self._refused.append(entry)
+
+    async def _try_again(self) -> None:
+        await trio.sleep(RETRY_S)
+        entries, self._refused = self._refused, []
+        self.give_back(entries)
+
+    def lost(self, reason: str) -> None:
+        """Count a message that reaches nobody."""
+        self._dispatch.metrics.dropped[reason] += 1
 
     def done(self, entry_id: bytes) -> None:
         """The entry may leave the queue."""
@@ -264,21 +299,27 @@ class Group:
             connection.send_qos0(encoding, False, member.subscription_ids)
             self.done(entry.entry_id)
         elif subscriber.persistent:
-            self._dispatch.cluster.publish(Handover(self, member, entry, encoding))
+            self._dispatch.cluster.publish(Handover(self, member, session, entry, encoding))
         else:
-            self._take(member, entry, encoding)
+            self._take(member, session, entry, encoding)
         return True
 
-    def _take(self, member: GroupMember, entry: GroupEntry, encoding: Encoding) -> None:
+    def _take(self, member: GroupMember, session: Session, entry: GroupEntry, encoding: Encoding) -> None:
         """A QoS 2 message for an ephemeral member: it is nobody else's from now on [MQTT-4.8.2-5]."""
 
         def taken(error: Exception | None) -> None:
-            session = member.subscriber.session
-            if error is None and session is not None:
+            session.promised -= 1
+            if error is not None:
+                self.give_back_later(entry)
+                return
+            self._less()
+            if session.closed:
+                self.lost("session_gone")
+            else:
                 session.deliver(encoding, 2, False, member.subscription_ids)
 
+        session.promised += 1
         self._dispatch.cluster.group_acknowledge(self.group_id, entry.entry_id, taken)
-        self._less()
 
     def _set_hungry(self) -> None:
         for member in self.members:

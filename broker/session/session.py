@@ -123,6 +123,7 @@ class Session:
         "max_queue_messages",
         "output",
         "persistent",
+        "promised",
         "sent_seq",
         "store",
         "window",
@@ -164,6 +165,8 @@ class Session:
         self.closed = False
         #: Set while something outside waits for `SessionStore.has_room`.
         self.hungry = False
+        #: Messages of groups that are being handed over to this session.
+        self.promised = 0
 
     # -- the window
 
@@ -180,7 +183,7 @@ class Session:
 
     def idle(self) -> bool:
         """Nothing waits behind the window: more may be offered."""
-        return not self.behind and not self._queue and self.credit() > 0
+        return not self.behind and not self._queue and self.credit() > self.promised
 
     # -- ephemeral sessions
 
@@ -266,6 +269,12 @@ class Session:
             self.behind = True
             self._ask_page()
 
+    def look(self) -> None:
+        """The queue may hold a message that this session was not told of."""
+        if not self.closed:
+            self.behind = True
+            self._ask_page()
+
     def page(self, messages: Sequence[StoredDelivery], complete: bool) -> None:
         """A page of the queue; `complete` says that nothing followed it when it was read."""
         self._paging = False
@@ -320,12 +329,11 @@ class Session:
         return True
 
     def _ask_page(self) -> None:
+        # One page at a time: what is acknowledged while it is under way makes the next one larger.
         if not self._paging and not self.closed:
             credit = self.credit()
-            # Half a window at least, or the end of what is in flight: pages are cheap only if they are not tiny.
-            if credit > 0 and (credit * 2 >= self.window or credit >= self._top - self._cursor or not self.inflight):
+            if credit > 0:
                 self._paging = True
-                self._asked_top = self._top
                 self.store.want_page(self._cursor, credit)
 
     # -- shared subscriptions
