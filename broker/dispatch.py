@@ -62,14 +62,16 @@ class Delivery(Publication):
             self.encoding = Encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
         for target, entry in zip(self.targets, self.entries, strict=True):
             seq = target.seq
+            session = entry.subscriber.session
             if seq > 0:
-                session = entry.subscriber.session
                 if session is not None:
                     session.stored(seq, self.encoding, target.qos, target.retain, target.subscription_ids)
                 else:
                     entry.subscriber.stored_seq = seq
             elif seq < 0:
                 self._dispatch.metrics.dropped["queue_full" if seq == -1 else "session_gone"] += 1
+            elif session is not None and session.persistent:
+                session.look()  # stored before, by a publication whose answer was lost
         for group_target, group in zip(self.groups, self.route_groups, strict=True):
             if group_target.entry_id:
                 group.offer(group_target.entry_id, message, self.encoding)

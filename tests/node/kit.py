@@ -44,7 +44,16 @@ from broker.server import Server
 from broker.session.quotas import Quotas
 from broker.transport.reactor import Reactor
 from broker.transport.stream import TcpStream
-from cluster.api import Attachment, AttachRequest, ClusterEvents, Poller, Publication, QueuedMessage, SessionRef
+from cluster.api import (
+    Attachment,
+    AttachRequest,
+    ClusterEvents,
+    GroupEntry,
+    Poller,
+    Publication,
+    QueuedMessage,
+    SessionRef,
+)
 from cluster.memory import MemoryCluster
 from cluster.memory.state import RESERVE, Call
 from cluster.policy import ClusterLimits
@@ -237,6 +246,7 @@ class FaultyCluster(MemoryCluster):
         self.attached = Gate()
         self.paged = Gate()
         self.retained_read = Gate()
+        self.group_paged = Gate()
         self.subscribing = Gate()
         self.publications = 0
         self.events: ClusterEvents
@@ -295,6 +305,12 @@ class FaultyCluster(MemoryCluster):
         messages = await super().page(ref, after_seq, limit)
         await self.paged.passed()
         return messages
+
+    async def group_page(self, group_id: bytes, after_entry_id: bytes, limit: int) -> list[GroupEntry]:
+        self._check()
+        entries = await super().group_page(group_id, after_entry_id, limit)
+        await self.group_paged.passed()
+        return entries
 
     async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
         self._check()
