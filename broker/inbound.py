@@ -27,7 +27,7 @@ _RELEASING = 3
 class PublishSlot(AckSlot):
     """The place of one PUBACK or PUBREC in the order of acknowledgements [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
 
-    __slots__ = ("_inbound", "done", "kind", "message", "packet_id", "reason_code", "route")
+    __slots__ = ("_inbound", "again", "done", "kind", "message", "packet_id", "reason_code", "route")
 
     def __init__(
         self, inbound: Inbound, kind: int, packet_id: int, reason_code: int, message: Message, route: Route
@@ -40,6 +40,8 @@ class PublishSlot(AckSlot):
         self.message = message
         self.route = route
         self.done = False
+        #: An older connection began with it.
+        self.again = False
 
     def settle(self, error: Exception | None) -> None:
         self._inbound.settled(self, error)
@@ -240,7 +242,7 @@ class Inbound:
             self._append(slot)
             self._drain()
             return
-        retry = entry is not None
+        retry = slot.again = entry is not None
         if entry is None:
             entry = ids[packet_id] = Exactly(message.message_id, _PENDING)
         else:
@@ -307,7 +309,8 @@ class Inbound:
         connection = self._connection
         if error is not None:
             if isinstance(error, StoreFull):
-                if not self._v5:  # no reason codes: not acknowledged, not read, tried again
+                if not self._v5 or slot.again:
+                    # No reason codes, or it may be stored already: not acknowledged, not read, tried again.
                     self._refused.append(slot)
                     self._update_hold()
                     if not self._retrying:
