@@ -406,11 +406,10 @@ class Connection(Output):
         self._inbound_max = self._server.quotas.max_packet_size
         self.machine.opened(agreement.expiry_s)
         self.update_plain()
-        if self.keep_alive_s:
-            first = self._server.reactor.now + 1.5 * self.keep_alive_s
-            if first < self._next_check:
-                self._next_check = first
-                self._server.reactor.watch_deadline(self, first)
+        first = self._server.reactor.now + min(1.5 * self.keep_alive_s or DEADLINE_STEP_S, self._server.stall_timeout_s)
+        if first < self._next_check:
+            self._next_check = first
+            self._server.reactor.watch_deadline(self, first)
 
     def check_deadline(self, now: float) -> float:
         """Connect timeout, keep-alive and a peer that takes nothing."""
@@ -422,22 +421,23 @@ class Connection(Output):
     def _look_at_clock(self, now: float) -> float:
         """Returns when to look again."""
         stream = self.stream
+        later = now + min(DEADLINE_STEP_S, self._server.stall_timeout_s)
         if stream.stalled_since and now - stream.stalled_since > self._server.stall_timeout_s:
             self.abort("output_stalled")
             return 0.0
         state = self.machine.state
         if state == OPEN:
             if not self.keep_alive_s:
-                return now + DEADLINE_STEP_S
+                return later
             limit = self.last_received + 1.5 * self.keep_alive_s  # [MQTT-3.1.2-22]
-            if self._paused:
+            if self._paused or stream.overrun:
                 self.last_received = now  # it is us who do not read
             elif now >= limit:
                 self.fail(PeerError(0x8D, "nothing received within the keep-alive time"))
-                return now + DEADLINE_STEP_S
-            return min(limit, now + DEADLINE_STEP_S)
+                return later
+            return min(limit, later)
         if state == CLOSED:
-            return now + DEADLINE_STEP_S
+            return later
         limit = self.opened_at + self._server.connect_timeout_s
         if now >= limit:
             self.abort("connect_timeout")

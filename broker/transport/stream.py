@@ -41,6 +41,7 @@ class TcpStream:
         "_bound",
         "_closing",
         "_dirty",
+        "_paused",
         "_pieces",
         "_raw",
         "_reactor",
@@ -48,6 +49,7 @@ class TcpStream:
         "bytes_in",
         "congested",
         "fd",
+        "overrun",
         "peer",
         "protocol",
         "stalled_since",
@@ -60,10 +62,14 @@ class TcpStream:
         self.fd = raw.fileno()
         self.peer = peer
         self._pieces: list[bytes] = []
-        self._unsent = b""
+        #: A bytearray once the peer did not take all of a turn; what follows is appended to it.
+        self._unsent: bytes | bytearray = b""
         self._dirty = False
         self._closing = False
+        self._paused = False
         self.congested = False
+        #: Twice the bound waits, of answers that can be neither dropped nor held: nothing more is read meanwhile.
+        self.overrun = False
         self.stalled_since = 0.0
         self.bytes_in = 0
         self.protocol: StreamProtocol
@@ -112,8 +118,12 @@ class TcpStream:
 
     def pause_reading(self, paused: bool) -> None:
         """Leave what the peer sends in the kernel."""
+        self._paused = paused
+        self._watch_reading()
+
+    def _watch_reading(self) -> None:
         if self._raw is not None:
-            self._reactor.watch_readable(self.fd, not paused)
+            self._reactor.watch_readable(self.fd, not (self._paused or self.overrun or self._closing))
 
     def write(self, data: bytes) -> None:
         """Append to the output of this turn."""
@@ -137,6 +147,9 @@ class TcpStream:
             pieces.clear()
             return
         if self._unsent:  # waits for room; writable() goes on
+            if pieces:
+                self._unsent += b"".join(pieces)
+                pieces.clear()
             self._judge()
             return
         if pieces:
@@ -150,7 +163,7 @@ class TcpStream:
                 self._lost(error.strerror or str(error))
                 return
             if sent < len(data):
-                self._unsent = data[sent:]
+                self._unsent = bytearray(memoryview(data)[sent:])
                 self.stalled_since = self._reactor.now
                 self._reactor.watch_writable(self.fd, True)
                 self._judge()
@@ -161,8 +174,9 @@ class TcpStream:
     def writable(self) -> None:
         if self._raw is None:
             return
+        unsent = self._unsent
         try:
-            sent = self._raw.send(self._unsent)
+            sent = self._raw.send(unsent)
         except BlockingIOError:
             return
         except OSError as error:
@@ -170,8 +184,9 @@ class TcpStream:
             return
         self.stalled_since = self._reactor.now
         was_congested = self.congested
-        if sent < len(self._unsent):
-            self._unsent = self._unsent[sent:]
+        if sent < len(unsent):
+            assert isinstance(unsent, bytearray)
+            del unsent[:sent]
         else:
             self._unsent = b""
             self._reactor.watch_writable(self.fd, False)
@@ -190,17 +205,22 @@ class TcpStream:
         return len(self._unsent) + sum(map(len, self._pieces))
 
     def _judge(self) -> None:
-        congested = self.pending_bytes() > self._bound
+        waiting = len(self._unsent)
+        congested = waiting > self._bound
         if congested and not self.congested:
             self.congested = True
             self.protocol.output_congested()
         self.congested = congested
+        overrun = congested and (self.overrun or waiting > 2 * self._bound)
+        if overrun != self.overrun:
+            self.overrun = overrun
+            self._watch_reading()
 
     def close(self) -> None:
         """Close once the output written so far is gone; nothing more is read. Idempotent."""
         if not self._closing and self._raw is not None:
             self._closing = True
-            self._reactor.watch_readable(self.fd, False)
+            self._watch_reading()
             if not self._dirty:
                 self._dirty = True
                 self._reactor.mark_dirty(self)

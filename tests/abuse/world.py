@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -93,6 +94,18 @@ class AbusedNode(BrokerProcess):
         """Open a network connection and send nothing."""
         client = await MqttClient.open(self.host, self.port, version)
         self._clients.append(client)
+        return client
+
+    async def slow_client(self, version: int = V5, keep_alive_s: int = 0, **values: object) -> MqttClient:
+        """As `client`, with hardly any room in its kernel for what it does not read."""
+        raw = trio.socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await raw.connect((self.host, self.port))
+        client = MqttClient(trio.SocketStream(raw), version)
+        self._clients.append(client)
+        block = properties(**values) if values else None
+        connack = await client.connect(Connect(version, new_name(), True, keep_alive_s, properties=block))
+        assert connack.reason_code == 0
         return client
 
     async def close_clients(self) -> None:
