@@ -18,6 +18,7 @@ from loadtest.client import LoadError
 from loadtest.measure import Window, run
 from loadtest.report import Row
 from loadtest.scenarios import SCENARIOS, Scenario
+from loadtest.wire import MINIMUM_PAYLOAD
 
 NOISE_PERCENT = 40.0  # of one processor, used by neither the broker nor the generator
 
@@ -43,6 +44,8 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     options.brokers = options.brokers.split(",")
     if unknown := {*options.scenarios} - {*names} | {*options.brokers} - {"rookery", "mosquitto"}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if options.size < MINIMUM_PAYLOAD:
+        parser.error(f"--size {options.size}: a payload carries {MINIMUM_PAYLOAD} bytes")
     return options
 
 
@@ -101,6 +104,9 @@ def main(arguments: list[str]) -> int:
     machine = f"{os.cpu_count()} processors, Linux {platform.release()}, Python {platform.python_version()}"
     print(f"{machine}; {options.size} B, MQTT {options.version}, medians of {options.repeat} x {options.seconds:g} s\n")
     print(report.table(rows, "mosquitto"))
+    noisy = sum((one["others_cpu_percent"] or 0) > NOISE_PERCENT for row in rows for one in row.runs)
+    if noisy:
+        print(f"\nIn {noisy} of the runs other processes used over {NOISE_PERCENT:.0f} % of a processor.")
     if options.json is not None:
         content = {
             "machine": machine,

@@ -35,9 +35,9 @@ def run(scenario: Scenario, running: Running, window: Window) -> dict[str, float
         with held(running.address, window.version, scenario.idle) as holders:
             engine.prepare(scenario, window.payload_bytes)
             engine.run_for(SETTLE_S)
+            pids = tree(running.pids)
             engine.start()
             engine.run_for(window.warmup_s)
-            pids = tree(running.pids)
             mine = [os.getpid(), *holders]
             cpu, own, busy, began = cpu_s(pids), cpu_s(mine), busy_s(), monotonic()
             delivered, engine.latency = engine.delivered, Histogram()
