@@ -161,9 +161,10 @@ class Connection(Output):
             return
         self._busy = False
         if self.machine.state != CLOSED:
-            self._pause(False)
-            if self._rest:
+            if self._rest:  # read on once it is handled, or it would grow by a read for each packet that takes a task
                 self.stream.call_again()
+            else:
+                self._pause(False)
 
     def _pause(self, paused: bool) -> None:
         if paused != self._paused:
@@ -351,6 +352,10 @@ class Connection(Output):
         if self.session is not None:
             self.session.drained(self._server.now_ms)
             self._wake_feed()
+
+    def session_gone(self) -> None:
+        """The store has no such session any more: the client has to begin anew."""
+        self.disconnect(0x83, "the store lost the session")
 
     # -- SessionStore
 

@@ -25,7 +25,7 @@ from tests.abuse.world import AbusedNode, disconnects, dropped, in_parallel, new
 from tests.kit.mqtt_client import MqttClient, properties
 
 MIB = 1 << 20
-STALL_S = 2
+STALL_S = 1
 
 #: What a node may need on top for a flood: buffers of the allocator, reads of a turn, route caches.
 SLACK = 24 * MIB
@@ -104,6 +104,7 @@ async def test_g15_a_persistent_session_that_never_reads(node: AbusedNode, moved
     assert moved(dropped("queue_full")) > 1000
 
 
+@pytest.mark.parametrize("arguments", [("--stall-timeout", "1s", "--output-buffer-bytes", "64KiB")])
 @pytest.mark.parametrize("kind", ["PINGREQ", "PUBREL", "PUBLISH", "SUBSCRIBE"])
 async def test_g15_a_client_that_asks_and_never_reads_the_answers(node: AbusedNode, moved: Counted, kind: str) -> None:
     """Answers cannot be dropped: whoever does not read them is not read from either."""
@@ -112,7 +113,7 @@ async def test_g15_a_client_that_asks_and_never_reads_the_answers(node: AbusedNo
         "PINGREQ": Pingreq(),
         "PUBREL": Pubrel(1),
         "PUBLISH": Publish(topic, b"", 1, False, False, 1),
-        "SUBSCRIBE": Subscribe(1, [SubscriptionRequest(f"a/b#/{n}", 0) for n in range(200)]),
+        "SUBSCRIBE": Subscribe(1, [SubscriptionRequest(f"#{n}", 0) for n in range(1000)]),
     }
     block = bytes(encode(packets[kind], V5))
     block *= max(1, 65_536 // len(block))
