@@ -334,6 +334,7 @@ class Session:
             credit = self.credit()
             if credit > 0:
                 self._paging = True
+                self._asked_top = self._top
                 self.store.want_page(self._cursor, credit)
 
     # -- shared subscriptions

@@ -1,0 +1,107 @@
+"""Overlapping subscriptions merged into what each session gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from broker.routes import Entry, Route, Subscriber, Subscription, merge
+
+NO_LOCAL, AS_PUBLISHED = 4, 8
+
+
+def _subscriber(name: str) -> Subscriber:
+    return Subscriber(name.encode(), name, 1, False)
+
+
+def _entry(*subscriptions: tuple[int, int]) -> Entry:
+    subscriber = _subscriber("a")
+    return Entry([Subscription(subscriber, options, identifier) for options, identifier in subscriptions])
+
+
+def _shape(entry: Entry | None) -> tuple[int, bool, bool, Sequence[int]] | None:
+    if entry is None:
+        return None
+    return entry.qos, entry.no_local, entry.retain_as_published, entry.subscription_ids
+
+
+@pytest.mark.parametrize(
+    "options, qos, no_local, as_published",
+    [
+        (0, 0, False, False),
+        (1, 1, False, False),
+        (2, 2, False, False),
+        (6, 2, True, False),
+        (8, 0, False, True),
+        (13, 1, True, True),
+        (0x20, 0, False, False),
+    ],
+)
+def test_options(options: int, qos: int, no_local: bool, as_published: bool) -> None:
+    subscription = Subscription(_subscriber("a"), options, 0)
+    assert (subscription.qos, subscription.no_local, subscription.retain_as_published) == (qos, no_local, as_published)
+
+
+@pytest.mark.parametrize(
+    "subscriptions, whole, own",
+    [
+        ([(0, 0)], (0, False, False, ()), None),
+        ([(1, 7)], (1, False, False, (7,)), None),
+        # the highest QoS [MQTT-3.3.4-2] and all identifiers [MQTT-3.3.4-4]
+        ([(0, 1), (2, 2), (1, 3)], (2, False, False, (1, 2, 3)), None),
+        ([(1, 0), (0, 5)], (1, False, False, (5,)), None),
+        ([(1 | AS_PUBLISHED, 0), (2, 0)], (2, False, True, ()), None),
+        # No Local: what the session gets of its own messages is what the other subscriptions give
+        ([(2 | NO_LOCAL, 1)], (2, True, False, (1,)), None),
+        ([(2 | NO_LOCAL, 1), (0, 2)], (2, True, False, (1, 2)), (0, False, False, (2,))),
+        ([(1 | NO_LOCAL, 1), (2 | NO_LOCAL, 2)], (2, True, False, (1, 2)), None),
+        ([(2 | NO_LOCAL | AS_PUBLISHED, 1), (1, 0), (0, 3)], (2, True, True, (1, 3)), (1, False, False, (3,))),
+    ],
+)
+def test_one_copy_for_overlapping_subscriptions(
+    subscriptions: list[tuple[int, int]],
+    whole: tuple[int, bool, bool, Sequence[int]],
+    own: tuple[int, bool, bool, Sequence[int]] | None,
+) -> None:
+    entry = _entry(*subscriptions)
+    assert _shape(entry) == whole
+    assert _shape(entry.own) == own
+
+
+def test_each_session_has_one_entry() -> None:
+    a, b = _subscriber("a"), _subscriber("b")
+    matched = [Subscription(a, 0, 0), Subscription(b, 2, 0), Subscription(a, 1, 0)]
+    route = merge("t", b"t", matched)
+    assert [(entry.subscriber.client_id, entry.qos) for entry in route.entries] == [("a", 1), ("b", 2)]
+    assert not route.groups
+    assert route.topic_name == "t"
+    assert route.topic == b"t"
+    assert not route.empty()
+
+
+def test_nobody() -> None:
+    route = merge("t", b"t", [])
+    assert route.empty()
+    assert route.live0 == []
+
+
+@pytest.mark.parametrize(
+    "subscriptions, direct",
+    [
+        ([(0, 0)], True),
+        ([(2, 0), (1 | AS_PUBLISHED, 0)], True),
+        ([(0, 1)], False),
+        ([(NO_LOCAL, 0)], False),
+    ],
+)
+def test_qos0_packets_pass_unchanged_only_where_nothing_is_added(
+    subscriptions: list[tuple[int, int]], direct: bool
+) -> None:
+    other = Entry([Subscription(_subscriber("other"), 0, 0)])
+    route = Route("t", b"t", [other, _entry(*subscriptions)], [])
+    if direct:
+        assert route.live0 is not None
+        assert [subscriber.client_id for subscriber in route.live0] == ["other", "a"]
+    else:
+        assert route.live0 is None
