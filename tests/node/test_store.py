@@ -320,3 +320,33 @@ async def test_drain_ends_in_time(autojump_clock: trio.abc.Clock) -> None:
         before = trio.current_time()
         await world.server.drain(1000.0, 20.0)
         assert trio.current_time() - before <= 20.0
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("persistent", [False, True])
+async def test_qos2_packets_that_are_repeated_on_one_connection(
+    autojump_clock: trio.abc.Clock, version: int, persistent: bool
+) -> None:
+    """Each is answered again, but while its first answer is under way; one copy in all."""
+    async with serving() as world:
+        taker = await world.subscriber("taker", "t", expiry_s=100)
+        if version == 5:
+            sender = await world.connect("sender", expiry_s=100 * persistent)
+        else:
+            sender = await world.connect("sender", 4, clean_start=not persistent)
+        again = Publish("t", b"1", 2, False, True, 1)
+        world.cluster.held = True
+        await sender.send(_p(1, 2), again)
+        assert await _answers(sender) == []
+        await _release(world)
+        assert await _answers(sender) == [("Pubrec", 1, 0)]
+        await sender.send(again)
+        assert await _answers(sender) == [("Pubrec", 1, 0)]
+        await sender.send(Pubrel(1))
+        assert await _answers(sender) == [("Pubcomp", 1, 0)]
+        await sender.send(Pubrel(1))
+        assert await _answers(sender) == [("Pubcomp", 1, 0x92 if version == 5 else 0)]
+        assert await taker.payloads() == [b"1"]
+        await sender.send(_p(1, 2))
+        assert await _answers(sender) == [("Pubrec", 1, 0)]
+        assert await taker.payloads() == [b"1"], "the packet id is free for another message"
