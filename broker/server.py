@@ -19,7 +19,7 @@ from broker.inbound import Inbound
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.opening import Opening
-from broker.routes import Subscriber
+from broker.routes import AckSlot, Subscriber
 from broker.session.encoding import Encoding
 from broker.session.quotas import Quotas
 from broker.session.session import GroupDelivery, StoredDelivery
@@ -216,16 +216,19 @@ class Server:
 
         self.start(work)
 
-    def publish_will(self, will: StoredWill) -> None:
-        """Publish a will that is due, effectively once."""
+    def publish_will(self, will: StoredWill, slot: AckSlot | None = None) -> bool:
+        """Publish a will that is due, effectively once; True if nothing of it had to be stored.
+
+        Else `slot` is settled later; without one, a will that the store does not take is counted."""
         message = will.message
         message.accepted_at_ms = self.now_ms
         try:
             route = self.dispatch.route(message.topic)
         except PeerError:
-            return
-        self.dispatch.publish(message, route, None, None, deduplicate=True)
+            return True
+        done = self.dispatch.publish(message, route, None, slot or _UnstoredWill(self.metrics), deduplicate=True)
         self.reactor.wake()
+        return done
 
     # -- work for connections
 
@@ -306,7 +309,11 @@ class Server:
     async def will_due(self, client_id: str, will: StoredWill) -> None:
         """A delayed will, or one left by a node that died."""
         self.log.info("will.due", client_id=client_id)
-        self.publish_will(will)
+        slot = _DueWill()
+        if not self.publish_will(will, slot):
+            await slot.settled.wait()
+            if slot.error is not None:
+                raise slot.error
 
     async def session_ended(
         self, client_id: str, session_id: bytes, subscriptions: Sequence[StoredSubscription]
@@ -373,6 +380,35 @@ class Server:
             if owed > 0.05:
                 await trio.sleep(owed)
                 owed = 0.0
+
+
+class _UnstoredWill(AckSlot):
+    """Counts a will that was lost."""
+
+    __slots__ = ("_metrics",)
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    def settle(self, error: Exception | None) -> None:
+        if error is not None:
+            self._metrics.dropped["will_not_stored"] += 1
+
+
+class _DueWill(AckSlot):
+    """Tells when a will is stored: before that, it must not be marked as published."""
+
+    __slots__ = ("error", "settled")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settled = trio.Event()
+        self.error: Exception | None = None
+
+    def settle(self, error: Exception | None) -> None:
+        self.error = error
+        self.settled.set()
 
 
 class _Closed:
