@@ -16,9 +16,9 @@ from broker.metrics import Metrics
 from broker.routes import AckSlot, Entry, Route, Subscriber, Subscription, merge
 from broker.session.encoding import Encoding
 from broker.topics.cache import MatchCache
-from broker.topics.names import check_topic_name, split_shared
+from broker.topics.names import check_topic_name, is_shared, split_shared
 from broker.topics.trie import TopicTrie
-from cluster.api import Cluster, GroupTarget, Publication, StoredSubscription, Target, shared_group_id
+from cluster.api import REFUSED_GONE, Cluster, GroupTarget, Publication, StoredSubscription, Target, shared_group_id
 
 #: Topics whose routes are remembered.
 ROUTE_CACHE_SIZE = 65536
@@ -70,6 +70,8 @@ class Delivery(Publication):
                     entry.subscriber.stored_seq = seq
             elif seq < 0:
                 self._dispatch.metrics.dropped["queue_full" if seq == -1 else "session_gone"] += 1
+                if seq == REFUSED_GONE and entry.subscriber.connection is not None:
+                    entry.subscriber.connection.session_gone()
             elif session is not None and session.persistent:
                 session.look()  # stored before, by a publication whose answer was lost
         for group_target, group in zip(self.groups, self.route_groups, strict=True):
@@ -171,11 +173,7 @@ class Dispatch:
     def groups_of(self, subscriber: Subscriber) -> list[Group]:
         """The shared groups that the session is a member of."""
         names = subscriber.subscriptions
-        return [self.groups[shared_group_id(name)] for name in names if name.startswith("$share/")]
-
-    def has_group(self, topic_filter: str) -> bool:
-        """The group exists already."""
-        return shared_group_id(topic_filter) in self.groups
+        return [self.groups[shared_group_id(name)] for name in names if is_shared(name)]
 
     # -- routes
 

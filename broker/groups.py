@@ -48,36 +48,45 @@ class GroupMember:
 
 
 class Handover(Publication):
-    """A QoS 2 message of the group on its way into the queue of the persistent member that gets it."""
+    """A QoS 2 message of the group on its way into the queue of the persistent member that it was given to for good.
 
-    __slots__ = ("_encoding", "_entry", "_group", "_member", "_promised")
+    The queue of the group keeps whose it is until this is stored, so that after a crash nobody else gets it.
+    """
+
+    __slots__ = ("_encoding", "_entry", "_group", "_promised", "_subscriber")
 
     def __init__(
-        self, group: Group, member: GroupMember, session: Session, entry: GroupEntry, encoding: Encoding
+        self,
+        group: Group,
+        subscriber: Subscriber,
+        subscription_ids: Sequence[int],
+        entry: GroupEntry,
+        encoding: Encoding,
     ) -> None:
-        subscriber = member.subscriber
-        target = Target(subscriber.session_id, subscriber.birth, 2, False, member.subscription_ids)
+        target = Target(subscriber.session_id, subscriber.birth, 2, False, subscription_ids)
         super().__init__(entry.message, [target], deduplicate=True)
         self._group = group
-        self._member = member
+        self._subscriber = subscriber
         self._entry = entry
         self._encoding = encoding
-        self._promised = session
-        session.promised += 1
+        self._promised = subscriber.session
+        if self._promised is not None:
+            self._promised.promised += 1
 
     def stored(self) -> None:
         """The session has it now: the group is done with it."""
-        self._promised.promised -= 1
+        if self._promised is not None:
+            self._promised.promised -= 1
         if self.error is not None:
             self._group.give_back_later(self._entry)
             return
         self._group.done(self._entry.entry_id)
         target = self.targets[0]
-        session = self._member.subscriber.session
+        session = self._subscriber.session
         if target.seq < 0:
             self._group.lost("queue_full" if target.seq == REFUSED_FULL else "session_gone")
         elif session is None:
-            self._member.subscriber.stored_seq = max(self._member.subscriber.stored_seq, target.seq)
+            self._subscriber.stored_seq = max(self._subscriber.stored_seq, target.seq)
         elif target.seq:
             session.stored(target.seq, self._encoding, 2, False, target.subscription_ids)
         else:
@@ -208,7 +217,7 @@ class Group:
         if entries:
             self._last_id = entries[-1].entry_id
             self._waiting.extend(entries)
-        self._more = len(entries) == PAGE_LIMIT or self._missed
+        self._more = bool(entries) or self._missed
         self.feed()
 
     def give_back(self, entries: Sequence[GroupEntry]) -> None:
@@ -284,6 +293,9 @@ class Group:
         return None
 
     def _give(self, entry: GroupEntry, encoding: Encoding) -> bool:
+        if entry.kept_for:
+            self._give_owner(entry, encoding)
+            return True
         member = self._pick()
         if member is None:
             return False
@@ -299,10 +311,36 @@ class Group:
             connection.send_qos0(encoding, False, member.subscription_ids)
             self.done(entry.entry_id)
         elif subscriber.persistent:
-            self._dispatch.cluster.publish(Handover(self, member, session, entry, encoding))
+            self._keep(member, session, entry, encoding)
         else:
             self._take(member, session, entry, encoding)
         return True
+
+    def _keep(self, member: GroupMember, session: Session, entry: GroupEntry, encoding: Encoding) -> None:
+        """A QoS 2 message for a persistent member: first the store knows whose it is, then it moves [MQTT-4.8.2-5]."""
+        session_id = member.subscriber.session_id
+
+        def kept(error: Exception | None) -> None:
+            session.promised -= 1
+            if error is not None:
+                self.give_back_later(entry)
+                return
+            entry.kept_for = session_id
+            self._give_owner(entry, encoding)
+
+        session.promised += 1
+        self._dispatch.cluster.group_acknowledge(self.group_id, entry.entry_id, kept, session_id)
+
+    def _give_owner(self, entry: GroupEntry, encoding: Encoding) -> None:
+        """Move a message into the queue of the session that it belongs to, or drop it if that has ended."""
+        subscriber = self._dispatch.subscribers.get(entry.kept_for)
+        if subscriber is None:
+            self.done(entry.entry_id)
+            self.lost("session_gone")
+            return
+        subscription = subscriber.subscriptions.get(f"$share/{self.share_name}/{self.topic_filter}")
+        ids = (subscription.identifier,) if subscription is not None and subscription.identifier else ()
+        self._dispatch.cluster.publish(Handover(self, subscriber, ids, entry, encoding))
 
     def _take(self, member: GroupMember, session: Session, entry: GroupEntry, encoding: Encoding) -> None:
         """A QoS 2 message for an ephemeral member: it is nobody else's from now on [MQTT-4.8.2-5]."""

@@ -155,6 +155,18 @@ class Opening:
         connection.ref = attachment.ref
         connection.expiry_s = agreement.expiry_s
         self._settle_ended(attachment)
+        with self._server.subscribing.declared(attachment.subscriptions) as group_ids:
+            await self._server.subscribing.declare(group_ids)
+            self._attached(connection, agreement, attachment, will, authentication_data)
+
+    def _attached(
+        self,
+        connection: Connection,
+        agreement: Agreement,
+        attachment: Attachment,
+        will: StoredWill | None,
+        authentication_data: bytes | None,
+    ) -> None:
         if connection.machine.state == CLOSED:  # left, or was taken over, in the meantime
             self._server.let_go(connection)
             return
@@ -175,7 +187,10 @@ class Opening:
             subscriber = None
         if subscriber is None:
             subscriber = Subscriber(ref.session_id, ref.client_id, ref.birth, persistent)
-            for stored in attachment.subscriptions:
+        for stored in attachment.subscriptions:
+            # The store decides: a SUBSCRIBE may have reached it whose SUBACK was never sent.
+            known = subscriber.subscriptions.get(stored.topic_filter)
+            if known is None or (known.options, known.identifier) != (stored.options, stored.subscription_identifier):
                 dispatch.add(subscriber, stored)
         subscriber.persistent = persistent
         session = Session(

@@ -26,6 +26,9 @@ class Receiver(Protocol):
     stream: TcpStream
     sent_qos0: int
 
+    def session_gone(self) -> None:
+        """The store has no such session any more."""
+
     def send_qos0(self, encoding: Encoding, retain: bool, subscription_ids: Sequence[int]) -> None:
         """Send at QoS 0, or drop and count."""
 

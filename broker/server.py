@@ -358,6 +358,13 @@ class Server:
 
         self.start(work)
 
+    def store_emptied(self) -> None:
+        """The sessions are gone: so are their routes, and clients have to begin anew."""
+        for connection in list(self.connections):
+            connection.disconnect(0x83, "the store lost its data")
+        for subscriber in list(self.dispatch.subscribers.values()):
+            self.drop(subscriber)
+
     # -- draining
 
     async def drain(self, rate: float, timeout_s: float) -> None:

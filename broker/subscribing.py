@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,7 +16,7 @@ from broker.routes import Subscriber
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.session import Session
-from broker.topics.names import check_topic_filter, has_wildcard, split_shared
+from broker.topics.names import check_topic_filter, has_wildcard, is_shared, split_shared
 from cluster.api import PAGE_LIMIT, REFUSED_FULL, Publication, StoredSubscription, Target, shared_group_id
 
 if TYPE_CHECKING:
@@ -91,24 +92,39 @@ class Subscribing:
                 )
                 count += is_new
             codes.append(code)
-        group_ids = [shared_group_id(each.topic_filter) for each in accepted if each.topic_filter.startswith("$share/")]
-        self.declaring.update(group_ids)
         try:
-            for group_id in group_ids:
-                if group_id not in dispatch.groups:
-                    await server.cluster.declare_group(group_id, True)
-            if subscriber.persistent and accepted:
-                await server.cluster.subscribe(ref, accepted)
-            if connection.machine.state != CLOSED:
-                await self._subscribed(connection, subscriber, packet.packet_id, codes, accepted)
+            with self.declared(accepted) as group_ids:
+                await self.declare(group_ids)
+                if subscriber.persistent and accepted:
+                    await server.cluster.subscribe(ref, accepted)
+                if connection.machine.state != CLOSED:
+                    await self._subscribed(connection, subscriber, packet.packet_id, codes, accepted)
+                elif subscriber.persistent and connection.expiry_s and server.clients.get(ref.client_id) is connection:
+                    # Nobody was told, but the store has them, and the session goes on without its connection.
+                    for stored in accepted:
+                        dispatch.add(subscriber, stored)
         except StoreFull:
             connection.send(Suback(packet.packet_id, [code if code >= 0x80 else 0x97 for code in codes]))
+
+    @contextmanager
+    def declared(self, subscriptions: Sequence[StoredSubscription]) -> Generator[list[bytes], None, None]:
+        """Keeps the groups of these subscriptions from being ended, until they have their member or will have none."""
+        group_ids = [shared_group_id(name) for each in subscriptions if is_shared(name := each.topic_filter)]
+        self.declaring.update(group_ids)
+        try:
+            yield group_ids
         finally:
             self.declaring.subtract(group_ids)
             self.declaring = +self.declaring
             for group_id in group_ids:
-                if group_id not in dispatch.groups:
-                    server.end_group(group_id)
+                if group_id not in self._server.dispatch.groups:
+                    self._server.end_group(group_id)
+
+    async def declare(self, group_ids: Sequence[bytes]) -> None:
+        """See to it that the store has the queues of these groups."""
+        for group_id in group_ids:
+            if group_id not in self._server.dispatch.groups:
+                await self._server.cluster.declare_group(group_id, True)
 
     async def _subscribed(
         self,
@@ -125,7 +141,7 @@ class Subscribing:
         for stored in accepted:
             is_new = dispatch.add(subscriber, stored)
             handling = stored.options >> 4 & 3
-            if not stored.topic_filter.startswith("$share/") and (handling == 0 or (handling == 1 and is_new)):
+            if not is_shared(stored.topic_filter) and (handling == 0 or (handling == 1 and is_new)):
                 feeds.append((stored.topic_filter, stored.options & 3, stored.subscription_identifier))
         connection.send(Suback(packet_id, codes))  # [MQTT-3.8.4-1]
         server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))

@@ -166,13 +166,17 @@ class QueuedMessage:
 
 
 class GroupEntry:
-    """A message of a shared subscription's queue; `entry_id` names it until `group_acknowledge`."""
+    """A message of a shared subscription's queue; `entry_id` names it until `group_acknowledge`.
 
-    __slots__ = ("entry_id", "message")
+    `kept_for` is the session id that it was given to for good (QoS 2), or b"".
+    """
 
-    def __init__(self, entry_id: bytes, message: Message) -> None:
+    __slots__ = ("entry_id", "kept_for", "message")
+
+    def __init__(self, entry_id: bytes, message: Message, kept_for: bytes = b"") -> None:
         self.entry_id = entry_id
         self.message = message
+        self.kept_for = kept_for
 
 
 class Target:
@@ -257,6 +261,9 @@ class ClusterEvents(Protocol):
 
     def store_changed(self, available: bool) -> None:
         """The store became reachable or unreachable."""
+
+    def store_emptied(self) -> None:
+        """The store came back without its data: no session that this node knows exists any more."""
 
 
 class Readiness(Protocol):
@@ -378,6 +385,11 @@ class Cluster(Protocol):
         """Up to `limit` entries of the group's queue after `after_entry_id` (b"" for all), oldest first."""
 
     def group_acknowledge(
-        self, group_id: bytes, entry_id: bytes, then: Callable[[Exception | None], None] | None
+        self,
+        group_id: bytes,
+        entry_id: bytes,
+        then: Callable[[Exception | None], None] | None,
+        keep_for: bytes = b"",
     ) -> None:
-        """The entry is done with: remove it. Batched; `then`, if given, is called when the store has answered."""
+        """The entry is done with: remove it. With `keep_for`, a session id, it stays and is that session's for good.
+        Batched; `then`, if given, is called when the store has answered."""

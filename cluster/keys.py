@@ -19,11 +19,6 @@ def session_id(client_id: str) -> bytes:
     return hashlib.blake2b(client_id.encode("utf-8", "surrogatepass"), digest_size=16, person=b"client").digest()
 
 
-def is_shared(topic_filter: str) -> bool:
-    """Whether the filter is that of a shared subscription."""
-    return topic_filter.startswith("$share/")
-
-
 class Keys:
     """The prefixes of all keys of one namespace; each has one hash tag, so one slot.
 
@@ -65,6 +60,7 @@ ROUTES: Final = b"f"
 #: Suffix: groups that have members (set), and, before a group id, a group's queue (stream).
 GROUPS: Final = b"gs"
 GROUP_QUEUE: Final = b"g:"
+GROUP_KEPT: Final = b"ga:"
 #: Suffix: sessions whose routes must be brought in line (zset).
 ROUTES_MARKED: Final = b"tr"
 #: Suffix, before a message id: who got it already (set).

@@ -75,6 +75,11 @@ def _wildcard_defect(plain_filter: str) -> str:
     return ""
 
 
+def is_shared(topic_filter: str) -> bool:
+    """Whether the filter is that of a shared subscription."""
+    return topic_filter.startswith("$share/")
+
+
 def split_shared(topic_filter: str) -> tuple[str, str]:
     """Return the share name ("" for a subscription that is not shared) and the filter without `$share/name/`.
 

@@ -68,7 +68,7 @@ class MemoryCluster:
         self._batch: list[Publication | Call] = []
         self._index = RetainedIndex()
         self._retained: dict[str, Message] = {}
-        self._groups: dict[bytes, dict[bytes, Message]] = {}
+        self._groups: dict[bytes, dict[bytes, GroupEntry]] = {}
         self._group_entries = 0
         self._served: dict[bytes, tuple[float, set[bytes]]] = {}
         self._released: deque[tuple[float, bytes]] = deque()
@@ -236,9 +236,9 @@ class MemoryCluster:
         """See `Cluster.release`."""
         self._batch.append(Call(RELEASE, ref, packet_id, 0, then, b"", message_id))
 
-    def group_acknowledge(self, group_id: bytes, entry_id: bytes, then: Then | None) -> None:
+    def group_acknowledge(self, group_id: bytes, entry_id: bytes, then: Then | None, keep_for: bytes = b"") -> None:
         """See `Cluster.group_acknowledge`."""
-        self._batch.append(Call(GROUP_ACKNOWLEDGE, None, 0, 0, then, group_id, entry_id))
+        self._batch.append(Call(GROUP_ACKNOWLEDGE, None, 0, 0, then, group_id, entry_id, keep_for))
 
     def flush(self) -> None:
         """See `Cluster.flush`. What the answers add to the batch waits for the next flush."""
@@ -311,12 +311,17 @@ class MemoryCluster:
             served.add(target.group_id)
         self._group_entries += 1
         target.entry_id = b"%016d" % self._group_entries
-        queue[target.entry_id] = message
+        queue[target.entry_id] = GroupEntry(target.entry_id, message)
 
     def _perform(self, call: Call) -> None:
         error: Exception | None = None
         if call.kind == GROUP_ACKNOWLEDGE:
-            self._groups.get(call.name, {}).pop(call.message_id, None)
+            queue = self._groups.get(call.name, {})
+            entry = queue.get(call.message_id)
+            if entry is not None and call.keep_for:
+                entry.kept_for = call.keep_for
+            else:
+                queue.pop(call.message_id, None)
         else:
             assert call.ref is not None
             session = self._owned(call.ref)
@@ -399,9 +404,9 @@ class MemoryCluster:
         """See `Cluster.group_page`."""
         await trio.lowlevel.checkpoint()
         result: list[GroupEntry] = []
-        for entry_id, message in self._groups.get(group_id, {}).items():
+        for entry_id, entry in self._groups.get(group_id, {}).items():
             if entry_id > after_entry_id:
-                result.append(GroupEntry(entry_id, message))
+                result.append(entry)
                 if len(result) >= min(limit, PAGE_LIMIT):
                     break
         return result

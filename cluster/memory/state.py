@@ -67,7 +67,7 @@ class Session:
 class Call:
     """A batched call other than `publish`."""
 
-    __slots__ = ("kind", "message_id", "name", "number", "ref", "sent_seq", "then")
+    __slots__ = ("keep_for", "kind", "message_id", "name", "number", "ref", "sent_seq", "then")
 
     def __init__(
         self,
@@ -78,7 +78,9 @@ class Call:
         then: Then | None,
         name: bytes = b"",
         message_id: bytes = b"",
+        keep_for: bytes = b"",
     ) -> None:
+        self.keep_for = keep_for
         self.kind = kind
         self.ref = ref
         self.number = number

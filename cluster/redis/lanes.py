@@ -46,7 +46,7 @@ class Outbox:
 class Lane:
     """The way of adding calls to one prefix. Subclasses build calls and take their answers."""
 
-    __slots__ = ("_call", "_link", "_member", "_number", "_outbox", "dirty", "prefix", "sent")
+    __slots__ = ("_call", "_link", "_member", "_number", "_outbox", "_uncertain", "dirty", "prefix", "sent")
 
     def __init__(self, prefix: bytes, link: Pipeline, member: Membership, outbox: Outbox) -> None:
         self.prefix = prefix
@@ -59,6 +59,8 @@ class Lane:
         self.dirty = False
         #: The call under way is on the current connection.
         self.sent = False
+        #: The call under way may have been executed.
+        self._uncertain = False
 
     def touch(self) -> None:
         """There is something to send at the end of this turn."""
@@ -100,11 +102,13 @@ class Lane:
             if status == _OK:
                 self._number += 1
                 self._call = None
+                self._uncertain = False
                 self.done(value)
                 if self.has_more():
                     self.touch()
                 return
             if status == _GAP:
+                self._uncertain = False
                 # Nothing was under way: the store begins to count anew (an older state of it came back).
                 self._number = int(value)
             elif status == _LATE:
@@ -114,10 +118,12 @@ class Lane:
             self.touch()
             return
         if isinstance(reply, StoreUnavailable):
+            self._uncertain = True
             self.touch()  # outcome unknown: the same number again on the next connection
             return
         error = error_from(reply) if isinstance(reply, hiredis.ReplyError) else ClusterError(f"answer {reply!r:.80}")
-        if isinstance(error, StoreUnavailable):
+        if isinstance(error, StoreUnavailable) or (self._uncertain and isinstance(error, StoreFull)):
+            # A full store refuses to say whether this number was executed before its answer was lost.
             self._outbox.later.append(self)
             return
         if not isinstance(error, StoreFull):

@@ -49,6 +49,8 @@ class Membership:
         self.member = b""
         #: Another process has this node's name or place: this one may not write any more.
         self.superseded = False
+        #: The store had lost its data and took this node in again; whoever acts on it sets it back.
+        self.readmitted = False
         self._keys = keys
         self._offset_ms = time.time() * 1000 - monotonic_s() * 1000
         self._beat_sent_s = -1e9
@@ -122,6 +124,7 @@ class Membership:
             return
         if reply[1] == _READMITTED:
             _log.error("cluster.store_lost_data", node=self.node_name)
+            self.readmitted = True
         self._beat_sent_s = sent_s
         self._others = len(reply) > 3
 

@@ -113,6 +113,13 @@ class Retained:
         if not message.payload and item.publication.error is None:
             self.index.discard(message.topic.decode())
 
+    def forget(self) -> None:
+        """The store is empty; what is on its way to it is not."""
+        self.index = RetainedIndex()
+        for topic, item in self._latest.items():
+            if item.publication.message.payload:
+                self.index.add(topic.decode())
+
     async def load(self) -> None:
         """Fills the mirror from the store."""
         for prefix in self._prefixes:

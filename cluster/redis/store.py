@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import trio
@@ -10,6 +10,7 @@ import trio
 from broker.errors import ClusterError, StateError, StoreUnavailable
 from broker.log import get_logger
 from broker.message import Message
+from broker.topics.names import is_shared
 from cluster.api import (
     PAGE_LIMIT,
     Attachment,
@@ -26,7 +27,7 @@ from cluster.api import (
     StoreHealth,
     shared_group_id,
 )
-from cluster.keys import GROUP_QUEUE, GROUPS, SERVED, Keys, is_shared, partition_of, session_id
+from cluster.keys import GROUP_KEPT, GROUP_QUEUE, GROUPS, SERVED, Keys, partition_of, session_id
 from cluster.policy import BEAT_S, SERVED_RELEASED_S, ClusterLimits
 from cluster.records import pack_body, unpack_message
 from cluster.redis import durability, library
@@ -112,6 +113,8 @@ class RedisCluster:
         self._pending_bytes = 0
         self._served: dict[bytes, set[bytes]] = {}
         self._group_acks: dict[bytes, tuple[list[bytes], list[Then]]] = {}
+        #: Entries of groups that belong to one session for good.
+        self._kept: dict[bytes, set[bytes]] = {}
         self._lost: set[bytes] = set()
 
     # Life
@@ -189,10 +192,20 @@ class RedisCluster:
             except ClusterError as error:
                 _log.warning("cluster.beat_failed", reason=str(error)[:200])
                 continue
+            if self._member.readmitted:
+                self._member.readmitted = False
+                self._emptied()
             self._outbox.retry()
             if self._outbox.due:
                 self._poller.wake()
         scope.cancel()
+
+    def _emptied(self) -> None:
+        """Nothing that this node knows of the store is there any more."""
+        self._retained.forget()
+        self._kept.clear()
+        if self._events is not None:
+            self._events.store_emptied()
 
     async def _gather(self, commands: Sequence[tuple[bytes | str | int | float, ...]]) -> list[object]:
         return await gather(self._link, self._poller, commands)
@@ -313,8 +326,14 @@ class RedisCluster:
         for prefix in self._served.pop(message_id, ()):
             self._link.command(("EXPIRE", prefix + SERVED + message_id, SERVED_RELEASED_S))
 
-    def group_acknowledge(self, group_id: bytes, entry_id: bytes, then: Then | None) -> None:
+    def group_acknowledge(self, group_id: bytes, entry_id: bytes, then: Then | None, keep_for: bytes = b"") -> None:
         """See `Cluster.group_acknowledge`."""
+        if keep_for:
+            self._kept.setdefault(group_id, set()).add(entry_id)
+            key = self._group_key(GROUP_KEPT, group_id)
+            answered = None if then is None else _telling([then])
+            self._link.command(("HSET", key, entry_id, keep_for), answered, resend=True)
+            return
         entries, thens = self._group_acks.setdefault(group_id, ([], []))
         entries.append(entry_id)
         if then is not None:
@@ -341,13 +360,13 @@ class RedisCluster:
     def _acknowledge_groups(self) -> None:
         acks, self._group_acks = self._group_acks, {}
         for group, (entries, thens) in acks.items():
-
-            def answered(reply: object, thens: list[Then] = thens) -> None:
-                error = _error_of(reply)
-                for then in thens:
-                    call_then(then, error)
-
-            self._link.command(("XDEL", self._group_queue(group), *entries), answered, resend=True)
+            self._link.command(("XDEL", self._group_key(GROUP_QUEUE, group), *entries), _telling(thens), resend=True)
+            kept = self._kept.get(group)
+            if kept and (gone := kept.intersection(entries)):
+                kept -= gone
+                if not kept:
+                    del self._kept[group]
+                self._link.command(("HDEL", self._group_key(GROUP_KEPT, group), *gone), None, resend=True)
 
     # Retained messages
 
@@ -363,8 +382,8 @@ class RedisCluster:
 
     # Groups
 
-    def _group_queue(self, group_id: bytes) -> bytes:
-        return self._keys.partitions[partition_of(group_id, self._count)] + GROUP_QUEUE + group_id
+    def _group_key(self, kind: bytes, group_id: bytes) -> bytes:
+        return self._keys.partitions[partition_of(group_id, self._count)] + kind + group_id
 
     async def declare_group(self, group_id: bytes, exists: bool) -> None:
         """See `Cluster.declare_group`."""
@@ -377,7 +396,7 @@ class RedisCluster:
         entries: list[GroupEntry] = []
         while not entries:
             reply = await self._link.call(
-                "XRANGE", self._group_queue(group_id), start, "+", "COUNT", min(limit, PAGE_LIMIT)
+                "XRANGE", self._group_key(GROUP_QUEUE, group_id), start, "+", "COUNT", min(limit, PAGE_LIMIT)
             )
             found = cast("list[tuple[bytes, list[bytes]]]", reply)
             if not found:
@@ -389,6 +408,14 @@ class RedisCluster:
                     _log.warning("cluster.unknown_record", kind="group", format=fields[1][0])
                 else:
                     entries.append(GroupEntry(entry_id, message))
+        exactly = [entry for entry in entries if entry.message.qos == 2]
+        if exactly:
+            names = [entry.entry_id for entry in exactly]
+            owners = await self._link.call("HMGET", self._group_key(GROUP_KEPT, group_id), *names)
+            for entry, owner in zip(exactly, cast("list[bytes | None]", owners), strict=True):
+                if owner is not None:
+                    entry.kept_for = owner
+                    self._kept.setdefault(group_id, set()).add(entry.entry_id)
         return entries
 
     async def _agree_on_groups(self, routes: Sequence[Route]) -> None:
@@ -400,6 +427,15 @@ class RedisCluster:
             await self.declare_group(group, False)
         for group in wanted - found:
             await self.declare_group(group, True)
+
+
+def _telling(thens: Sequence[Then]) -> Callable[[object], None]:
+    def answered(reply: object) -> None:
+        error = _error_of(reply)
+        for then in thens:
+            call_then(then, error)
+
+    return answered
 
 
 def _error_of(reply: object) -> Exception | None:

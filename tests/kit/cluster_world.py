@@ -73,6 +73,9 @@ class Events:
         self.lost.append(ref)
         self._note(f"lost {ref.client_id}")
 
+    def store_emptied(self) -> None:
+        self._note("store emptied")
+
     def store_changed(self, available: bool) -> None:
         self.available.append(available)
         self._note(f"store {available}")

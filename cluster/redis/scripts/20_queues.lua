@@ -209,7 +209,7 @@ local function group(keys, args)
   if args[2] == '1' then
     return redis.call('SADD', p .. 'gs', gid)
   end
-  redis.call('UNLINK', p .. 'g:' .. gid)
+  redis.call('UNLINK', p .. 'g:' .. gid, p .. 'ga:' .. gid)
   return redis.call('SREM', p .. 'gs', gid)
 end
 
