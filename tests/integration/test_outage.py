@@ -169,6 +169,7 @@ async def silent(client: MqttClient) -> None:
         raise AssertionError(f"{packet} while the store is away")
 
 
+@pytest.mark.parametrize("outage", ["killed"], indirect=True)
 async def test_g16_a_subscription_is_not_acked_while_the_store_is_away(
     node: BrokerProcess, outage: Outage, peers_of: PeersOf, topic: str
 ) -> None:

@@ -30,7 +30,7 @@ def test_retain_handling(node: BrokerProcess, topic: str, handling: int) -> None
         for _ in range(2):
             client.subscribe(topic, options=options)
         mosquitto.publish(node, topic, "live", qos=1)
-        got = []
+        got: list[tuple[bytes | bytearray, bool]] = []
         while not got or got[-1][0] != b"live":
             message = client.take()
             got.append((message.payload, message.retain))
@@ -178,7 +178,7 @@ def test_request_and_response(node: BrokerProcess, topic: str) -> None:
             props: Any = question.properties
             responder.publish(
                 props.ResponseTopic,
-                question.payload * 2,
+                bytes(question.payload) * 2,
                 1,
                 props=publish_properties(CorrelationData=props.CorrelationData),
             )

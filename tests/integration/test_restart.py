@@ -241,7 +241,7 @@ async def test_the_will_of_a_client_that_does_not_come_back(node: BrokerProcess,
     await connect_with_will(after, topic, "back")
     watcher = await after.connect(client_id="w", persistent=True)
     await watcher.take(b"lost")
-    await after.elapse(3)
+    await after.elapse(1)
     await watcher.expect_nothing()  # not again, and not that of the client that came back within the grace
     late = await after.connect()
     await late.subscribe(f"{topic}/will/#")
@@ -253,14 +253,14 @@ async def test_a_delayed_will_that_was_on_its_way(node: BrokerProcess, peers_of:
     watcher = await before.connect(client_id="w", persistent=True)
     await watcher.subscribe(f"{topic}/will/#")
     for name in ("lost", "back"):
-        client = await connect_with_will(before, topic, name, delay_s=3)
+        client = await connect_with_will(before, topic, name, delay_s=2)
         await client.abort()
     crash(node)
     after = peers_of(node)
-    await connect_with_will(after, topic, "back", delay_s=3)
+    await connect_with_will(after, topic, "back", delay_s=2)
     watcher = await after.connect(client_id="w", persistent=True)
     await watcher.take(b"lost")
-    await after.elapse(4)
+    await after.elapse(1)
     await watcher.expect_nothing()
 
 
