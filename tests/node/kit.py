@@ -464,6 +464,10 @@ class World:
         self._bound = bound
         self._next_fd = 1_000_000
 
+    def tasks(self) -> int:
+        """What connections and sessions have under way."""
+        return len(self.server._nursery.child_tasks)
+
     async def settle(self) -> None:
         """Return when nobody has anything left to do at this time."""
         await trio.testing.wait_all_tasks_blocked()

@@ -70,7 +70,7 @@ async def test_two_feeds_at_a_time_both_end(autojump_clock: trio.abc.Clock) -> N
         taker.put(*[Puback(message.packet_id) for message in messages])
         messages += await taker.consume()
         assert len(messages) == 400
-        assert not world.server.dispatch.feeds
+        assert world.tasks() == 0
 
 
 async def test_qos0_retained_messages_wait_for_room(autojump_clock: trio.abc.Clock) -> None:
@@ -129,10 +129,10 @@ async def test_who_leaves_ends_the_feed(autojump_clock: trio.abc.Clock) -> None:
         await _retain(world, 500)
         taker = await world.connect("taker", receive_maximum=1)
         await taker.subscribe("r/#", qos=1)
-        assert world.server.dispatch.feeds == 1
+        assert world.tasks() == 1
         taker.socket.reset()
         await world.settle()
-        assert world.server.dispatch.feeds == 0
+        assert world.tasks() == 0
 
 
 async def _values(peer: Peer) -> list[tuple[bytes, bool]]:
