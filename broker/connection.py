@@ -79,6 +79,7 @@ class Connection(Output):
         "feed_scopes",
         "feed_wanted",
         "finished",
+        "has_will",
         "inbound",
         "keep_alive_s",
         "last_received",
@@ -105,6 +106,7 @@ class Connection(Output):
         self.bridge = False
         #: What the will does when the connection ends.
         self.send_will = True
+        self.has_will = False
         self.close_reason = ""
         self.exchange: Exchange | None = None
         #: Set by the server while somebody waits for the session to be let go.

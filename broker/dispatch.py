@@ -6,7 +6,8 @@ acknowledged goes to the cluster as a `Publication`; its answer comes back in a 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 
 from broker.codec.packets import V5
 from broker.errors import MalformedPacket
@@ -110,10 +111,8 @@ class Dispatch:
         self.groups: dict[bytes, Group] = {}
         self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
         self._trie: TopicTrie[bytes, Subscription | Group] = TopicTrie()
-        #: Retained feeds that are under way; while there are any, `retained_now` remembers what was published.
-        self.feeds = 0
-        self.retained_now: dict[bytes, int] = {}
-        self.retained_clock = 0
+        #: Topics whose retained messages are about to be sent, with the sets of whoever wants to know of newer ones.
+        self._in_hand: dict[bytes, list[set[bytes]]] = {}
         #: Starts a task of the node; set before the first client.
         self.spawn: Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -201,6 +200,22 @@ class Dispatch:
             self.routes.put(topic, route)
         return route
 
+    @contextmanager
+    def in_hand(self, topics: Sequence[str]) -> Generator[set[bytes], None, None]:
+        """The retained messages of these topics are read and sent now; gives the set of those published meanwhile."""
+        newer: set[bytes] = set()
+        names = [topic.encode() for topic in topics]
+        for name in names:
+            self._in_hand.setdefault(name, []).append(newer)
+        try:
+            yield newer
+        finally:
+            for name in names:
+                waiting = self._in_hand[name]
+                waiting[:] = [other for other in waiting if other is not newer]
+                if not waiting:
+                    del self._in_hand[name]
+
     # -- messages
 
     def publish(
@@ -222,9 +237,8 @@ class Dispatch:
         encoding = Encoding(message, message.expiry_s)
         qos = message.qos
         if message.retain:
-            if self.feeds:
-                self.retained_clock += 1
-                self.retained_now[message.topic] = self.retained_clock
+            for newer in self._in_hand.get(message.topic, ()):
+                newer.add(message.topic)
             if not message.accepted_at_ms:
                 message.accepted_at_ms = self.cluster.now_ms()
         if not qos:

@@ -120,6 +120,7 @@ class Node:
             UserFilePasswords(users) if users is not None else None,
             [ScramSha256(users)] if users is not None else [],
         )
+        cluster_scope, cluster_left = trio.CancelScope(), trio.Event()
         async with trio.open_nursery() as store_nursery:
             self.cluster = await self._store(store_nursery)
             async with trio.open_nursery() as nursery:
@@ -145,7 +146,7 @@ class Node:
                             endpoint.host, endpoint.port, self.reactor, settings.output_buffer_bytes, self.server.accept
                         )
                     )
-                await nursery.start(self._serve_cluster)
+                await nursery.start(self._serve_cluster, cluster_scope, cluster_left)
                 http = None
                 if settings.http is not None:
                     http = HttpServer(self, settings.http)
@@ -160,12 +161,20 @@ class Node:
                         stopping.start_soon(self._second_signal, signals, stopping.cancel_scope)
                         await self._stop()
                         stopping.cancel_scope.cancel()
+                cluster_scope.cancel()  # first, while the reactor can still carry its goodbye
+                await cluster_left.wait()
                 nursery.cancel_scope.cancel()
             store_nursery.cancel_scope.cancel()
         self.log.info("node.stopped")
 
-    async def _serve_cluster(self, task_status: trio.TaskStatus[None]) -> None:
-        await self.cluster.serve(self.server, self.reactor, task_status=task_status)
+    async def _serve_cluster(
+        self, scope: trio.CancelScope, left: trio.Event, task_status: trio.TaskStatus[None]
+    ) -> None:
+        try:
+            with scope:
+                await self.cluster.serve(self.server, self.reactor, task_status=task_status)
+        finally:
+            left.set()
 
     async def _store(self, nursery: trio.Nursery) -> Cluster:
         settings = self.settings

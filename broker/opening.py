@@ -172,7 +172,7 @@ class Opening:
             return
         if will is not None:
             will.message.publisher = attachment.ref.session_id
-            self._server.wills[connection] = will
+            connection.has_will = True
         self._establish(connection, agreement, attachment, authentication_data)
 
     def _establish(

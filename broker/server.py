@@ -74,8 +74,6 @@ class Server:
         self.clients: dict[str, Connection] = {}
         self.draining = False
         self._nursery: trio.Nursery
-        #: The will of each open connection that has one.
-        self.wills: dict[Connection, StoredWill] = {}
         self._ending = 0
         self._all_ended = trio.Event()
         self._store_down: trio.CancelScope | None = None
@@ -149,23 +147,20 @@ class Server:
             group.give_back(returned)
 
     def let_go(self, connection: Connection) -> None:
-        """Publish the will if it is due, then give the session back to the store."""
-        will = self.wills.pop(connection, None)
-        keep_will = False
+        """Give the session back to the store, which tells when its will is due [MQTT-3.1.2-8]."""
+        keep_will = connection.send_will and connection.has_will
         ends = connection.expiry_s == 0
-        if self.draining and will is not None and connection.send_will:
+        if self.draining and keep_will:
             # Not given back: whoever reaps this node waits for `will_failover_grace` before the will goes out,
             # and a client that is back by then keeps it.
             self.forget(connection)
             return
-        if will is not None and connection.send_will:
-            if will.delay_s == 0 or ends:  # [MQTT-3.1.2-8]
-                self.publish_will(will)
-            else:
-                keep_will = True
-        subscriber = connection.subscriber
-        if ends and subscriber is not None:
-            self.drop(subscriber)
+        if ends:
+            subscriber = connection.subscriber
+            if subscriber is None and connection.ref is not None:  # resumed, and gone before CONNACK
+                subscriber = self.dispatch.subscribers.get(connection.ref.session_id)
+            if subscriber is not None:
+                self.drop(subscriber)
         self._ending += 1
 
         async def work() -> None:

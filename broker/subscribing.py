@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -197,22 +197,16 @@ class Subscribing:
             return
 
         async def work() -> None:
-            dispatch = server.dispatch
-            dispatch.feeds += 1
-            try:
-                with trio.CancelScope() as scope:
-                    if connection.machine.state == CLOSED:
-                        return
-                    connection.feed_scopes.append(scope)
+            with trio.CancelScope() as scope:
+                if connection.machine.state == CLOSED:
+                    return
+                connection.feed_scopes.append(scope)
+                try:
                     for topic_filter, qos, identifier in feeds:
                         await self._feed(connection, subscriber, topic_filter, qos, identifier)
-            except StoreUnavailable:
-                connection.disconnect(0x89, "the store cannot be reached")
-            finally:
-                dispatch.feeds -= 1
-                if not dispatch.feeds:
-                    dispatch.retained_now.clear()
-                if scope in connection.feed_scopes:
+                except StoreUnavailable:
+                    connection.disconnect(0x89, "the store cannot be reached")
+                finally:
                     connection.feed_scopes.remove(scope)
 
         server.start(work)
@@ -260,10 +254,22 @@ class Subscribing:
         qos: int,
         identifier: int,
     ) -> None:
+        with self._server.dispatch.in_hand(topics) as newer:
+            values = await self._server.cluster.retained_values(topics)
+            await self._send_values(connection, subscriber, session, values, newer, qos, identifier)
+
+    async def _send_values(
+        self,
+        connection: Connection,
+        subscriber: Subscriber,
+        session: Session,
+        values: Sequence[Message | None],
+        newer: Set[bytes],
+        qos: int,
+        identifier: int,
+    ) -> None:
+        """`newer` are the topics whose next retained message went out live since the values were asked for."""
         server = self._server
-        dispatch = server.dispatch
-        asked_at = dispatch.retained_clock
-        values = await server.cluster.retained_values(topics)
         now_ms = server.now_ms
         last: RetainedDelivery | None = None
         ids = (identifier,) if identifier else ()
@@ -275,8 +281,8 @@ class Subscribing:
                 await self._room(connection, session, 0)
             if session.closed:
                 return
-            if dispatch.retained_now.get(message.topic, 0) > asked_at:
-                continue  # a newer one went out live in the meantime
+            if message.topic in newer:
+                continue
             remaining = message.remaining_s(now_ms)
             if remaining == 0:
                 continue

@@ -10,6 +10,12 @@ from cluster.policy import ClusterLimits
 from tests.node.kit import Peer, World, serving
 
 
+
+def _feeds(world: World) -> int:
+    """Retained feeds that are under way."""
+    return sum(len(connection.feed_scopes) for connection in world.server.connections)
+
+
 async def _retain(world: World, count: int, qos: int = 1) -> None:
     sender = await world.connect("sender")
     for start in range(0, count, 50):
