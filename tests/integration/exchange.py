@@ -102,6 +102,15 @@ def store_pid(node: BrokerProcess, starts: int = 1) -> int:
     return int(pids[-1])
 
 
+def write_at_once(node: BrokerProcess) -> None:
+    """Let the embedded store write its file before every answer: a kill at any moment loses nothing then.
+
+    With `appendfsync everysec` it puts the write off while the disk is slow to sync; without any sync it never does.
+    """
+    with redis.Redis(unix_socket_path=str(node.directory / "data" / "store.sock")) as client:
+        client.config_set("appendfsync", "no")
+
+
 def kill_store(node: BrokerProcess, starts: int = 1) -> None:
     """Kill -9 the embedded store of a node, when what it was told is written: all that its durability class promises.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -24,7 +26,16 @@ from broker.codec.packets import (
 )
 from tests.conformance.peers import Peers
 from tests.integration.conftest import PeersOf, StartNode
-from tests.integration.exchange import gather, metric, numbered, payloads, publish_many, publishing
+from tests.integration.exchange import (
+    gather,
+    metric,
+    numbered,
+    payloads,
+    publish_many,
+    publishing,
+    store_pid,
+    write_at_once,
+)
 from tests.kit.mqtt_client import MqttClient, UnexpectedPacket, properties
 
 VERSIONS = [V31, V311, V5]
@@ -85,13 +96,14 @@ async def test_g2_acked_messages_are_in_every_queue_when_the_node_is_killed(
     start_node: StartNode, peers_of: PeersOf, topic: str
 ) -> None:
     node = start_node(store="embedded")
+    write_at_once(node)
     names = ["one", "two", "three", "member"]
     before = peers_of(node)
     for name in names:
         client = await before.connect(client_id=name, persistent=True)
         await client.subscribe(f"$share/g/{topic}/+" if name == "member" else f"{topic}/+", qos=1)
         await client.disconnect()
-    publisher = await before.connect()
+    publisher, bystander = await before.connect(), await before.connect()
     acked: list[bytes] = []
     async with trio.open_nursery() as nursery:
 
@@ -102,6 +114,11 @@ async def test_g2_acked_messages_are_in_every_queue_when_the_node_is_killed(
         nursery.start_soon(publish)
         while len(acked) < 200:
             await trio.lowlevel.checkpoint()
+        # From here on the store takes nothing in; what is acked nevertheless is lost.
+        os.kill(store_pid(node), signal.SIGSTOP)
+        for _ in range(20):
+            await bystander.expect_nothing()
+        os.kill(store_pid(node), signal.SIGKILL)
         node.kill()
     assert 200 <= len(acked) < 900
     node.start()
