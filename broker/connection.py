@@ -24,6 +24,7 @@ from broker.codec.packets import (
     Disconnect,
     Properties,
 )
+from broker.codec.primitives import FrameBuffer
 from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreUnavailable
 from broker.inbound import Inbound
 from broker.log import get_logger
@@ -503,6 +504,8 @@ class Connection(Output):
     def connection_lost(self, reason: str) -> None:
         """The network connection is gone."""
         if self.machine.state != CLOSED:
+            if self._rest and _says_goodbye(self._rest):
+                self.send_will = False  # [MQTT-3.14.4-3]: it came, and waited for its turn
             self._end("connection_lost")
 
     def _end(self, reason: str) -> None:
@@ -519,3 +522,13 @@ class Connection(Output):
         for scope in self.feed_scopes:
             scope.cancel()
         self._server.connection_ended(self)
+
+
+def _says_goodbye(data: bytes) -> bool:
+    """Whether a plain DISCONNECT is among these packets."""
+    frames = FrameBuffer()
+    frames.feed(data)
+    try:
+        return any(first == 0xE0 and body[:1] in (b"", b"\0") for first, body in frames)
+    except PeerError:
+        return False

@@ -230,7 +230,7 @@ class Opening:
         if old is not None and old.birth != ref.birth:
             self._server.drop(old)
         if attachment.ended_will is not None:
-            self._server.publish_will(attachment.ended_will)
+            self._server.publish_ended_will(attachment.ended_will)
 
     def _stored_will(self, connection: Connection, connect: Connect, agreement: Agreement) -> StoredWill | None:
         will = agreement.will

@@ -211,19 +211,35 @@ class Server:
 
         self.start(work)
 
-    def publish_will(self, will: StoredWill, slot: AckSlot | None = None) -> bool:
-        """Publish a will that is due, effectively once; True if nothing of it had to be stored.
-
-        Else `slot` is settled later; without one, a will that the store does not take is counted."""
+    async def publish_will(self, will: StoredWill) -> None:
+        """Publish a will that is due, effectively once. Raises ClusterError if the store does not take it."""
         message = will.message
         message.accepted_at_ms = self.now_ms
         try:
             route = self.dispatch.route(message.topic)
         except PeerError:
-            return True
-        done = self.dispatch.publish(message, route, None, slot or _UnstoredWill(self.metrics), deduplicate=True)
+            return
+        slot = _WillSlot()
+        if not self.dispatch.publish(message, route, None, slot, deduplicate=True):
+            self.reactor.wake()
+            await slot.settled.wait()
+            if slot.error is not None:
+                raise slot.error
         self.reactor.wake()
-        return done
+
+    def publish_ended_will(self, will: StoredWill) -> None:
+        """Publish the will of a session that a clean start ended; a full store is asked until it has room."""
+
+        async def work() -> None:
+            while True:
+                try:
+                    await self.publish_will(will)
+                    return
+                except ClusterError as error:
+                    self.log.warning("will.delayed", error=str(error))
+                    await trio.sleep(FULL_RETRY_S)
+
+        self.start(work)
 
     # -- work for connections
 
@@ -304,11 +320,7 @@ class Server:
     async def will_due(self, client_id: str, will: StoredWill) -> None:
         """A delayed will, or one left by a node that died."""
         self.log.info("will.due", client_id=client_id)
-        slot = _DueWill()
-        if not self.publish_will(will, slot):
-            await slot.settled.wait()
-            if slot.error is not None:
-                raise slot.error
+        await self.publish_will(will)
 
     async def session_ended(
         self, client_id: str, session_id: bytes, subscriptions: Sequence[StoredSubscription]
@@ -384,21 +396,7 @@ class Server:
                 owed = 0.0
 
 
-class _UnstoredWill(AckSlot):
-    """Counts a will that was lost."""
-
-    __slots__ = ("_metrics",)
-
-    def __init__(self, metrics: Metrics) -> None:
-        super().__init__()
-        self._metrics = metrics
-
-    def settle(self, error: Exception | None) -> None:
-        if error is not None:
-            self._metrics.dropped["will_not_stored"] += 1
-
-
-class _DueWill(AckSlot):
+class _WillSlot(AckSlot):
     """Tells when a will is stored: before that, it must not be marked as published."""
 
     __slots__ = ("error", "settled")

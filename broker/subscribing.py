@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _NOTHING = ""
 
+#: About so many bytes of retained messages are read at a time; at first they are taken for large.
+PAGE_BYTES = 512 * 1024
+FIRST_AVERAGE_BYTES = 64 * 1024
+
 #: QoS 0 retained messages sent before the others get a turn.
 BURST = 100
 
@@ -218,15 +222,17 @@ class Subscribing:
         assert session is not None
         topics: list[str] = []
         limit = 1
+        average = FIRST_AVERAGE_BYTES
         for topic in self._server.cluster.retained_match(topic_filter):
             if topic is None:
                 await trio.lowlevel.checkpoint()
                 continue
             if not topics:
-                limit = await self._room(connection, session, qos)
+                limit = min(await self._room(connection, session, qos), max(1, PAGE_BYTES // average))
             topics.append(topic)
             if len(topics) >= limit:
-                await self._send_some(connection, subscriber, session, topics, qos, identifier)
+                sent_bytes = await self._send_some(connection, subscriber, session, topics, qos, identifier)
+                average = 1 + sent_bytes // len(topics)
                 topics = []
         if topics:
             await self._send_some(connection, subscriber, session, topics, qos, identifier)
@@ -253,10 +259,12 @@ class Subscribing:
         topics: Sequence[str],
         qos: int,
         identifier: int,
-    ) -> None:
+    ) -> int:
+        """Returns the bytes of the messages."""
         with self._server.dispatch.in_hand(topics) as newer:
             values = await self._server.cluster.retained_values(topics)
             await self._send_values(connection, subscriber, session, values, newer, qos, identifier)
+        return sum(message.size() for message in values if message is not None)
 
     async def _send_values(
         self,

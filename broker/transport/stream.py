@@ -7,6 +7,9 @@ from typing import Protocol
 
 from broker.transport.reactor import Reactor
 
+#: How long a connection that this side has closed may take to be closed by the other.
+LINGER_S = 2.0
+
 #: Read at most this much of one connection in a turn.
 READ_BYTES = 65536
 
@@ -41,6 +44,7 @@ class TcpStream:
         "_bound",
         "_closing",
         "_dirty",
+        "_lingering",
         "_paused",
         "_pieces",
         "_raw",
@@ -66,6 +70,7 @@ class TcpStream:
         self._unsent: bytes | bytearray = b""
         self._dirty = False
         self._closing = False
+        self._lingering = False
         self._paused = False
         self.congested = False
         #: Twice the bound waits, of answers that can be neither dropped nor held: nothing more is read meanwhile.
@@ -123,7 +128,8 @@ class TcpStream:
 
     def _watch_reading(self) -> None:
         if self._raw is not None:
-            self._reactor.watch_readable(self.fd, not (self._paused or self.overrun or self._closing))
+            wanted = self._lingering or not (self._paused or self.overrun or self._closing)
+            self._reactor.watch_readable(self.fd, wanted)
 
     def write(self, data: bytes) -> None:
         """Append to the output of this turn."""
@@ -169,7 +175,7 @@ class TcpStream:
                 self._judge()
                 return
         if self._closing:
-            self._shut()
+            self._say_goodbye()
 
     def writable(self) -> None:
         if self._raw is None:
@@ -229,6 +235,27 @@ class TcpStream:
         """Close at once, whatever waits. Idempotent."""
         self._closing = True
         self._shut()
+
+    def _say_goodbye(self) -> None:
+        """Half-close, and throw away what still comes until the peer closes too.
+
+        A socket that is closed with unread input resets the connection, and the peer may never see what was sent last.
+        """
+        if self._raw is None or self._lingering:
+            return
+        self._lingering = True
+        try:
+            self._raw.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._shut()
+            return
+        self._watch_reading()
+        self._reactor.watch_deadline(self, self._reactor.now + LINGER_S)
+
+    def check_deadline(self, now: float) -> float:
+        """The peer had its time to close."""
+        self._shut()
+        return 0.0
 
     def _shut(self) -> None:
         raw = self._raw

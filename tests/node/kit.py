@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -112,6 +113,13 @@ class MemorySocket:
         self.sent += data[:taken]
         self.sends += 1
         return taken
+
+    def shutdown(self, how: int) -> None:
+        """The server has said its last word: the peer closes too."""
+        assert how == socket.SHUT_WR
+        self.closed = True
+        self._inbox.clear()
+        self.finish()
 
     def close(self) -> None:
         self.closed = True

@@ -212,6 +212,9 @@ async def test_close_without_output(harness: Harness) -> None:
     pair = harness.pair()
     pair.stream.close()
     await harness.turn()
+    assert pair.peer.recv(1) == b"", "the peer sees the end"
+    pair.peer.close()
+    await harness.turn()
     assert pair.stream.closed
     assert pair.protocol.lost == []
 

@@ -10,7 +10,6 @@ from cluster.policy import ClusterLimits
 from tests.node.kit import Peer, World, serving
 
 
-
 def _feeds(world: World) -> int:
     """Retained feeds that are under way."""
     return sum(len(connection.feed_scopes) for connection in world.server.connections)
