@@ -21,6 +21,7 @@ from broker.metrics import Metrics
 from broker.opening import Opening
 from broker.routes import AckSlot, Subscriber
 from broker.session.encoding import Encoding
+from broker.session.machine import CLOSED
 from broker.session.quotas import Quotas
 from broker.session.session import GroupDelivery, StoredDelivery
 from broker.subscribing import Subscribing
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from cluster.api import Route, StoredSubscription
+
+#: Pause before a subscription is offered again to a store that was away.
+STORE_RETRY_S = 0.25
 
 #: Pause before a message is offered again to a full store.
 FULL_RETRY_S = 1.0
@@ -248,13 +252,17 @@ class Server:
 
         async def work() -> None:
             try:
-                await self.subscribing.change(connection, packet)
+                while connection.machine.state != CLOSED:
+                    try:
+                        await self.subscribing.change(connection, packet)
+                        return
+                    except StoreUnavailable:
+                        # Nothing was answered, and trying again does no harm; `store_grace` ends it.
+                        await trio.sleep(STORE_RETRY_S)
             except PeerError as error:
                 connection.fail(error)
             except SessionLost:
                 connection.disconnect(0x8E, "another connection uses this client id")
-            except StoreUnavailable:
-                connection.disconnect(0x89, "the store cannot be reached")
             finally:
                 connection.work_done()
 
