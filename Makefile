@@ -8,8 +8,11 @@ STAMP := .venv/.installed
 FAST_TESTS := $(wildcard tests/unit tests/property tests/node)
 # Options for `rookery serve`, for example: make run ARGS="--listen tcp://127.0.0.1:1884 --log-level debug"
 ARGS ?=
+# For `make fuzz`.
+SECONDS_ = $(or $(SECONDS),300)
+SEED ?= 1
 
-.PHONY: help install run test check lint fmt generate packages bench clean
+.PHONY: help install run test check lint fmt fuzz generate packages bench clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -42,6 +45,9 @@ check: lint ## Format, lint, types, imports, generated files and the fast tests.
 # The tests run even if the linters fail: one run tells all that is wrong.
 test: packages ## Everything that `check` does and all other tests.
 	@status=0; $(MAKE) --no-print-directory lint || status=1; $(BIN)/python -m pytest -q tests || status=1; exit $$status
+
+fuzz: install ## A long campaign of seeded nonsense against a node: make fuzz SECONDS=600 SEED=1
+	$(BIN)/python -m tests.abuse.fuzz --seconds $(SECONDS_) --seed $(SEED)
 
 fmt: install ## Format the code and sort the imports.
 	$(BIN)/ruff check --select I --fix --quiet .
