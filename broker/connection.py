@@ -419,6 +419,13 @@ class Connection(Output):
             self._next_check = first
             self._server.reactor.watch_deadline(self, first)
 
+    def dispose(self) -> None:
+        """The session was let go: break the cycles, so that this does not wait for the garbage collector."""
+        self.session = None
+        self.inbound = None
+        self.subscriber = None
+        self.agreement = None
+
     def check_deadline(self, now: float) -> float:
         """Connect timeout, keep-alive and a peer that takes nothing."""
         if self.stream.closed or now + TICK_S < self._next_check:

@@ -187,6 +187,11 @@ class Opening:
             subscriber = None
         if subscriber is None:
             subscriber = Subscriber(ref.session_id, ref.client_id, ref.birth, persistent)
+        in_force = {stored.topic_filter for stored in attachment.subscriptions}
+        for topic_filter in [name for name in subscriber.subscriptions if name not in in_force]:
+            emptied = dispatch.remove(subscriber, topic_filter)
+            if emptied is not None:
+                self._server.end_group(emptied.group_id)
         for stored in attachment.subscriptions:
             # The store decides: a SUBSCRIBE may have reached it whose SUBACK was never sent.
             known = subscriber.subscriptions.get(stored.topic_filter)

@@ -26,7 +26,7 @@ from broker.session.quotas import Quotas
 from broker.session.session import GroupDelivery, StoredDelivery
 from broker.subscribing import Subscribing
 from broker.transport.reactor import Reactor
-from broker.transport.stream import TcpStream
+from broker.transport.stream import Nobody, TcpStream
 from cluster.api import LEASE_S, PAGE_LIMIT, Cluster, GroupEntry, SessionRef, StoredWill
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Server:
         """A client connected."""
         if self.draining or (self.max_connections and len(self.connections) >= self.max_connections):
             self.metrics.rejected["draining" if self.draining else "max_connections"] += 1
-            stream.start(_Closed())
+            stream.start(Nobody())
             stream.abort()
             return
         connection = Connection(stream, self)
@@ -172,6 +172,7 @@ class Server:
                 await self._detach(connection, keep_will)
             finally:
                 self.forget(connection)
+                connection.dispose()
                 self._ending -= 1
                 if not self._ending:
                     self._all_ended.set()
@@ -331,12 +332,12 @@ class Server:
         await self.publish_will(will)
 
     async def session_ended(
-        self, client_id: str, session_id: bytes, subscriptions: Sequence[StoredSubscription]
+        self, client_id: str, session_id: bytes, birth: int, subscriptions: Sequence[StoredSubscription]
     ) -> None:
         """A session expired."""
         self.log.debug("session.expired", client_id=client_id)
         subscriber = self.dispatch.subscribers.get(session_id)
-        if subscriber is not None and subscriber.session is None:
+        if subscriber is not None and subscriber.birth == birth:
             self.drop(subscriber)
 
     def session_lost(self, ref: SessionRef) -> None:
@@ -417,20 +418,6 @@ class _WillSlot(AckSlot):
     def settle(self, error: Exception | None) -> None:
         self.error = error
         self.settled.set()
-
-
-class _Closed:
-    """The protocol of a socket that is turned away."""
-
-    def data_received(self, data: bytes) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def connection_lost(self, reason: str) -> None: ...
-
-    def output_congested(self) -> None: ...
-
-    def output_drained(self) -> None: ...
 
 
 def _message_ids() -> Callable[[], bytes]:

@@ -12,6 +12,7 @@ import trio
 from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
 from broker.errors import PeerError, StoreFull, StoreUnavailable
 from broker.message import Message
+from broker.metrics import Metrics
 from broker.routes import Subscriber
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
@@ -36,12 +37,15 @@ BURST = 100
 class RetainedDelivery(Publication):
     """A retained message on its way into the queue of a persistent session."""
 
-    __slots__ = ("_encoding", "_session", "answered", "told")
+    __slots__ = ("_encoding", "_metrics", "_subscriber", "answered", "told")
 
-    def __init__(self, message: Message, encoding: Encoding, target: Target, session: Session) -> None:
+    def __init__(
+        self, message: Message, encoding: Encoding, target: Target, subscriber: Subscriber, metrics: Metrics
+    ) -> None:
         super().__init__(message, [target])
         self._encoding = encoding
-        self._session = session
+        self._subscriber = subscriber
+        self._metrics = metrics
         self.answered = False
         #: Set then, if somebody waits.
         self.told: trio.Event | None = None
@@ -49,10 +53,14 @@ class RetainedDelivery(Publication):
     def stored(self) -> None:
         """Send it like any live message."""
         target = self.targets[0]
-        if self.error is None and target.seq > 0:
-            self._session.stored(target.seq, self._encoding, target.qos, target.retain, target.subscription_ids)
+        subscriber = self._subscriber
+        session = subscriber.session
+        if self.error is not None or target.seq <= 0:
+            self._metrics.dropped["queue_full" if target.seq == REFUSED_FULL else "not_stored"] += 1
+        elif session is None:
+            subscriber.stored_seq = max(subscriber.stored_seq, target.seq)
         else:
-            self._session.store.dropped(self.message, "queue_full" if target.seq == REFUSED_FULL else "not_stored")
+            session.stored(target.seq, self._encoding, target.qos, target.retain, target.subscription_ids)
         self.answered = True
         if self.told is not None:
             self.told.set()
@@ -108,6 +116,10 @@ class Subscribing:
                     for stored in accepted:
                         dispatch.add(subscriber, stored)
         except StoreFull:
+            # The session may have them while the route table has not: in force nowhere is what SUBACK says.
+            new = [each.topic_filter for each in accepted if each.topic_filter not in subscriber.subscriptions]
+            if subscriber.persistent and new:
+                await server.cluster.unsubscribe(ref, new)
             connection.send(Suback(packet.packet_id, [code if code >= 0x80 else 0x97 for code in codes]))
 
     @contextmanager
@@ -299,7 +311,7 @@ class Subscribing:
                 connection.send_qos0(encoding, True, ids)  # [MQTT-3.3.1-8]
             elif subscriber.persistent:
                 target = Target(subscriber.session_id, subscriber.birth, granted, True, ids)
-                last = RetainedDelivery(message, encoding, target, session)
+                last = RetainedDelivery(message, encoding, target, subscriber, server.metrics)
                 server.cluster.publish(last)
             else:
                 session.deliver(encoding, granted, True, ids)

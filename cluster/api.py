@@ -252,9 +252,9 @@ class ClusterEvents(Protocol):
         """A will is to be published now; when this returns without error it is marked as done."""
 
     async def session_ended(
-        self, client_id: str, session_id: bytes, subscriptions: Sequence[StoredSubscription]
+        self, client_id: str, session_id: bytes, birth: int, subscriptions: Sequence[StoredSubscription]
     ) -> None:
-        """A session expired and is gone from the store; its will went before."""
+        """A session expired and is gone from the store; its will went before. A younger one may be in its place."""
 
     def session_lost(self, ref: SessionRef) -> None:
         """Another connection owns the session now: close this one (Session taken over)."""

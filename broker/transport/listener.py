@@ -14,6 +14,9 @@ from broker.transport.stream import TcpStream
 #: Accepted in one turn, so that a storm of connects does not starve those who are in.
 ACCEPTS_PER_TURN = 64
 
+#: How long nobody is accepted once the process is out of descriptors.
+PAUSE_S = 0.5
+
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -54,7 +57,9 @@ class TcpListener:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
-                    # Stays readable; those who are connected go on, and a closed connection makes room.
+                    # Those who are connected go on; a listener that stays readable would spin meanwhile.
+                    self._reactor.unregister(self._socket.fileno())
+                    self._reactor.watch_deadline(self, self._reactor.now + PAUSE_S)
                     if not self._full_logged:
                         self._full_logged = True
                         self._log.error("listener.out_of_descriptors", error=error.strerror)
@@ -67,6 +72,12 @@ class TcpListener:
 
     def writable(self) -> None:
         """Never asked for."""
+
+    def check_deadline(self, now: float) -> float:
+        """Try again whether there are descriptors."""
+        if self._socket.fileno() >= 0:
+            self._reactor.register(self._socket.fileno(), self)
+        return 0.0
 
     def close(self) -> None:
         """Stop listening. Idempotent."""

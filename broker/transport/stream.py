@@ -33,6 +33,23 @@ class StreamProtocol(Protocol):
         """The output buffer fell below its bound again."""
 
 
+class Nobody:
+    """The protocol of a stream that nobody is interested in."""
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def connection_lost(self, reason: str) -> None: ...
+
+    def output_congested(self) -> None: ...
+
+    def output_drained(self) -> None: ...
+
+
+_NOBODY = Nobody()
+
+
 class TcpStream:
     """One connected socket. Output is collected by `write` and leaves in one `send` a turn.
 
@@ -264,11 +281,14 @@ class TcpStream:
             self._pieces.clear()
             self._unsent = b""
             self.stalled_since = 0.0
+            if self._closing:
+                self.protocol = _NOBODY  # no cycle for the garbage collector
             self._reactor.unregister(self.fd)
             raw.close()
 
     def _lost(self, reason: str) -> None:
-        told = self._closing
+        protocol = None if self._closing else self.protocol
+        self._closing = True
         self._shut()
-        if not told:
-            self.protocol.connection_lost(reason)
+        if protocol is not None:
+            protocol.connection_lost(reason)

@@ -436,7 +436,9 @@ class MemoryCluster:
                     self._arm(what.expires_at, EXPIRY, what)
                     continue
                 self._delete(what)
-                await events.session_ended(what.client_id, what.session_id, list(what.subscriptions.values()))
+                await events.session_ended(
+                    what.client_id, what.session_id, what.birth, list(what.subscriptions.values())
+                )
 
     async def _publish_will(self, events: ClusterEvents, fired: FiredWill) -> None:
         try:

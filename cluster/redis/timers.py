@@ -99,7 +99,7 @@ class Timers:
             return
         ended = subscriptions_of(subscriptions)
         try:
-            await events.session_ended(client_id.decode(), session_id, ended)
+            await events.session_ended(client_id.decode(), session_id, int(birth), ended)
         except Exception:
             _log.exception("cluster.callback_failed")
         if ended:

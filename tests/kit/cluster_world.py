@@ -63,7 +63,7 @@ class Events:
             raise self.will_errors.pop()
 
     async def session_ended(
-        self, client_id: str, session_id: bytes, subscriptions: Sequence[StoredSubscription]
+        self, client_id: str, session_id: bytes, birth: int, subscriptions: Sequence[StoredSubscription]
     ) -> None:
         await trio.lowlevel.checkpoint()
         self.ended.append((client_id, sorted(each.topic_filter for each in subscriptions)))
