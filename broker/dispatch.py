@@ -50,12 +50,16 @@ class Delivery(Publication):
         self.route_groups = route_groups
         self.slot = slot
 
+    @property
+    def patient(self) -> bool:
+        """As the publisher is."""
+        return self.slot is not None and self.slot.patient
+
     def stored(self) -> None:
         """Acknowledge, and send what was stored to the sessions and members that are here."""
         slot = self.slot
         if self.error is not None:
             if slot is not None:
-                slot.refused = self
                 slot.settle(self.error)
             return
         message = self.message

@@ -27,21 +27,23 @@ _RELEASING = 3
 class PublishSlot(AckSlot):
     """The place of one PUBACK or PUBREC in the order of acknowledgements [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
 
-    __slots__ = ("_inbound", "again", "done", "kind", "message", "packet_id", "reason_code", "route")
+    __slots__ = ("_inbound", "again", "done", "kind", "packet_id", "reason_code")
 
-    def __init__(
-        self, inbound: Inbound, kind: int, packet_id: int, reason_code: int, message: Message, route: Route
-    ) -> None:
-        self.refused = None
+    def __init__(self, inbound: Inbound, kind: int, packet_id: int, reason_code: int) -> None:
         self._inbound = inbound
         self.kind = kind
         self.packet_id = packet_id
         self.reason_code = reason_code
-        self.message = message
-        self.route = route
         self.done = False
         #: An older connection began with it.
         self.again = False
+
+    @property
+    def patient(self) -> bool:
+        """Without reason codes there is no way to refuse it, nor is there where it may be stored already.
+
+        Once the connection is gone nobody waits: the client sends it again."""
+        return self._inbound.patient(self.again)
 
     def settle(self, error: Exception | None) -> None:
         self._inbound.settled(self, error)
@@ -70,8 +72,6 @@ class Inbound:
         "_connection",
         "_ids",
         "_open",
-        "_refused",
-        "_retrying",
         "_server",
         "_unanswered_max",
         "_v5",
@@ -90,9 +90,6 @@ class Inbound:
         self._unanswered_max = server.quotas.receive_maximum
         #: PUBLISH packets of this connection without their PUBACK, PUBCOMP or refusing PUBREC.
         self._open = 0
-        #: Messages of a version 3 publisher that a full store refused, in their order.
-        self._refused: list[PublishSlot] = []
-        self._retrying = False
         #: True while a version 3 publisher is not read from, because too much waits for the store.
         self.held = False
 
@@ -183,7 +180,7 @@ class Inbound:
         if acks:
             self._check_window()
         reason_code = refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and not route.entries and not route.groups else 0)
-        slot = PublishSlot(self, PUBACK, packet_id, reason_code, message, route)
+        slot = PublishSlot(self, PUBACK, packet_id, reason_code)
         if refusal or self._server.dispatch.publish(message, route, self._connection.subscriber, slot):
             if not acks:
                 self._connection.send_ack(PUBACK, packet_id, reason_code)
@@ -205,8 +202,7 @@ class Inbound:
 
     def _update_hold(self) -> None:
         acks = self._acks
-        too_many = not self._v5 and acks is not None and len(acks) >= self._unanswered_max
-        held = too_many or bool(self._refused)
+        held = not self._v5 and acks is not None and len(acks) >= self._unanswered_max
         if held != self.held:
             self.held = held
             self._connection.hold(held)
@@ -233,8 +229,6 @@ class Inbound:
             PUBREC,
             packet_id,
             refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and not route.entries and not route.groups else 0),
-            message,
-            route,
         )
         connection = self._connection
         if refusal:
@@ -250,28 +244,29 @@ class Inbound:
         entry.counted = True
         self._append(slot)
         if not connection.persistent():
-            self._publish2_now(slot)
+            self._publish2_now(message, route, slot)
         elif retry:
-            self._publish2_now(slot, True, True)
+            self._publish2_now(message, route, slot, True, True)
         else:
-            self._reserve(slot)
+            self._reserve(message, route, slot)
 
-    def _reserve(self, slot: PublishSlot) -> None:
+    def _reserve(self, message: Message, route: Route, slot: PublishSlot) -> None:
+        connection = self._connection
+
         def reserved(error: Exception | None) -> None:
             if error is not None:
                 self.settled(slot, error)
-            elif slot.refused is not None:
-                self._offer_again(slot)
-            else:
-                self._publish2_now(slot, True)
+            elif connection.machine.state != CLOSED:  # else the client sends it again, and those before it
+                self._publish2_now(message, route, slot, True)
 
-        connection = self._connection
         assert connection.ref is not None
-        self._server.cluster.reserve(connection.ref, slot.packet_id, slot.message.message_id, reserved)
+        self._server.cluster.reserve(connection.ref, slot.packet_id, message.message_id, reserved)
 
-    def _publish2_now(self, slot: PublishSlot, deduplicate: bool = False, again: bool = False) -> None:
+    def _publish2_now(
+        self, message: Message, route: Route, slot: PublishSlot, deduplicate: bool = False, again: bool = False
+    ) -> None:
         dispatch = self._server.dispatch
-        if dispatch.publish(slot.message, slot.route, self._connection.subscriber, slot, deduplicate, again):
+        if dispatch.publish(message, route, self._connection.subscriber, slot, deduplicate, again):
             self.settled(slot, None)
 
     def released(self, packet_id: int) -> None:
@@ -306,45 +301,20 @@ class Inbound:
 
     def settled(self, slot: PublishSlot, error: Exception | None) -> None:
         """The message of this slot is safe, or it could not be stored."""
-        connection = self._connection
         if error is not None:
-            if isinstance(error, StoreFull):
-                if not self._v5 or slot.again:
-                    # No reason codes, or it may be stored already: not acknowledged, not read, tried again.
-                    self._refused.append(slot)
-                    self._update_hold()
-                    if not self._retrying:
-                        self._retrying = True
-                        self._server.retry_later(self)
-                    return
-                slot.reason_code = QUOTA_EXCEEDED
-            else:
+            connection = self._connection
+            if connection.machine.state == CLOSED:  # nobody learns of it: the client sends it again
+                return
+            if not isinstance(error, StoreFull) or slot.patient:
                 connection.disconnect(0x89, "the store cannot be reached")
                 return
+            slot.reason_code = QUOTA_EXCEEDED
         slot.done = True
         self._drain()
 
-    def retry(self) -> None:
-        """Once more, in order, after the store was full."""
-        self._retrying = False
-        refused, self._refused = self._refused, []
-        connection = self._connection
-        if connection.machine.state == CLOSED:  # nothing was acknowledged: the client sends it again
-            return
-        for slot in refused:
-            if slot.kind == PUBREC and connection.persistent():
-                self._reserve(slot)
-            else:
-                self._offer_again(slot)
-
-    def _offer_again(self, slot: PublishSlot) -> None:
-        """To the store alone: whoever needs none has the message."""
-        publication = slot.refused
-        assert publication is not None
-        slot.refused = None
-        publication.error = None
-        publication.deduplicate = slot.kind == PUBREC
-        self._server.cluster.publish(publication)
+    def patient(self, again: bool) -> bool:
+        """See `PublishSlot`."""
+        return (again or not self._v5) and self._connection.machine.state != CLOSED
 
     def _drain(self) -> None:
         acks = self._acks

@@ -11,7 +11,6 @@ from broker.session.session import Session
 if TYPE_CHECKING:
     from broker.groups import Group
     from broker.transport.stream import TcpStream
-    from cluster.api import Publication
 
 
 class Receiver(Protocol):
@@ -34,15 +33,14 @@ class Receiver(Protocol):
 
 
 class AckSlot:
-    """An acknowledgement that the publisher waits for; a subclass knows where it goes.
+    """An acknowledgement that the publisher waits for; a subclass knows where it goes."""
 
-    `refused` is the publication that the store did not take, so that it can be offered again.
-    """
+    __slots__ = ()
 
-    __slots__ = ("refused",)
-
-    def __init__(self) -> None:
-        self.refused: Publication | None = None
+    @property
+    def patient(self) -> bool:
+        """Whether the publisher waits until a full store has room (see `Publication`)."""
+        return False
 
     def settle(self, error: Exception | None) -> None:
         """Everything is stored (or `error` says why it is not)."""

@@ -15,7 +15,6 @@ from broker.connection import Connection
 from broker.dispatch import Dispatch
 from broker.errors import ClusterError, PeerError, SessionLost, StoreUnavailable
 from broker.groups import Group
-from broker.inbound import Inbound
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.opening import Opening
@@ -303,15 +302,6 @@ class Server:
         group = delivery.group
         assert isinstance(group, Group)
         group.done(delivery.entry_id)
-
-    def retry_later(self, inbound: Inbound) -> None:
-        """The store was full for a version 3 publisher: try again."""
-
-        async def work() -> None:
-            await trio.sleep(FULL_RETRY_S)
-            inbound.retry()
-
-        self.start(work)
 
     # -- ClusterEvents
 

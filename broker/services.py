@@ -15,7 +15,6 @@ from cluster.api import Cluster
 
 if TYPE_CHECKING:
     from broker.connection import Connection
-    from broker.inbound import Inbound
 
 
 class Opener(Protocol):
@@ -55,9 +54,6 @@ class Services(Protocol):
 
     def group_done(self, delivery: GroupDelivery) -> None:
         """A member acknowledged a message of a shared subscription."""
-
-    def retry_later(self, inbound: Inbound) -> None:
-        """Call `inbound.retry` after a while: the store was full."""
 
     def connection_ended(self, connection: Connection) -> None:
         """The connection can do nothing more."""

@@ -238,6 +238,13 @@ class Publication:
         #: None: everything is as safe as the durability class says. Else nothing may be acked.
         self.error: Exception | None = None
 
+    @property
+    def patient(self) -> bool:
+        """What a full store does with it: False: refuses it (StoreFull). True: it waits, before everything that came
+        later for the same session, group or retained topic, until there is room. Asked anew each time the store
+        has no room, so whoever does not wait any more may say so."""
+        return False
+
     def stored(self) -> None:
         """Called exactly once when the store has answered (or, with `error` set, has refused)."""
 

@@ -40,13 +40,14 @@ class Outbox:
         """What was put off is due again."""
         lanes, self.later = self.later, []
         for lane in lanes:
+            lane.waits = False
             lane.touch()
 
 
 class Lane:
     """The way of adding calls to one prefix. Subclasses build calls and take their answers."""
 
-    __slots__ = ("_call", "_link", "_member", "_number", "_outbox", "_uncertain", "dirty", "prefix", "sent")
+    __slots__ = ("_call", "_link", "_member", "_number", "_outbox", "_uncertain", "dirty", "prefix", "sent", "waits")
 
     def __init__(self, prefix: bytes, link: Pipeline, member: Membership, outbox: Outbox) -> None:
         self.prefix = prefix
@@ -61,6 +62,14 @@ class Lane:
         self.sent = False
         #: The call under way may have been executed.
         self._uncertain = False
+        #: In the outbox for later.
+        self.waits = False
+
+    def put_off(self) -> None:
+        """There is something to send, but the store said not now: with the next beat, or when more comes."""
+        if not self.waits:
+            self.waits = True
+            self._outbox.later.append(self)
 
     def touch(self) -> None:
         """There is something to send at the end of this turn."""
@@ -124,13 +133,15 @@ class Lane:
         error = error_from(reply) if isinstance(reply, hiredis.ReplyError) else ClusterError(f"answer {reply!r:.80}")
         if isinstance(error, StoreUnavailable) or (self._uncertain and isinstance(error, StoreFull)):
             # A full store refuses to say whether this number was executed before its answer was lost.
-            self._outbox.later.append(self)
+            self.put_off()
             return
-        if not isinstance(error, StoreFull):
+        full = isinstance(error, StoreFull)
+        if not full:
             _log.error("cluster.call_failed", call=str(self._call and self._call[0]), error=str(error)[:200])
         self._call = None
-        self.failed(error)
-        if self.has_more():
+        if self.failed(error, full):
+            self.put_off()
+        elif self.has_more():
             self.touch()
 
     def has_more(self) -> bool:
@@ -145,6 +156,8 @@ class Lane:
         """The call that was built last was executed, just now or before."""
         raise NotImplementedError
 
-    def failed(self, error: ClusterError) -> None:
-        """The call that was built last was refused and left nothing behind."""
+    def failed(self, error: ClusterError, full: bool) -> bool:
+        """The call that was built last was refused and left nothing behind; `full`: for want of room.
+
+        True if what is left waits for room: it would be refused too."""
         raise NotImplementedError

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from broker.errors import ClusterError
 from cluster.api import GroupTarget, Publication, Target
@@ -12,6 +13,8 @@ from cluster.records import pack_arguments, queue_prefix, unpack_answer
 from cluster.redis.lanes import Lane, Outbox
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part, Pipeline
+
+T = TypeVar("T")
 
 #: What a target costs in a call besides the body.
 _TARGET_BYTES = 64
@@ -118,10 +121,33 @@ class PartitionLane(Lane):
             group.entry_id = entry_id  # type: ignore[assignment]
             item.answered()
 
-    def failed(self, error: ClusterError) -> None:
-        """See `Lane`."""
+    def failed(self, error: ClusterError, full: bool) -> bool:
+        """See `Lane`. A full store refuses everything that does not wait, also what is not in this call: so nothing
+        overtakes what is refused, and what waits is alone in the lane until more comes."""
         pairs, self._pairs = self._pairs, []
         groups, self._group_pairs = self._group_pairs, []
-        for item, _ in (*pairs, *groups):
+        refused: list[Item] = []
+        if full:
+            pairs += self.pending
+            groups += self.groups
+            self.pending = deque(_patient(pairs, refused))
+            self.groups = deque(_patient(groups, refused))
+        else:
+            refused += [item for item, _ in pairs]
+            refused += [item for item, _ in groups]
+        waiting = full and self.has_more()
+        for item in refused:
             item.publication.error = error
             item.answered()
+        return waiting
+
+
+def _patient(pairs: Sequence[tuple[Item, T]], refused: list[Item]) -> list[tuple[Item, T]]:
+    """Those that wait for room, in their order; the others go to `refused`."""
+    waiting: list[tuple[Item, T]] = []
+    for pair in pairs:
+        if pair[0].publication.patient:
+            waiting.append(pair)
+        else:
+            refused.append(pair[0])
+    return waiting

@@ -70,13 +70,31 @@ class RetainedLane(Lane):
             self._retained.answered(item)
             item.answered()
 
-    def failed(self, error: ClusterError) -> None:
-        """See `Lane`."""
-        items, self._items = self._items, []
-        for item in items:
+    def failed(self, error: ClusterError, full: bool) -> bool:
+        """See `Lane`. A full store refuses all that set something and do not wait, as in the other lanes; a removal
+        goes on, but for those of topics whose older message waits."""
+        refused, self._items = self._items, []
+        removals: list[Item] = []
+        waiting: list[Item] = []
+        if full:
+            items = [*refused, *self.pending]
+            refused = []
+            topics: set[bytes] = set()
+            for item in items:
+                message = item.publication.message
+                if not message.payload and message.topic not in topics:
+                    removals.append(item)
+                elif message.payload and not item.publication.patient:
+                    refused.append(item)
+                else:
+                    topics.add(message.topic)
+                    waiting.append(item)
+            self.pending = deque(removals + waiting)
+        for item in refused:
             item.publication.error = error
             self._retained.answered(item)
             item.answered()
+        return bool(waiting) and not removals
 
 
 class Retained:

@@ -66,9 +66,10 @@ class RouteLane(Lane):
         """See `Lane`."""
         self._end(None)
 
-    def failed(self, error: ClusterError) -> None:
+    def failed(self, error: ClusterError, full: bool) -> bool:
         """See `Lane`."""
         self._end(error)
+        return False
 
     def _end(self, error: ClusterError | None) -> None:
         changes, self._changes = self._changes, []

@@ -56,7 +56,7 @@ from cluster.api import (
     SessionRef,
 )
 from cluster.memory import MemoryCluster
-from cluster.memory.state import RESERVE, Call
+from cluster.memory.state import Call
 from cluster.policy import ClusterLimits
 from tests.kit.mqtt_client import describe
 
@@ -239,15 +239,17 @@ class Gate:
 class FaultyCluster(MemoryCluster):
     """A memory cluster that a test can slow down, fill up and take away.
 
-    `held` keeps back the answers of the batch. `full` refuses what adds data. `down` fails what waits for an answer
-    and keeps the batch. The gates keep coroutines waiting: `attaching` before the session is changed, `attached`
-    after it was, `paged` after the page was read.
+    `held` keeps back the answers of the batch. `full` refuses what adds data, or lets it wait. `down` fails what
+    waits for an answer and keeps the batch. The gates keep coroutines waiting: `attaching` before the session is
+    changed, `attached` after it was, `paged` after the page was read.
     """
 
     def __init__(self, limits: ClusterLimits) -> None:
         super().__init__("a", limits)
         self.held = False
-        self.full = False
+        self._full = False
+        #: What waits for room.
+        self._waiting: list[Publication | Call] = []
         self.down = False
         self.single = True
         self.attaching = Gate()
@@ -266,8 +268,25 @@ class FaultyCluster(MemoryCluster):
     def alone(self) -> bool:
         return self.single
 
+    @property
+    def full(self) -> bool:
+        """Refuses what adds data, or lets it wait."""
+        return self._full
+
+    @full.setter
+    def full(self, full: bool) -> None:
+        self._full = full
+        if self._poller is not None:
+            self._poller.wake()
+
     def flush(self) -> None:
         if not self.held and not self.down:
+            self._batch = self._waiting + self._batch
+            self._waiting = []
+            if self.full:
+                # What waits goes before everything that comes later.
+                self._waiting = [item for item in self._batch if isinstance(item, Publication) and item.patient]
+                self._batch = [item for item in self._batch if item not in self._waiting]
             super().flush()
 
     def publish(self, publication: Publication) -> None:
@@ -279,12 +298,6 @@ class FaultyCluster(MemoryCluster):
             publication.error = StoreFull("full")
         else:
             super()._store(publication)
-
-    def _perform(self, call: Call) -> None:
-        if self.full and call.kind == RESERVE and call.then is not None:
-            call.then(StoreFull("full"))
-        else:
-            super()._perform(call)
 
     def _check(self) -> None:
         if self.down:
@@ -335,6 +348,10 @@ class FaultyCluster(MemoryCluster):
         """It is there again."""
         self.down = False
         self.events.store_changed(True)
+
+    def waiting(self) -> int:
+        """Publications that wait for room."""
+        return len(self._waiting)
 
     def queue_length(self, client_id: str) -> int:
         """Messages in the queue of a persistent session."""

@@ -140,7 +140,8 @@ local function settle(keys, args)
 end
 
 -- Keeps message ids of inbound QoS 2 packets. args: msgpack of sessions, each {sid, token, packet id, message id, ...}.
--- Returns the positions of sessions that another owns.
+-- Returns the positions of sessions that another owns. A full store takes it, since it is little and goes again with
+-- the answer to the message: were it refused, the order of messages would depend on who is refused when.
 local function reserve(keys, args)
   local p = keys[1]
   local sessions, lost = cmsgpack.unpack(args[1]), {}
@@ -215,6 +216,6 @@ end
 
 redis.register_function('rk1_enqueue', enqueue)
 redis.register_function { function_name = 'rk1_settle', callback = settle, flags = { 'allow-oom' } }
-redis.register_function('rk1_reserve', reserve)
+redis.register_function { function_name = 'rk1_reserve', callback = reserve, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_page', callback = page, flags = { 'no-writes' } }
 redis.register_function { function_name = 'rk1_group', callback = group, flags = { 'allow-oom' } }
