@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from broker.errors import ClusterError, StoreFull, StoreUnavailable
-from cluster.api import REFUSED_GONE, GroupTarget, StoredSubscription, StoredWill, shared_group_id
+from cluster.api import GroupTarget, StoredSubscription, StoredWill, shared_group_id
 from cluster.keys import Keys, partition_of, session_id
 from cluster.policy import ClusterLimits
 from cluster.records import pack_body, queue_prefix
@@ -153,6 +153,31 @@ async def test_g11_wills_of_a_dead_node(store: RedisServer, namespace: str) -> N
         await world.cluster.detach(last.ref, 60, 0, True)
         await world.events.until(lambda: world.events.wills)
         assert [client_id for client_id, _ in world.events.wills] == ["last"]
+
+
+async def test_g14_a_killed_node_leaves_behind_whose_a_group_message_is(store: RedisServer, namespace: str) -> None:
+    group = shared_group_id("$share/g/b")
+    async with crashing(make(store, namespace)) as world:
+        at = await world.connect("c")
+        await world.cluster.subscribe(at.ref, [StoredSubscription("$share/g/b", 2)])
+        await world.cluster.declare_group(group, True)
+        one, two = [await world.publish(message(qos=2), groups=[GroupTarget(group)]) for _ in range(2)]
+        kept = Answer()
+        world.cluster.group_acknowledge(group, one.groups[0].entry_id, kept, at.ref.session_id)
+        await world.finished(kept)
+    async with served(make(store, namespace)) as world:
+        entries = await world.cluster.group_page(group, b"", 9)
+        assert [(entry.entry_id, entry.kept_for) for entry in entries] == [
+            (one.groups[0].entry_id, at.ref.session_id),
+            (two.groups[0].entry_id, b""),
+        ]
+        done = Answer()
+        world.cluster.group_acknowledge(group, one.groups[0].entry_id, done)
+        await world.finished(done)
+        assert [entry.kept_for for entry in await world.cluster.group_page(group, b"", 9)] == [b""]
+        # Its mark went with it, although another node had made it.
+        with store.client() as client:
+            assert list(client.scan_iter(f"{namespace}:*:ga:*")) == []
 
 
 async def test_routes_that_a_dead_node_left_behind(store: RedisServer, namespace: str) -> None:
@@ -429,24 +454,6 @@ async def test_g8_a_full_outbox_of_acknowledgements_goes_before_the_detach(store
         assert (last, count, releasing, sent) == (50, 1, 0, 50)
         (left,) = await world.cluster.page(at.ref, 0, 9)
         assert size == len(queue_prefix(1, False, ()) + pack_body(left.message))
-
-
-async def test_a_store_that_lost_everything_takes_its_node_back(namespace: str) -> None:
-    with redis_server(unix=True) as server:
-        async with served(make(server, namespace)) as world:
-            at = await world.connect("c")
-            await world.send(at, b"1")
-            await world.publish(message("r"), retain=True)
-            await trio.to_thread.run_sync(server.restart)
-            await world.events.until(lambda: world.events.available == [False, True])
-            lost = await world.publish(message(payload=b"2"), [target(at)])
-            assert (lost.error, lost.targets[0].seq) == (None, REFUSED_GONE)
-            world.cluster.acknowledge(at.ref, 1, 1)
-            await world.events.until(lambda: world.events.lost)
-            again = await world.connect("c")
-            assert not again.session_present
-            assert await world.send(again, b"3") == [1]
-            assert await world.cluster.retained_values(["r"]) == [None]
 
 
 async def test_an_expiry_that_was_handed_out_is_cancelled_by_a_reconnect(store: RedisServer, namespace: str) -> None:

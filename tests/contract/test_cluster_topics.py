@@ -129,6 +129,36 @@ async def test_g14_a_group_queue_keeps_entries_until_acknowledged(make_cluster: 
         assert [entry.entry_id for entry in await group_queue(world)] == [*ids[1:3], *ids[4:]]
 
 
+async def test_g14_an_entry_can_belong_to_one_session(make_cluster: Maker) -> None:
+    """It stays in the queue, with the name of its owner, until it is acknowledged."""
+    async with served(make_cluster()) as world:
+        await world.cluster.declare_group(G, True)
+        sent = [
+            world.start(WaitingPublication(message(payload=b"%d" % n, qos=2), groups=[GroupTarget(G)]))
+            for n in range(3)
+        ]
+        await world.finished(*sent)
+        ids = [each.groups[0].entry_id for each in sent]
+        kept = Answer()
+        world.cluster.group_acknowledge(G, ids[1], kept, b"1" * 16)
+        await world.finished(kept)
+        assert kept.errors == [None]
+        assert [(entry.entry_id, entry.kept_for) for entry in await group_queue(world)] == [
+            (ids[0], b""),
+            (ids[1], b"1" * 16),
+            (ids[2], b""),
+        ]
+        changed, gone = Answer(), Answer()
+        world.cluster.group_acknowledge(G, ids[1], changed, b"2" * 16)
+        world.cluster.group_acknowledge(G, ids[0], gone)
+        await world.finished(changed, gone)
+        assert [entry.kept_for for entry in await group_queue(world)] == [b"2" * 16, b""]
+        done = Answer()
+        world.cluster.group_acknowledge(G, ids[1], done)
+        await world.finished(done)
+        assert [entry.entry_id for entry in await group_queue(world)] == [ids[2]]
+
+
 async def test_g15_a_group_queue_is_bounded(make_cluster: Maker) -> None:
     async with served(make_cluster(max_group_queue=2)) as world:
         await world.cluster.declare_group(G, True)

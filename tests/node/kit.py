@@ -241,7 +241,7 @@ class FaultyCluster(MemoryCluster):
 
     `held` keeps back the answers of the batch. `full` refuses what adds data, or lets it wait. `down` fails what
     waits for an answer and keeps the batch. The gates keep coroutines waiting: `attaching` before the session is
-    changed, `attached` after it was, `paged` after the page was read.
+    changed, `attached` after it was, `paged` after the page was read, `subscribing` and `subscribed` likewise.
     """
 
     def __init__(self, limits: ClusterLimits) -> None:
@@ -258,6 +258,7 @@ class FaultyCluster(MemoryCluster):
         self.retained_read = Gate()
         self.group_paged = Gate()
         self.subscribing = Gate()
+        self.subscribed = Gate()
         self.publications = 0
         self.events: ClusterEvents
 
@@ -320,6 +321,7 @@ class FaultyCluster(MemoryCluster):
         if self.full:
             raise StoreFull("full")
         await super().subscribe(ref, subscriptions)  # type: ignore[arg-type]
+        await self.subscribed.passed()
 
     async def page(self, ref: SessionRef, after_seq: int, limit: int) -> list[QueuedMessage]:
         self._check()
