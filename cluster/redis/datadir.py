@@ -24,6 +24,10 @@ LOG_LIMIT_BYTES = 4 * 1024 * 1024
 _log = get_logger("store")
 
 
+#: How long a killed server may take to be gone.
+KILL_LIMIT_S = 30.0
+
+
 class DataDir:
     """Locks the folder with `acquire`, so that two nodes never share it; `release` gives it back."""
 
@@ -133,7 +137,8 @@ class DataDir:
             _log.warning("store.orphan_stopping", pid=pid, signal=number.name)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            with trio.move_on_after(self._stop_limit_s):
+            # Nothing survives SIGKILL, but a busy system may take its time.
+            with trio.move_on_after(self._stop_limit_s if number == signal.SIGTERM else KILL_LIMIT_S):
                 while _is_orphan(pid, started, path):  # not our child: nothing to wait on
                     await trio.sleep(0.02)
         if private:
