@@ -141,6 +141,10 @@ class DataDir:
             with trio.move_on_after(self._stop_limit_s if number == signal.SIGTERM else KILL_LIMIT_S):
                 while _is_orphan(pid, started, path):  # not our child: nothing to wait on
                     await trio.sleep(0.02)
+        # The first thread of a killed process is gone before the last, which still holds the socket.
+        with trio.move_on_after(1.0):
+            while _accepts(path):
+                await trio.sleep(0.02)
         if private:
             shutil.rmtree(private, ignore_errors=True)
         self._record.unlink(missing_ok=True)
