@@ -122,7 +122,7 @@ class Connection(Output):
         self._paused = False
         self._rest = b""
         self._need = 0
-        self._have: list[bytes] | None = None
+        self._have: bytearray | None = None
         self._next_check = self.opened_at + server.connect_timeout_s
         server.reactor.watch_deadline(self, self._next_check)
 
@@ -132,12 +132,12 @@ class Connection(Output):
         """A chunk from the peer."""
         self.last_received = self._server.reactor.now
         have = self._have
-        if have is not None:  # a large packet comes in pieces: join once it is whole
-            have.append(data)
+        if have is not None:  # a large packet comes in pieces
+            have += data
             self._need -= len(data)
             if self._need > 0:
                 return
-            data = b"".join(have)
+            data = bytes(have)
             self._have = None
         elif self._rest:
             data = self._rest + data
@@ -218,7 +218,7 @@ class Connection(Output):
                 if end > size:
                     if end - size > 16384:
                         self._need = end - size
-                        self._have = [data[at:]]
+                        self._have = bytearray(data[at:])
                         at = size
                     break
                 if head & 0xF0 == 0x30 and is_open:

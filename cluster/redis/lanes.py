@@ -6,6 +6,7 @@ leave no gap and no doubt about what follows (GUARANTEES section 4, rule 5), and
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import hiredis
@@ -16,7 +17,7 @@ from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part, Pipeline
 from cluster.redis.replies import error_from
 
-_OK, _GAP, _LATE, _FENCED = range(4)
+_OK, _GAP, _LATE, _FENCED, _FREE = range(5)
 
 _log = get_logger("cluster")
 
@@ -87,6 +88,10 @@ class Lane:
             if self._call is None:
                 return
         name, *arguments = self._call
+        self._send(cast(bytes, name), arguments, self._answered)
+
+    def _send(self, name: bytes, arguments: Sequence[Part], then: Callable[[object], None]) -> None:
+        """Calls a function of the store under the next number."""
         member = self._member
         self.sent = True
         self._link.command(
@@ -101,7 +106,7 @@ class Lane:
                 self._number + 1,
                 *arguments,
             ),
-            self._answered,
+            then,
         )
 
     def _answered(self, reply: object) -> None:
@@ -131,13 +136,27 @@ class Lane:
             self.touch()  # outcome unknown: the same number again on the next connection
             return
         error = error_from(reply) if isinstance(reply, hiredis.ReplyError) else ClusterError(f"answer {reply!r:.80}")
-        if isinstance(error, StoreUnavailable) or (self._uncertain and isinstance(error, StoreFull)):
-            # A full store refuses to say whether this number was executed before its answer was lost.
+        if isinstance(error, StoreUnavailable):
             self.put_off()
             return
         full = isinstance(error, StoreFull)
+        if full and self._uncertain:
+            # A full store refuses the call before it can say whether its number was executed already.
+            self._send(b"rk1_outcome", (), self._outcome_known)
+            return
         if not full:
             _log.error("cluster.call_failed", call=str(self._call and self._call[0]), error=str(error)[:200])
+        self._refused(error, full)
+
+    def _outcome_known(self, reply: object) -> None:
+        if isinstance(reply, list) and reply[0] == _FREE:
+            self.sent = False
+            self._uncertain = False
+            self._refused(StoreFull("the store is full"), True)
+        else:
+            self._answered(reply)
+
+    def _refused(self, error: ClusterError, full: bool) -> None:
         self._call = None
         if self.failed(error, full):
             self.put_off()

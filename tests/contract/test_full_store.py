@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
-import trio
 
 from broker.errors import StoreFull, StoreUnavailable
 from cluster.api import Attachment, GroupTarget, shared_group_id
 from cluster.keys import Keys, partition_of, session_id
 from cluster.policy import MAX_CALL_BYTES, ClusterLimits
 from cluster.redis.store import RedisCluster
-from tests.kit.cluster_world import LIMIT_S, Answer, WaitingPublication, World, message, served, target
+from tests.kit.cluster_world import Answer, WaitingPublication, World, message, served, target
 from tests.kit.redis_server import RedisServer, redis_server
 
 _numbers = itertools.count(1)
@@ -213,7 +212,6 @@ async def test_g1_no_answer_is_taken_for_that_of_another_message(server: RedisSe
     async with fillable(server) as (world, namespace):
         cluster = cast(RedisCluster, world.cluster)
         at = await world.connect("c")
-        lane = cluster._partitions[partition_of(at.ref.session_id, _PARTITIONS)]
         assert await world.send(at, b"1") == [1]
         lost = WaitingPublication(message(payload=b"2"), [target(at)])
         cluster.publish(lost)
@@ -222,12 +220,24 @@ async def test_g1_no_answer_is_taken_for_that_of_another_message(server: RedisSe
         while last_seq(server, namespace, "c") < 2:  # nothing of the node runs meanwhile
             pass
         fill(server, True)
-        with trio.fail_after(LIMIT_S):
-            while not lane.waits:
-                await trio.lowlevel.checkpoint()
-        assert lost.answers == 0
-        later = world.start(WaitingPublication(message(payload=b"3"), [target(at)]))
+        await world.finished(lost)  # while the store is full
+        assert (lost.error, lost.targets[0].seq) == (None, 2)
         fill(server, False)
-        await world.finished(lost, later)
-        assert [(each.error, each.targets[0].seq) for each in (lost, later)] == [(None, 2), (None, 3)]
+        assert await world.send(at, b"3") == [3]
         assert await world.queue(at.ref) == [b"1", b"2", b"3"]
+
+
+async def test_a_call_that_was_not_executed_does_not_hold_up_its_partition(server: RedisServer) -> None:
+    """Sent and never executed, and then the store is full: who does not wait is told so, and nothing is stored."""
+    async with fillable(server) as (world, _):
+        cluster = cast(RedisCluster, world.cluster)
+        at = await world.connect("c")
+        assert await world.send(at, b"1") == [1]
+        cluster._partitions[partition_of(at.ref.session_id, _PARTITIONS)]._uncertain = True
+        fill(server, True)
+        refused = world.start(WaitingPublication(message(payload=b"2"), [target(at)]))
+        await world.finished(refused)
+        assert isinstance(refused.error, StoreFull)
+        fill(server, False)
+        assert await world.send(at, b"3") == [2]
+        assert await world.queue(at.ref) == [b"1", b"3"]

@@ -11,7 +11,7 @@ local PAGE_BYTES = 1048576 -- a page ends after so many bytes
 local CHUNK = 2000 -- elements unpacked into one command
 
 -- Answers of adding calls (GUARANTEES section 4, rule 5).
-local OK, GAP, LATE, FENCED = 0, 1, 2, 3
+local OK, GAP, LATE, FENCED, FREE = 0, 1, 2, 3, 4
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -69,6 +69,14 @@ local function refusal(p, args)
   end
   return nil
 end
+
+-- What became of an adding call whose answer was lost: what it would answer if it came again, or FREE if it was not
+-- executed. Also answers in a full store, where the call itself is refused before it runs. args: as the call's.
+local function outcome(keys, args)
+  return refusal(keys[1], args) or { FREE, '' }
+end
+
+redis.register_function { function_name = 'rk1_outcome', callback = outcome, flags = { 'no-writes' } }
 
 -- Keeps the answer of an adding call, should its number come again.
 local function answered(p, args, answer)
