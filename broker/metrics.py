@@ -11,8 +11,6 @@ class Metrics:
     """What happened since the node started. Lists are indexed by packet type or QoS, mappings by reason."""
 
     __slots__ = (
-        "bytes_received",
-        "bytes_sent",
         "connections",
         "connects",
         "disconnects",
@@ -31,8 +29,6 @@ class Metrics:
     def __init__(self, started_at_ms: int = 0) -> None:
         self.started_at_ms = started_at_ms
         self.connections = 0
-        self.bytes_received = 0
-        self.bytes_sent = 0
         self.packets_received = [0] * len(KIND_NAMES)
         self.packets_sent = [0] * len(KIND_NAMES)
         self.messages_received = [0, 0, 0]

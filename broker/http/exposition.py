@@ -40,6 +40,9 @@ class _Collector:
         yield GaugeMetricFamily(
             "mqtt_store_available", "1 while the store answers.", value=int(self._node.cluster.health().available)
         )
+        reactor = self._node.server.reactor
+        yield CounterMetricFamily("mqtt_bytes_received", "Bytes read from clients.", value=reactor.received_bytes)
+        yield CounterMetricFamily("mqtt_bytes_sent", "Bytes written to clients.", value=reactor.sent_bytes)
         yield _by_index("mqtt_packets_received", "Packets received.", "type", KIND_NAMES, metrics.packets_received)
         yield _by_index(
             "mqtt_packets_sent", "Packets sent, other than PUBLISH.", "type", KIND_NAMES, metrics.packets_sent

@@ -25,6 +25,9 @@ _NOT_WRITE = ~select.EPOLLOUT
 #: Descriptors served in one turn; it bounds what a turn can collect before it is flushed.
 EVENTS_PER_TURN = 512
 
+#: Bytes read in one turn, about: each receiver may get all of them before its output buffer is judged.
+BYTES_PER_TURN = 1024 * 1024
+
 #: Turns that may follow each other while there is work before other tasks get their chance.
 TURNS_PER_WAKE = 8
 
@@ -75,6 +78,11 @@ class Reactor:
         #: Called at the end of each turn, before the sockets are flushed.
         self.turn_hooks: list[Callable[[], None]] = []
         self.turns = 0
+        #: By streams, in this turn.
+        self.bytes_read = 0
+        #: By all streams since the start.
+        self.received_bytes = 0
+        self.sent_bytes = 0
 
     def register(self, fd: int, handler: Readiness) -> None:
         """Watch for reading."""
@@ -150,6 +158,7 @@ class Reactor:
             return False
         self.in_turn = True
         self.turns += 1
+        self.bytes_read = 0
         self.now = time.monotonic()
         again = self._again
         if again:
@@ -162,6 +171,8 @@ class Reactor:
         handlers = self._handlers
         for fd, mask in events:
             handler = handlers.get(fd)
+            if self.bytes_read > BYTES_PER_TURN:
+                break  # whoever is left is ready again in the next turn
             if handler is None:  # the wake-up descriptor, or closed earlier in this turn
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
@@ -174,6 +185,7 @@ class Reactor:
                     handler.readable()
             except Exception:
                 self._log.exception("reactor.handler_failed", fd=fd)
+        self.received_bytes += self.bytes_read
         self._finish()
         return True
 

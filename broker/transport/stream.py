@@ -67,7 +67,6 @@ class TcpStream:
         "_raw",
         "_reactor",
         "_unsent",
-        "bytes_in",
         "congested",
         "fd",
         "overrun",
@@ -93,7 +92,6 @@ class TcpStream:
         #: Twice the bound waits, of answers that can be neither dropped nor held: nothing more is read meanwhile.
         self.overrun = False
         self.stalled_since = 0.0
-        self.bytes_in = 0
         self.protocol: StreamProtocol
 
     def start(self, protocol: StreamProtocol) -> None:
@@ -119,7 +117,7 @@ class TcpStream:
         if not data:
             self._lost("closed by peer")
         elif not self._closing:
-            self.bytes_in += len(data)
+            self._reactor.bytes_read += len(data)
             try:
                 self.protocol.data_received(data)
             except Exception:
@@ -185,6 +183,7 @@ class TcpStream:
             except OSError as error:
                 self._lost(error.strerror or str(error))
                 return
+            self._reactor.sent_bytes += sent
             if sent < len(data):
                 self._unsent = bytearray(memoryview(data)[sent:])
                 self.stalled_since = self._reactor.now
@@ -205,6 +204,7 @@ class TcpStream:
         except OSError as error:
             self._lost(error.strerror or str(error))
             return
+        self._reactor.sent_bytes += sent
         self.stalled_since = self._reactor.now
         was_congested = self.congested
         if sent < len(unsent):

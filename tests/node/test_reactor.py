@@ -398,3 +398,20 @@ async def test_deadlines(autojump_clock: trio.abc.Clock) -> None:
         assert start + 10.0 <= first <= start + 10.0 + 2 * TICK_S
         assert start + 100.0 <= second <= start + 100.0 + 2 * TICK_S
         assert second < third <= second + 2 * TICK_S
+
+
+async def test_a_turn_reads_only_so_much(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one turn read reaches every receiver before its buffer is judged: the rest comes in later turns."""
+
+    async def turns_for(pairs: list[Pair]) -> int:
+        before = harness.reactor.turns
+        for pair in pairs:
+            pair.peer.send(b"x" * 10)
+        while not all(pair.protocol.data for pair in pairs):
+            await harness.turn()
+        return harness.reactor.turns - before
+
+    assert await turns_for([harness.pair() for _ in range(3)]) == 1
+    monkeypatch.setattr("broker.transport.reactor.BYTES_PER_TURN", 15)
+    assert await turns_for([harness.pair() for _ in range(4)]) >= 2
+    assert harness.reactor.received_bytes == 70
