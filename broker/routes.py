@@ -131,10 +131,6 @@ class Route:
         simple = not groups and not any(entry.no_local or entry.subscription_ids for entry in entries)
         self.live0 = [entry.subscriber for entry in entries] if simple else None
 
-    def empty(self) -> bool:
-        """Nobody subscribed."""
-        return not self.entries and not self.groups
-
 
 def merge(topic_name: str, topic: bytes, matched: Iterable[Subscription | Group]) -> Route:
     """Combine overlapping subscriptions of each session."""

@@ -62,11 +62,6 @@ def _message(fields: Sequence[object]) -> Message:
     return Message(*fields[:9])  # type: ignore[arg-type]
 
 
-def pack_message(message: Message) -> bytes:
-    """A retained message, or an entry of a group's queue."""
-    return _FORMAT + pack_body(message)
-
-
 def unpack_message(record: bytes) -> Message | None:
     """None for a format that this version does not know."""
     if record[:1] != _FORMAT:

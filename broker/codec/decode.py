@@ -102,19 +102,6 @@ def decode(first_byte: int, data: bytes, start: int, end: int, version: int, fro
     return Pingreq() if kind == PINGREQ else Pingresp()
 
 
-def peek_protocol_version(data: bytes, start: int, end: int) -> int:
-    """Return the version (3, 4 or 5) that a CONNECT body announces, 0 if it is none of them.
-
-    For answering a CONNECT that `decode` refused in a form its sender understands.
-    """
-    try:
-        name, pos = read_binary(data, start, end)
-        level = data[pos] if pos < end else 0
-        return _protocol_version(name, level)
-    except PeerError:
-        return 0
-
-
 def _check_flags(kind: int, flags: int, version: int) -> None:
     expected = 2 if kind in _FLAGS_2 else 0
     if flags == expected:

@@ -51,6 +51,7 @@ class _Collector:
         sent = list(metrics.messages_sent)
         sent[0] += sum(connection.sent_qos0 for connection in self._node.server.connections)
         yield _by_index("mqtt_messages_sent", "PUBLISH sent.", "qos", "012", sent)
+        yield CounterMetricFamily("mqtt_sessions_resumed", "Sessions taken up again.", value=metrics.sessions_resumed)
         yield CounterMetricFamily("mqtt_messages_retransmitted", "PUBLISH sent with DUP.", value=metrics.redelivered)
         yield _by_reason("mqtt_messages_dropped", "Messages a receiver did not get.", metrics.dropped)
         yield _by_reason("mqtt_connects", "CONNECT by outcome.", metrics.connects)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.codec.decode import decode, peek_protocol_version
+from broker.codec.decode import decode
 from broker.codec.encode import encode, encode_ack
 from broker.codec.packets import (
     PUBACK,
@@ -156,24 +156,6 @@ def test_a_refusal_never_says_session_present(version: int) -> None:
 def test_what_no_packet_can_carry_is_a_defect(packet: Publish | Puback | Connect) -> None:
     with pytest.raises(StateError):
         encode(packet, 5)
-
-
-@pytest.mark.parametrize(
-    ("body", "version"),
-    [
-        ("0004 'MQTT' 05", 5),
-        ("0004 'MQTT' 04 ff", 4),
-        ("0004 'MQTT' 84 ff", 4),
-        ("0006 'MQIsdp' 83", 3),
-        ("0004 'MQTT' 06", 0),
-        ("0004 'MQTT'", 0),
-        ("0004 'MQ'", 0),
-        ("", 0),
-    ],
-)
-def test_the_version_of_a_refused_connect_is_known(body: str, version: int) -> None:
-    data = wire(body)
-    assert peek_protocol_version(data, 0, len(data)) == version
 
 
 def _user_properties(count: int) -> bytes:

@@ -77,12 +77,12 @@ def test_each_session_has_one_entry() -> None:
     assert not route.groups
     assert route.topic_name == "t"
     assert route.topic == b"t"
-    assert not route.empty()
 
 
 def test_nobody() -> None:
     route = merge("t", b"t", [])
-    assert route.empty()
+    assert not route.entries
+    assert not route.groups
     assert route.live0 == []
 
 

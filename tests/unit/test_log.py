@@ -1,4 +1,4 @@
-"""Log lines and clocks."""
+"""Log lines."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import io
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
 
 import pytest
-import trio
-import trio.testing
 
 from broker import log
-from broker.clock import Clock, SystemClock, TrioClock
 
 
 @pytest.fixture(autouse=True)
@@ -96,20 +92,3 @@ def test_tracebacks_and_logs_of_libraries(format: str) -> None:  # noqa: A002
     assert "Traceback" in out
     assert "port 5" in out
     assert "hypercorn.error" in out
-
-
-def test_system_clock() -> None:
-    clock: Clock = SystemClock()
-    before = time.time_ns() // 1_000_000
-    assert before <= clock.wall_ms() <= time.time_ns() // 1_000_000
-    first = time.monotonic()
-    assert first <= clock.monotonic() <= time.monotonic()
-
-
-async def test_trio_clock_moves_with_the_mock_clock(mock_clock: trio.testing.MockClock) -> None:
-    clock: Clock = TrioClock()
-    now, wall_ms = clock.monotonic(), clock.wall_ms()
-    mock_clock.jump(2.5)
-    assert clock.monotonic() - now == 2.5
-    assert abs(clock.wall_ms() - wall_ms - 2500) <= 1
-    assert clock.monotonic() == trio.current_time()
