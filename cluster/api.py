@@ -13,7 +13,7 @@ After a lost store connection the unanswered suffix is sent again in order; noth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from broker.message import Message
@@ -30,6 +30,17 @@ SEQ_MODULUS = 57344
 #: What a target of a publication got instead of a sequence number.
 REFUSED_FULL = -1
 REFUSED_GONE = -2
+
+#: How a shared subscription chooses the member that gets a message. The first four look at what members may still
+#: take; STICKY, HASH_TOPIC and HASH_CLIENTID name one member, whose node keeps the message until that has room.
+ROUND_ROBIN = "round_robin"
+RANDOM = "random"
+LOCAL = "local"
+LEAST_INFLIGHT = "least_inflight"
+STICKY = "sticky"
+HASH_TOPIC = "hash_topic"
+HASH_CLIENTID = "hash_clientid"
+STRATEGIES = (ROUND_ROBIN, RANDOM, LOCAL, LEAST_INFLIGHT, STICKY, HASH_TOPIC, HASH_CLIENTID)
 
 
 def shared_group_id(topic_filter: str) -> bytes:
@@ -69,7 +80,7 @@ class StoredSubscription:
 
 
 class Route:
-    """One subscription of one persistent session in the route table, as restored when a node starts."""
+    """One subscription of one persistent session in the route table."""
 
     __slots__ = ("birth", "client_id", "session_id", "subscription")
 
@@ -78,6 +89,31 @@ class Route:
         self.client_id = client_id
         self.birth = birth
         self.subscription = subscription
+
+
+class NodeRoute:
+    """A filter that a live node has connected, ephemeral sessions for; for `$share/name/filter`: connected members of
+    any kind. `node` is `<name>:<incarnation>`."""
+
+    __slots__ = ("node", "topic_filter")
+
+    def __init__(self, node: bytes, topic_filter: str) -> None:
+        self.node = node
+        self.topic_filter = topic_filter
+
+
+class RouteChange:
+    """A change of the route table that another node made (or a reload found): exactly one of `session`, `node` is set.
+
+    For a removal only the ids and `topic_filter` count; `birth` of a removed session's route is that of the change:
+    a younger session keeps its route."""
+
+    __slots__ = ("node", "removed", "session")
+
+    def __init__(self, removed: bool, session: Route | None = None, node: NodeRoute | None = None) -> None:
+        self.removed = removed
+        self.session = session
+        self.node = node
 
 
 class StoredWill:
@@ -166,21 +202,51 @@ class QueuedMessage:
 
 
 class GroupEntry:
-    """A message of a shared subscription's queue; `entry_id` names it until `group_acknowledge`.
+    """A message of a shared subscription's queue that this node has to give to one of its members; `entry_id` names it
+    until `group_acknowledge`.
 
-    `kept_for` is the session id that it was given to for good (QoS 2), or b"".
+    `kept_for` is the session id that it was given to for good (QoS 2; perhaps by a node that died), or b"".
+    `member` is the session id that the strategy chose (b"": any member of this node).
     """
 
-    __slots__ = ("entry_id", "kept_for", "message")
+    __slots__ = ("entry_id", "kept_for", "member", "message")
 
-    def __init__(self, entry_id: bytes, message: Message, kept_for: bytes = b"") -> None:
+    def __init__(self, entry_id: bytes, message: Message, kept_for: bytes = b"", member: bytes = b"") -> None:
         self.entry_id = entry_id
         self.message = message
         self.kept_for = kept_for
+        self.member = member
+
+
+class GroupMemberState:
+    """A connected member of a shared subscription on this node, as the store knows it: `window` is how many
+    unacknowledged messages it may have (GUARANTEES section 6)."""
+
+    __slots__ = ("birth", "persistent", "session_id", "window")
+
+    def __init__(self, session_id: bytes, birth: int, persistent: bool, window: int) -> None:
+        self.session_id = session_id
+        self.birth = birth
+        self.persistent = persistent
+        self.window = window
+
+
+class GroupState:
+    """What metrics show of a group's queue: `lag` messages given to no node yet, `pending` given and not acknowledged,
+    age of the oldest of all in ms (0 if there is none)."""
+
+    __slots__ = ("lag", "oldest_ms", "pending")
+
+    def __init__(self, lag: int, pending: int, oldest_ms: int) -> None:
+        self.lag = lag
+        self.pending = pending
+        self.oldest_ms = oldest_ms
 
 
 class Target:
-    """A persistent session that a publication must reach; `seq` is filled in when it is stored."""
+    """A persistent session that a publication must reach; `seq` is filled in when it is stored.
+
+    With `qos` 0 nothing is stored: the session gets it if it is connected to another node."""
 
     __slots__ = ("birth", "qos", "retain", "seq", "session_id", "subscription_ids")
 
@@ -202,25 +268,57 @@ class Target:
 
 
 class GroupTarget:
-    """A shared-subscription group that a publication must reach; `entry_id` is filled in when stored
-    and stays b"" where the group's bound refused the message."""
+    """A shared-subscription group that a publication must reach (QoS 1 and 2), filled in when it is stored.
 
-    __slots__ = ("entry_id", "group_id")
+    `entry` is set if this node is to give it to one of its members. `depth` is then the number of entries in the
+    group's queue, or REFUSED_FULL (bound), REFUSED_GONE (no such group), 0 for a message id that the group had before.
+    """
+
+    __slots__ = ("depth", "entry", "group_id")
 
     def __init__(self, group_id: bytes) -> None:
         self.group_id = group_id
-        self.entry_id = b""
+        self.entry: GroupEntry | None = None
+        self.depth = 0
+
+
+class NodeTarget:
+    """Another node that a publication must reach: its ephemeral sessions that match (`live`), and for QoS 0 one
+    member each of `groups` (group ids). `node` is `<name>:<incarnation>`."""
+
+    __slots__ = ("groups", "live", "node")
+
+    def __init__(self, node: bytes, live: bool = True, groups: Sequence[bytes] = ()) -> None:
+        self.node = node
+        self.live = live
+        self.groups = groups
+
+
+class Extension:
+    """What `Publication.rematch` found in addition."""
+
+    __slots__ = ("groups", "nodes", "targets")
+
+    def __init__(self, targets: Sequence[Target], groups: Sequence[GroupTarget], nodes: Sequence[NodeTarget]) -> None:
+        self.targets = targets
+        self.groups = groups
+        self.nodes = nodes
 
 
 class Publication:
-    """One message on its way into the store: into queues, into group queues, and into the retained set.
+    """One message on its way into the store: into queues, into group queues, to other nodes, and into the retained set.
 
     `retain` stores the message as the topic's retained one (or clears it if the payload is empty).
     `deduplicate` (QoS 2, wills): targets that already got `message.message_id` get no second copy
-    and report the seq 0. Subclasses override `stored`.
+    and report the seq 0. With `delay_s` nothing of this happens now: the message is kept, and comes back with
+    `ClusterEvents.delayed_due`.
+
+    A message of QoS 1 or 2 is answered only when the route table that it was matched with is known to have been the
+    newest when the message came (G5). Where it was not, `rematch` is called with the newer one in force.
+    Subclasses override `stored`, and those that were matched `rematch` and `wants`.
     """
 
-    __slots__ = ("deduplicate", "error", "groups", "message", "retain", "targets")
+    __slots__ = ("deduplicate", "delay_s", "error", "groups", "message", "nodes", "retain", "targets")
 
     def __init__(
         self,
@@ -229,12 +327,16 @@ class Publication:
         groups: Sequence[GroupTarget] = (),
         retain: bool = False,
         deduplicate: bool = False,
+        nodes: Sequence[NodeTarget] = (),
+        delay_s: int = 0,
     ) -> None:
         self.message = message
         self.targets = targets
         self.groups = groups
+        self.nodes = nodes
         self.retain = retain
         self.deduplicate = deduplicate
+        self.delay_s = delay_s
         #: None: everything is as safe as the durability class says. Else nothing may be acked.
         self.error: Exception | None = None
 
@@ -245,6 +347,15 @@ class Publication:
         has no room, so whoever does not wait any more may say so."""
         return False
 
+    def rematch(self) -> Extension | None:
+        """Routes changed while it was on its way: add what matches now and was not there before to `targets`, `groups`
+        and `nodes`, and return it; None if there is nothing. Called in the order of `publish`."""
+        return None
+
+    def wants(self, target: Target) -> bool:
+        """Whether the session still matches: it unsubscribed from something since the message was matched."""
+        return True
+
     def stored(self) -> None:
         """Called exactly once when the store has answered (or, with `error` set, has refused)."""
 
@@ -252,8 +363,45 @@ class Publication:
 class ClusterEvents(Protocol):
     """What the cluster tells the broker."""
 
-    def restore(self, routes: Iterable[Route]) -> None:
+    def restore(self, routes: Iterable[Route], nodes: Iterable[NodeRoute]) -> None:
         """The route table at start, before the first client."""
+
+    def routes_changed(self, changes: Sequence[RouteChange]) -> None:
+        """Other nodes changed the route table; in order. `Publication.rematch` of what is on its way follows."""
+
+    def node_gone(self, node: bytes) -> None:
+        """Another node is dead: nothing is routed there any more."""
+
+    def deliver(self, message: Message, live: bool, groups: Sequence[bytes]) -> None:
+        """A message of another node: for the matching ephemeral sessions here if `live`, and (QoS 0) for one connected
+        member of each of `groups`. It is as safe as it will be: nothing waits for an answer."""
+
+    def deliver_frame(self, family: int, frame: bytes) -> None:
+        """A QoS 0 PUBLISH packet without properties, for the matching ephemeral sessions here; family 4 or 5."""
+
+    def deliver_stored(
+        self,
+        session_id: bytes,
+        seq: int,
+        message: Message | None,
+        qos: int,
+        retain: bool,
+        subscription_ids: Sequence[int],
+    ) -> None:
+        """Another node stored a message for a session that is connected here: as `Publication.stored` tells of those
+        from here. seq 0: a QoS 0 message that is not stored. `message` None: look into the queue (`Session.look`)."""
+
+    def group_entries(self, group_id: bytes, entries: Sequence[GroupEntry], depth: int) -> None:
+        """The store gave this node messages of a group, for its members. Those it cannot give away go back with
+        `group_acknowledge(..., again=True)`. `depth` is the length of the group's queue (-1: not known); while
+        that is over half of its bound this is also called without entries, several times a second, so that
+        publishers which are held up go on."""
+
+    async def delayed_due(self, message: Message) -> None:
+        """A delayed message is to be published now; when this returns without error it is marked as done."""
+
+    def messages_dropped(self, reason: str, count: int) -> None:
+        """Messages that reach nobody, for the counters."""
 
     async def will_due(self, client_id: str, will: StoredWill) -> None:
         """A will is to be published now; when this returns without error it is marked as done."""
@@ -265,6 +413,10 @@ class ClusterEvents(Protocol):
 
     def session_lost(self, ref: SessionRef) -> None:
         """Another connection owns the session now: close this one (Session taken over)."""
+
+    def session_wanted(self, client_id: str) -> bool:
+        """A client with this id connects to another node: close the connection here (Session taken over), which
+        detaches it. False if there is none."""
 
     def store_changed(self, available: bool) -> None:
         """The store became reachable or unreachable."""
@@ -300,16 +452,28 @@ class Poller(Protocol):
 
 
 class StoreHealth:
-    """What a node knows about its store. `durability` is a class of GUARANTEES section 2."""
+    """What a node knows of its store and its cluster. `durability` is a class of GUARANTEES section 2. `members` are
+    the live nodes, `<name>:<incarnation>`, with this one. `groups` has the groups with members here, by group id."""
 
-    __slots__ = ("available", "durability", "kind", "round_trip_ms", "version")
+    __slots__ = ("available", "durability", "groups", "kind", "members", "round_trip_ms", "version")
 
-    def __init__(self, kind: str, version: str, durability: str, available: bool, round_trip_ms: float) -> None:
+    def __init__(
+        self,
+        kind: str,
+        version: str,
+        durability: str,
+        available: bool,
+        round_trip_ms: float,
+        members: Sequence[str] = (),
+        groups: Mapping[bytes, GroupState] | None = None,
+    ) -> None:
         self.kind = kind
         self.version = version
         self.durability = durability
         self.available = available
         self.round_trip_ms = round_trip_ms
+        self.members = members
+        self.groups: Mapping[bytes, GroupState] = groups if groups is not None else {}
 
 
 class Cluster(Protocol):
@@ -333,23 +497,32 @@ class Cluster(Protocol):
         messages for its own ephemeral sessions then need no store before the ack."""
 
     async def attach(self, request: AttachRequest) -> Attachment:
-        """Takes ownership of the client's session, creating it if need be. Atomic; after StoreUnavailable
+        """Takes ownership of the client's session, creating it if need be; another node that has it is asked to let it
+        go, and fenced if it does not within a second. Atomic; after StoreUnavailable
         the outcome is unknown and attaching again is right. Raises StoreUnavailable, StoreFull (new session only)."""
 
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> None:
         """The connection is gone. `will` keeps the session's will to be published after its delay
         (`will_due`); else it is deleted. With `expiry_s` 0 the session ends at once (a will that is kept is
-        then due at once). Idempotent. Raises StoreUnavailable; ignores a session that is owned by another token."""
+        then due at once). Routes of an ephemeral session go too. Idempotent. Raises StoreUnavailable; ignores a
+        session that is owned by another token."""
 
-    async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription]) -> None:
-        """Stores subscriptions of a persistent session and their routes; replaces equal filters. Idempotent.
+    async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription], persistent: bool) -> None:
+        """Tells all nodes of subscriptions, which the caller's own table has already; stores those of a persistent
+        session. Replaces equal filters. When it returns, a message that any node receives from now on is delivered
+        (G5), and `retained_match` knows all that was stored before. Idempotent.
         Raises SessionLost, StoreUnavailable, StoreFull."""
 
-    async def unsubscribe(self, ref: SessionRef, topic_filters: Sequence[str]) -> None:
-        """Idempotent. Raises SessionLost, StoreUnavailable."""
+    async def unsubscribe(self, ref: SessionRef, topic_filters: Sequence[str], persistent: bool) -> None:
+        """When it returns, no message that any node receives from now on is queued for these. Idempotent.
+        Raises SessionLost, StoreUnavailable."""
 
     def publish(self, publication: Publication) -> None:
         """Adds to the batch of this turn; `publication.stored` follows."""
+
+    def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
+        """Adds a QoS 0 PUBLISH packet without properties (family 4: MQTT 3, 5: MQTT 5), as it came, to the batch of
+        this turn: for the matching ephemeral sessions of other nodes. In order with `publish`. Nothing follows."""
 
     def flush(self) -> None:
         """The end of a turn: sends the batch."""
@@ -384,12 +557,12 @@ class Cluster(Protocol):
         """The retained messages of at most PAGE_LIMIT topics; None where there is none (any more) or it expired.
         Raises StoreUnavailable."""
 
-    async def declare_group(self, group_id: bytes, exists: bool) -> None:
-        """A first member of the shared-subscription group subscribed, or its last one is gone: then the queue
-        is deleted. Groups without a persistent member are also deleted when a node starts. Idempotent."""
-
-    async def group_page(self, group_id: bytes, after_entry_id: bytes, limit: int) -> list[GroupEntry]:
-        """Up to `limit` entries of the group's queue after `after_entry_id` (b"" for all), oldest first."""
+    async def group_members(self, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]) -> None:
+        """These are the connected members of a shared subscription (`$share/name/filter`) on this node: all of them,
+        each time. When it returns the group has its queue, and other nodes know of members here. A group exists as
+        long as any session is a member, connected or (persistent ones, by `subscribe`) not. Entries follow with
+        `group_entries`: never more unacknowledged ones than the windows of the members together. Idempotent.
+        Raises StoreUnavailable."""
 
     def group_acknowledge(
         self,
@@ -397,6 +570,8 @@ class Cluster(Protocol):
         entry_id: bytes,
         then: Callable[[Exception | None], None] | None,
         keep_for: bytes = b"",
+        again: bool = False,
     ) -> None:
         """The entry is done with: remove it. With `keep_for`, a session id, it stays and is that session's for good.
+        With `again` it goes to another member, before anything newer: perhaps on another node, perhaps here.
         Batched; `then`, if given, is called when the store has answered."""
