@@ -33,8 +33,11 @@ class ClusterLimits:
     max_queued_messages: int = 1000
     max_queued_bytes: int = 8 * 1024 * 1024
     max_group_queue: int = 10_000
+    max_delayed: int = 100_000
     #: How long the will of a session waits whose node died, so that a reconnect can cancel it.
     will_failover_grace_s: float = 10.0
+    #: `cancel`: such a reconnect cancels it. `publish`: it goes out at the end of that time all the same.
+    will_failover: str = "cancel"
     #: Bound on messages in flight per session.
     inflight: int = 100
     #: What may wait for an unreachable store before `publish` is refused.

@@ -9,15 +9,15 @@ from __future__ import annotations
 import heapq
 import secrets
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import trio
 
-from broker.errors import SessionLost, StateError
+from broker.errors import SessionLost, StateError, StoreFull
 from broker.log import get_logger
 from broker.message import Message
+from broker.topics.names import is_shared
 from broker.topics.retained import RetainedIndex
 from cluster import keys
 from cluster.api import (
@@ -27,8 +27,9 @@ from cluster.api import (
     Attachment,
     AttachRequest,
     ClusterEvents,
-    GroupEntry,
+    GroupMemberState,
     GroupTarget,
+    NodeTarget,
     Poller,
     Publication,
     QueuedMessage,
@@ -37,9 +38,12 @@ from cluster.api import (
     StoredWill,
     StoreHealth,
     Target,
+    shared_group_id,
 )
+from cluster.memory.groups import Groups
 from cluster.memory.state import (
     ACKNOWLEDGE,
+    DELAYED,
     EXPIRY,
     FIRED,
     GROUP_ACKNOWLEDGE,
@@ -49,10 +53,11 @@ from cluster.memory.state import (
     WILL,
     Call,
     FiredWill,
+    Served,
     Session,
     Then,
 )
-from cluster.policy import NEVER_EXPIRES, SERVED_RELEASED_S, SERVED_S, TIMER_LEASE_S, ClusterLimits
+from cluster.policy import NEVER_EXPIRES, TIMER_LEASE_S, ClusterLimits
 
 _log = get_logger("cluster")
 
@@ -68,11 +73,11 @@ class MemoryCluster:
         self._batch: list[Publication | Call] = []
         self._index = RetainedIndex()
         self._retained: dict[str, Message] = {}
-        self._groups: dict[bytes, dict[bytes, GroupEntry]] = {}
-        self._group_entries = 0
-        self._served: dict[bytes, tuple[float, set[bytes]]] = {}
-        self._released: deque[tuple[float, bytes]] = deque()
-        self._timers: list[tuple[float, int, int, Session | FiredWill]] = []
+        self._groups = Groups(limits.max_group_queue)
+        #: Delayed messages by message id.
+        self._delayed: dict[bytes, Message] = {}
+        self._served = Served()
+        self._timers: list[tuple[float, int, int, Session | FiredWill | Message]] = []
         self._timer_number = 0
         self._wake = trio.Event()
         self._events: ClusterEvents | None = None
@@ -86,7 +91,7 @@ class MemoryCluster:
         """See `Cluster.serve`."""
         self._events = events
         self._poller = poller
-        events.restore([])
+        events.restore([], [])
         cast("trio.TaskStatus[None]", task_status).started()
         while True:
             self._wake = trio.Event()
@@ -96,7 +101,8 @@ class MemoryCluster:
 
     def health(self) -> StoreHealth:
         """See `Cluster.health`."""
-        return StoreHealth("memory", "", "memory", True, 0.0)
+        groups = self._groups.states(self.now_ms())
+        return StoreHealth("memory", "", "memory", True, 0.0, [f"{self.node_name}:1"], groups)
 
     def now_ms(self) -> int:
         """See `Cluster.now_ms`. Agrees with the trio clock, so that tests may jump over time."""
@@ -177,23 +183,25 @@ class MemoryCluster:
             session.expires_at = now + expiry_s
             self._arm(session.expires_at, EXPIRY, session)
 
-    async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription]) -> None:
+    async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription], persistent: bool) -> None:
         """See `Cluster.subscribe`."""
         await trio.lowlevel.checkpoint()
-        session = self._owned(ref)
-        if session is None:
-            raise SessionLost(f"session of {ref.client_id[:64]!r} has another owner")
+        session = self._owned_or_lost(ref)
+        if not persistent:
+            return
         for subscription in subscriptions:
-            session.subscriptions[subscription.topic_filter] = subscription
+            topic_filter = subscription.topic_filter
+            session.subscriptions[topic_filter] = subscription
+            if is_shared(topic_filter):
+                self._groups.join(shared_group_id(topic_filter), session.session_id, session.birth)
 
-    async def unsubscribe(self, ref: SessionRef, topic_filters: Sequence[str]) -> None:
+    async def unsubscribe(self, ref: SessionRef, topic_filters: Sequence[str], persistent: bool) -> None:
         """See `Cluster.unsubscribe`."""
         await trio.lowlevel.checkpoint()
-        session = self._owned(ref)
-        if session is None:
-            raise SessionLost(f"session of {ref.client_id[:64]!r} has another owner")
+        session = self._owned_or_lost(ref)
         for topic_filter in topic_filters:
-            session.subscriptions.pop(topic_filter, None)
+            if session.subscriptions.pop(topic_filter, None) is not None and is_shared(topic_filter):
+                self._groups.leave(shared_group_id(topic_filter), session.session_id, session.birth)
 
     async def page(self, ref: SessionRef, after_seq: int, limit: int) -> list[QueuedMessage]:
         """See `Cluster.page`."""
@@ -236,14 +244,17 @@ class MemoryCluster:
         """See `Cluster.release`."""
         self._batch.append(Call(RELEASE, ref, packet_id, 0, then, b"", message_id))
 
-    def group_acknowledge(self, group_id: bytes, entry_id: bytes, then: Then | None, keep_for: bytes = b"") -> None:
+    def group_acknowledge(
+        self, group_id: bytes, entry_id: bytes, then: Then | None, keep_for: bytes = b"", again: bool = False
+    ) -> None:
         """See `Cluster.group_acknowledge`."""
-        self._batch.append(Call(GROUP_ACKNOWLEDGE, None, 0, 0, then, group_id, entry_id, keep_for))
+        self._batch.append(Call(GROUP_ACKNOWLEDGE, None, int(again), 0, then, group_id, entry_id, keep_for))
+
+    def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
+        """See `Cluster.forward`. There are no other nodes."""
 
     def flush(self) -> None:
         """See `Cluster.flush`. What the answers add to the batch waits for the next flush."""
-        if not self._batch:
-            return
         batch = self._batch
         self._batch = []
         for item in batch:
@@ -252,11 +263,20 @@ class MemoryCluster:
                 item.stored()
             else:
                 self._perform(item)
+        self._give_out()
         if self._batch and self._poller is not None:
             self._poller.wake()
 
+    def _give_out(self) -> None:
+        if self._events is not None:
+            for group_id, entries, depth in self._groups.assign():
+                self._events.group_entries(group_id, entries, depth)
+
     def _store(self, publication: Publication) -> None:
         message = publication.message
+        if publication.delay_s:
+            self._delay(publication)
+            return
         if publication.retain:
             topic = message.topic.decode()
             if message.payload:
@@ -265,20 +285,25 @@ class MemoryCluster:
             else:
                 self._retained.pop(topic, None)
                 self._index.discard(topic)
-        served: set[bytes] | None = None
-        if publication.deduplicate:
-            entry = self._served.get(message.message_id)
-            if entry is None:
-                self._forget_served()
-                entry = (trio.current_time() + SERVED_S, set())
-                self._served[message.message_id] = entry
-            served = entry[1]
+        served = self._served.of(message.message_id) if publication.deduplicate else None
         for target in publication.targets:
             self._enqueue(target, message, served)
         for group in publication.groups:
             self._enqueue_for_group(group, message, served)
 
+    def _delay(self, publication: Publication) -> None:
+        message = publication.message
+        if message.message_id in self._delayed:  # a repetition
+            return
+        if len(self._delayed) >= self._limits.max_delayed:
+            publication.error = StoreFull(f"more than {self._limits.max_delayed} delayed messages")
+            return
+        self._delayed[message.message_id] = message
+        self._arm(trio.current_time() + publication.delay_s, DELAYED, message)
+
     def _enqueue(self, target: Target, message: Message, served: set[bytes] | None) -> None:
+        if not target.qos:  # for sessions of other nodes
+            return
         session = self._sessions.get(target.session_id)
         if session is None or session.birth != target.birth:
             target.seq = REFUSED_GONE
@@ -303,25 +328,18 @@ class MemoryCluster:
 
     def _enqueue_for_group(self, target: GroupTarget, message: Message, served: set[bytes] | None) -> None:
         queue = self._groups.get(target.group_id)
-        if queue is None or len(queue) >= self._limits.max_group_queue:
+        if queue is None:
+            target.depth = REFUSED_GONE
             return
-        if served is not None:
-            if target.group_id in served:
-                return
+        if served is None:
+            self._groups.add(target, queue, message, self.now_ms())
+        elif target.group_id not in served and self._groups.add(target, queue, message, self.now_ms()):
             served.add(target.group_id)
-        self._group_entries += 1
-        target.entry_id = b"%016d" % self._group_entries
-        queue[target.entry_id] = GroupEntry(target.entry_id, message)
 
     def _perform(self, call: Call) -> None:
         error: Exception | None = None
         if call.kind == GROUP_ACKNOWLEDGE:
-            queue = self._groups.get(call.name, {})
-            entry = queue.get(call.message_id)
-            if entry is not None and call.keep_for:
-                entry.kept_for = call.keep_for
-            else:
-                queue.pop(call.message_id, None)
+            self._groups.settle(call.name, call.message_id, call.keep_for, bool(call.number))
         else:
             assert call.ref is not None
             session = self._owned(call.ref)
@@ -339,10 +357,7 @@ class MemoryCluster:
             return
         if call.kind == RELEASE:
             session.inbound.pop(call.number, None)
-            entry = self._served.get(call.message_id)
-            if entry is not None:
-                deadline = trio.current_time() + SERVED_RELEASED_S
-                self._released.append((deadline, call.message_id))
+            self._served.release(call.message_id)
             return
         if call.sent_seq > session.sent_seq:
             session.sent_seq = call.sent_seq
@@ -358,6 +373,12 @@ class MemoryCluster:
         session = self._sessions.get(ref.session_id)
         if session is None or session.token != ref.token:
             return None
+        return session
+
+    def _owned_or_lost(self, ref: SessionRef) -> Session:
+        session = self._owned(ref)
+        if session is None:
+            raise SessionLost(f"session of {ref.client_id[:64]!r} has another owner")
         return session
 
     def _report_lost(self, ref: SessionRef) -> None:
@@ -392,28 +413,16 @@ class MemoryCluster:
 
     # Groups
 
-    async def declare_group(self, group_id: bytes, exists: bool) -> None:
-        """See `Cluster.declare_group`."""
+    async def group_members(self, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]) -> None:
+        """See `Cluster.group_members`."""
         await trio.lowlevel.checkpoint()
-        if exists:
-            self._groups.setdefault(group_id, {})
-        else:
-            self._groups.pop(group_id, None)
-
-    async def group_page(self, group_id: bytes, after_entry_id: bytes, limit: int) -> list[GroupEntry]:
-        """See `Cluster.group_page`."""
-        await trio.lowlevel.checkpoint()
-        result: list[GroupEntry] = []
-        for entry_id, entry in self._groups.get(group_id, {}).items():
-            if entry_id > after_entry_id:
-                result.append(entry)
-                if len(result) >= min(limit, PAGE_LIMIT):
-                    break
-        return result
+        self._groups.connected(shared_group_id(topic_filter), strategy, members)
+        if self._poller is not None:
+            self._poller.wake()
 
     # Timers
 
-    def _arm(self, due: float, kind: int, what: Session | FiredWill) -> None:
+    def _arm(self, due: float, kind: int, what: Session | FiredWill | Message) -> None:
         self._timer_number += 1
         heapq.heappush(self._timers, (due, kind, self._timer_number, what))
         self._wake.set()
@@ -423,6 +432,8 @@ class MemoryCluster:
             due, kind, _, what = heapq.heappop(self._timers)
             if isinstance(what, FiredWill):
                 await self._publish_will(events, what)
+            elif isinstance(what, Message):
+                await self._publish_delayed(events, what)
             elif kind == WILL:
                 if what.will_at == due and what.will is not None:
                     fired = FiredWill(what.client_id, what.will, what)
@@ -450,10 +461,22 @@ class MemoryCluster:
             if fired.session is not None:
                 fired.session.wills_under_way -= 1
 
+    async def _publish_delayed(self, events: ClusterEvents, message: Message) -> None:
+        try:
+            await events.delayed_due(message)
+        except Exception as error:
+            _log.warning("cluster.delayed_failed", error=repr(error))
+            self._arm(trio.current_time() + TIMER_LEASE_S, DELAYED, message)
+        else:
+            del self._delayed[message.message_id]
+
     def _delete(self, session: Session) -> None:
         session.token = b""
         session.will_at = session.expires_at = -1.0
         del self._sessions[session.session_id]
+        for topic_filter in session.subscriptions:
+            if is_shared(topic_filter):
+                self._groups.leave(shared_group_id(topic_filter), session.session_id, session.birth)
 
     def _acknowledge_now(self, ref: SessionRef) -> None:
         """What was acknowledged before a connection ended comes before its end, as on one link to a store."""
@@ -464,12 +487,3 @@ class MemoryCluster:
             else:
                 rest.append(item)
         self._batch = rest
-
-    def _forget_served(self) -> None:
-        now = trio.current_time()
-        while self._released and self._released[0][0] <= now:
-            self._served.pop(self._released.popleft()[1], None)
-        for message_id, (deadline, _) in list(self._served.items()):
-            if deadline > now:
-                break
-            del self._served[message_id]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+import trio
+
 from cluster.api import QueuedMessage, SessionRef, StoredSubscription, StoredWill
+from cluster.policy import SERVED_RELEASED_S, SERVED_S
 
 Then = Callable[[Exception | None], None]
 
@@ -19,6 +23,7 @@ GROUP_ACKNOWLEDGE: Final = 4
 WILL: Final = 0
 FIRED: Final = 1
 EXPIRY: Final = 2
+DELAYED: Final = 3
 
 
 class Session:
@@ -65,7 +70,7 @@ class Session:
 
 
 class Call:
-    """A batched call other than `publish`."""
+    """A batched call other than `publish`. `number` is a seq, a packet id, or (GROUP_ACKNOWLEDGE) 1 to give back."""
 
     __slots__ = ("keep_for", "kind", "message_id", "name", "number", "ref", "sent_seq", "then")
 
@@ -99,3 +104,33 @@ class FiredWill:
         self.client_id = client_id
         self.will = will
         self.session = session
+
+
+class Served:
+    """Which sessions and groups already got a message, by message id, for as long as that is remembered."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[bytes, tuple[float, set[bytes]]] = {}
+        self._released: deque[tuple[float, bytes]] = deque()
+
+    def of(self, message_id: bytes) -> set[bytes]:
+        """Who has it; to be added to."""
+        entry = self._by_id.get(message_id)
+        if entry is None:
+            self._forget()
+            entry = self._by_id[message_id] = (trio.current_time() + SERVED_S, set())
+        return entry[1]
+
+    def release(self, message_id: bytes) -> None:
+        """PUBREL came: it need not be remembered for much longer."""
+        if message_id in self._by_id:
+            self._released.append((trio.current_time() + SERVED_RELEASED_S, message_id))
+
+    def _forget(self) -> None:
+        now = trio.current_time()
+        while self._released and self._released[0][0] <= now:
+            self._by_id.pop(self._released.popleft()[1], None)
+        for message_id, (deadline, _) in list(self._by_id.items()):
+            if deadline > now:
+                break
+            del self._by_id[message_id]
