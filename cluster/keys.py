@@ -42,6 +42,10 @@ class Keys:
     def _prefix(self, tag: str) -> bytes:
         return f"{self._namespace}:{{{tag}}}:".encode()
 
+    def node(self, member: bytes) -> bytes:
+        """The prefix of what belongs to one incarnation of one node; node names have no braces."""
+        return b"%b:{n:%b}:" % (self._namespace.encode(), member)
+
 
 def partition_of(identifier: bytes, partitions: int) -> int:
     """The partition of a session id or group id."""
@@ -57,6 +61,16 @@ def shard_of(topic: bytes) -> int:
 RETAINED: Final = b"ret"
 #: Suffix: the route table (hash).
 ROUTES: Final = b"f"
+#: Suffixes: the number and random tag of the last change of the route table (string), and its log (stream).
+ROUTES_VERSION: Final = b"ver"
+ROUTES_LOG: Final = b"log"
+#: Suffix: what other nodes pushed to this one, under its own prefix (stream).
+NODE_STREAM: Final = b"in"
+#: Suffix, before a member: deliveries for the sessions of a partition that the member owns (stream).
+OWNER_STREAM: Final = b"n:"
+#: Suffixes: how often the names of a retained shard changed (number), and the changes (stream).
+RETAINED_VERSION: Final = b"rver"
+RETAINED_LOG: Final = b"rlog"
 #: Suffix: groups that have members (set), and, before a group id, a group's queue (stream).
 GROUPS: Final = b"gs"
 GROUP_QUEUE: Final = b"g:"

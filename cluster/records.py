@@ -13,7 +13,7 @@ from typing import Final, cast
 import msgpack
 
 from broker.message import Message
-from cluster.api import QueuedMessage, Route, StoredSubscription, StoredWill
+from cluster.api import NodeRoute, QueuedMessage, Route, StoredSubscription, StoredWill
 
 FORMAT: Final = 1
 _FORMAT: Final = b"\x01"
@@ -60,6 +60,11 @@ def pack_body(message: Message) -> bytes:
 
 def _message(fields: Sequence[object]) -> Message:
     return Message(*fields[:9])  # type: ignore[arg-type]
+
+
+def unpack_body(body: bytes) -> Message:
+    """The opposite of `pack_body`."""
+    return _message(msgpack.unpackb(body))
 
 
 def unpack_message(record: bytes) -> Message | None:
@@ -113,9 +118,50 @@ def unpack_subscription(topic_filter: bytes, record: bytes) -> StoredSubscriptio
     return StoredSubscription(topic_filter.decode(), options, identifier)
 
 
+def queue_flags(prefix: bytes) -> tuple[int, bool, Sequence[int]] | None:
+    """QoS, retain flag and subscription identifiers out of what `queue_prefix` made; None for an unknown format."""
+    if prefix[:1] != _FORMAT:
+        return None
+    _, flags, count = _QUEUE_HEAD.unpack_from(prefix)
+    return flags & 3, bool(flags & 4), struct.unpack_from(f">{count}I", prefix, 4) if count else ()
+
+
+#: Kinds of what a node pushes to another, beside 4 and 5: the PUBLISH packet of that MQTT version as it came.
+PUSHED_MESSAGE: Final = 1
+
+
+def pack_push(parts: Sequence[object]) -> bytes:
+    """What a node pushes to another: 4 or 5 and a packet; or PUSHED_MESSAGE, a packed body, whether it is for
+    ephemeral sessions, and group ids; all in one list."""
+    return _FORMAT + cast(bytes, _packer.pack(parts))
+
+
+def unpack_push(record: bytes) -> list[object] | None:
+    """The list; None for a format that this version does not know."""
+    if record[:1] != _FORMAT:
+        return None
+    return cast("list[object]", msgpack.unpackb(memoryview(record)[1:]))
+
+
+def unpack_stored(record: bytes) -> list[list[int | bytes]] | None:
+    """An entry of an owner's stream: bodies, sessions, groups, all flat; None for a format that is not known."""
+    if record[:1] != _FORMAT:
+        return None
+    return cast("list[list[int | bytes]]", msgpack.unpackb(memoryview(record)[1:], raw=True))
+
+
 def route_field(session_id: bytes, topic_filter: bytes) -> bytes:
-    """The name of a route in the route table."""
-    return session_id + topic_filter
+    """The name of a session's route in the route table."""
+    return b"s" + session_id + topic_filter
+
+
+def node_route_field(member: bytes, topic_filter: bytes) -> bytes:
+    """The name of a node's route in the route table."""
+    return b"n" + member + b"\0" + topic_filter
+
+
+#: The record of a node's route.
+NODE_ROUTE: Final = _FORMAT
 
 
 def route_birth(birth: int) -> bytes:
@@ -128,11 +174,24 @@ def pack_route(birth: int, client_id: str, subscription: bytes) -> bytes:
     return _FORMAT + _BIRTH.pack(birth) + cast(bytes, _packer.pack((client_id, subscription)))
 
 
-def unpack_route(field: bytes, record: bytes) -> Route | None:
+def unpack_route(field: bytes, record: bytes) -> Route | NodeRoute | None:
     """None for a format that this version does not know."""
-    if record[:1] != _FORMAT:
+    if record[:1] != _FORMAT or field[:1] not in (b"s", b"n"):
         return None
+    if field[:1] == b"n":
+        member, _, topic_filter = field[1:].partition(b"\0")
+        return NodeRoute(member, topic_filter.decode())
     (birth,) = _BIRTH.unpack_from(record, 1)
     client_id, packed = msgpack.unpackb(memoryview(record)[9:])[:2]
-    subscription = unpack_subscription(field[16:], packed)
-    return None if subscription is None else Route(field[:16], client_id, birth, subscription)
+    subscription = unpack_subscription(field[17:], packed)
+    return None if subscription is None else Route(field[1:17], client_id, birth, subscription)
+
+
+def removed_route(field: bytes, birth: bytes) -> Route | NodeRoute | None:
+    """What a removal names; `birth` (packed, empty for a node's route) is that of the change."""
+    if field[:1] == b"n":
+        return unpack_route(field, NODE_ROUTE)
+    if field[:1] != b"s":
+        return None
+    number = _BIRTH.unpack(birth)[0] if len(birth) == 8 else (1 << 64) - 1
+    return Route(field[1:17], "", number, StoredSubscription(field[17:].decode(), 0))
