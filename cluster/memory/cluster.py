@@ -114,6 +114,10 @@ class MemoryCluster:
         """See `Cluster.alone`."""
         return True
 
+    def holds_lease(self) -> bool:
+        """See `Cluster.holds_lease`."""
+        return True
+
     # Sessions
 
     async def attach(self, request: AttachRequest) -> Attachment:

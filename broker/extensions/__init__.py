@@ -1,0 +1,1 @@
+"""What the broker offers beyond the standard; each module is one feature."""
