@@ -22,7 +22,9 @@ async def test_a_new_session_is_empty(make_cluster: Maker) -> None:
 async def test_g7_a_resumed_session_has_everything(make_cluster: Maker) -> None:
     async with served(make_cluster()) as world:
         first = await world.connect("c")
-        await world.cluster.subscribe(first.ref, [StoredSubscription("a/+", 2, 7), StoredSubscription("$share/g/b", 1)])
+        await world.cluster.subscribe(
+            first.ref, [StoredSubscription("a/+", 2, 7), StoredSubscription("$share/g/b", 1)], True
+        )
         assert await world.send(first, b"1", b"2", b"3", qos=2) == [1, 2, 3]
         reserved, received = Answer(), Answer()
         world.cluster.reserve(first.ref, 9, b"m" * 16, reserved)
@@ -46,7 +48,7 @@ async def test_g7_a_resumed_session_has_everything(make_cluster: Maker) -> None:
 async def test_clean_start_ends_the_old_session(make_cluster: Maker) -> None:
     async with served(make_cluster()) as world:
         first = await world.connect("c")
-        await world.cluster.subscribe(first.ref, [StoredSubscription("a", 1)])
+        await world.cluster.subscribe(first.ref, [StoredSubscription("a", 1)], True)
         await world.send(first, b"1")
         await world.cluster.detach(first.ref, 3600, 0, False)
         second = await world.connect("c", clean_start=True)
@@ -74,9 +76,9 @@ async def test_g8_after_a_takeover_the_older_owner_can_change_nothing(make_clust
         await world.send(old, b"1")
         new = await world.connect("c")
         with pytest.raises(SessionLost):
-            await world.cluster.subscribe(old.ref, [StoredSubscription("a", 1)])
+            await world.cluster.subscribe(old.ref, [StoredSubscription("a", 1)], True)
         with pytest.raises(SessionLost):
-            await world.cluster.unsubscribe(old.ref, ["a"])
+            await world.cluster.unsubscribe(old.ref, ["a"], True)
         received, reserved = Answer(), Answer()
         world.cluster.acknowledge(old.ref, 1, 1)
         world.cluster.received(old.ref, 1, 1, received)
@@ -209,10 +211,10 @@ async def test_g3_a_repeated_message_id_adds_no_copy(make_cluster: Maker) -> Non
 async def test_unsubscribed_filters_are_gone(make_cluster: Maker) -> None:
     async with served(make_cluster()) as world:
         at = await world.connect("c")
-        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 0), StoredSubscription("b", 1)])
-        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 2, 5)])
-        await world.cluster.unsubscribe(at.ref, ["b", "never"])
-        await world.cluster.unsubscribe(at.ref, ["b"])
+        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 0), StoredSubscription("b", 1)], True)
+        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 2, 5)], True)
+        await world.cluster.unsubscribe(at.ref, ["b", "never"], True)
+        await world.cluster.unsubscribe(at.ref, ["b"], True)
         (left,) = (await world.connect("c")).subscriptions
         assert (left.topic_filter, left.options, left.subscription_identifier) == ("a", 2, 5)
 
@@ -239,7 +241,7 @@ async def test_a_session_without_expiry_ends_with_its_connection(make_cluster: M
 async def test_detach_may_end_a_persistent_session(make_cluster: Maker) -> None:
     async with served(make_cluster()) as world:
         at = await world.connect("c")
-        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 1)])
+        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 1)], True)
         await world.send(at, b"1")
         await world.cluster.detach(at.ref, 0, 0, False)
         gone = target(at)
@@ -255,7 +257,7 @@ def will(delay_s: int = 0, payload: bytes = b"bye") -> StoredWill:
 async def test_g10_a_session_expires_after_its_will(make_cluster: Maker) -> None:
     async with served(make_cluster()) as world:
         at = await world.connect("c", will=will(100))
-        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 1), StoredSubscription("b", 1)])
+        await world.cluster.subscribe(at.ref, [StoredSubscription("a", 1), StoredSubscription("b", 1)], True)
         began_ms = world.cluster.now_ms()
         await world.cluster.detach(at.ref, 1, 0, True)
         await world.events.until(lambda: world.events.ended)

@@ -243,7 +243,7 @@ async def test_after_kill_9_setup_goes_first_then_what_was_unanswered_then_newer
             answered: list[int] = []
             done = trio.Event()
 
-            async def on_up() -> None:
+            async def on_up(link: RedisLink) -> None:
                 await link.setup_call("RPUSH", "list", "up")
 
             def on_down(error: Exception) -> None:
@@ -370,7 +370,7 @@ async def test_close_answers_everything_and_refuses_the_rest(server: RedisServer
 async def test_an_on_up_that_fails_leaves_no_connection(server: RedisServer) -> None:
     async with reactor() as poller:
 
-        async def on_up() -> None:
+        async def on_up(link: RedisLink) -> None:
             await link.setup_call("NO-SUCH")
 
         link = RedisLink(server.address, poller, on_up=on_up, name="half")

@@ -10,16 +10,24 @@ import trio
 
 from broker.message import Message
 from cluster.api import (
+    ROUND_ROBIN,
     Attachment,
     AttachRequest,
     Cluster,
+    Extension,
+    GroupEntry,
+    GroupMemberState,
     GroupTarget,
+    NodeRoute,
+    NodeTarget,
     Publication,
     Route,
+    RouteChange,
     SessionRef,
     StoredSubscription,
     StoredWill,
     Target,
+    shared_group_id,
 )
 from tests.kit.poller import EpollPoller
 
@@ -37,6 +45,22 @@ class Events:
 
     def __init__(self) -> None:
         self.routes: list[Route] = []
+        self.nodes: list[NodeRoute] = []
+        self.changes: list[RouteChange] = []
+        self.gone: list[bytes] = []
+        #: What other nodes passed on: (message, live, groups), (family, frame), (session id, seq, message).
+        self.delivered: list[tuple[Message, bool, list[bytes]]] = []
+        self.frames: list[tuple[int, bytes]] = []
+        self.stored: list[tuple[bytes, int, Message | None]] = []
+        #: Entries of each group in the order in which they came, and the length of its queue told last.
+        self.entries: dict[bytes, list[GroupEntry]] = {}
+        self.depths: dict[bytes, int] = {}
+        self.delayed: list[Message] = []
+        self.delayed_errors: list[Exception] = []
+        self.dropped: dict[str, int] = {}
+        #: Client ids that `session_wanted` says to be connected here.
+        self.here: set[str] = set()
+        self.wanted: list[str] = []
         self.wills: list[tuple[str, StoredWill]] = []
         self.ended: list[tuple[str, list[str]]] = []
         self.lost: list[SessionRef] = []
@@ -51,9 +75,60 @@ class Events:
         self._changed.set()
         self._changed = trio.Event()
 
-    def restore(self, routes: Iterable[Route]) -> None:
+    def restore(self, routes: Iterable[Route], nodes: Iterable[NodeRoute]) -> None:
         self.routes = list(routes)
+        self.nodes = list(nodes)
         self._note("restore")
+
+    def routes_changed(self, changes: Sequence[RouteChange]) -> None:
+        self.changes += changes
+        self._note("routes changed")
+
+    def node_gone(self, node: bytes) -> None:
+        self.gone.append(node)
+        self._note(f"gone {node.decode()}")
+
+    def deliver(self, message: Message, live: bool, groups: Sequence[bytes]) -> None:
+        self.delivered.append((message, live, list(groups)))
+        self._note("deliver")
+
+    def deliver_frame(self, family: int, frame: bytes) -> None:
+        self.frames.append((family, frame))
+        self._note("frame")
+
+    def deliver_stored(
+        self,
+        session_id: bytes,
+        seq: int,
+        message: Message | None,
+        qos: int,
+        retain: bool,
+        subscription_ids: Sequence[int],
+    ) -> None:
+        self.stored.append((session_id, seq, message))
+        self._note("stored")
+
+    def group_entries(self, group_id: bytes, entries: Sequence[GroupEntry], depth: int) -> None:
+        self.entries.setdefault(group_id, []).extend(entries)
+        if depth >= 0:
+            self.depths[group_id] = depth
+        self._note("group entries")
+
+    async def delayed_due(self, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        self.delayed.append(message)
+        self._note(f"delayed {message.topic.decode()}")
+        if self.delayed_errors:
+            raise self.delayed_errors.pop()
+
+    def messages_dropped(self, reason: str, count: int) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+        self._note(f"dropped {reason}")
+
+    def session_wanted(self, client_id: str) -> bool:
+        self.wanted.append(client_id)
+        self._note(f"wanted {client_id}")
+        return client_id in self.here
 
     async def will_due(self, client_id: str, will: StoredWill) -> None:
         await trio.lowlevel.checkpoint()
@@ -85,11 +160,17 @@ class Events:
             while not condition():
                 await self._changed.wait()
 
+    async def within(self, condition: Callable[[], object]) -> None:
+        """As `until`, for what no event tells."""
+        with trio.fail_after(LIMIT_S):
+            while not condition():
+                await trio.sleep(0.01)
+
 
 class WaitingPublication(Publication):
-    """A publication that can be awaited and counts its answers."""
+    """A publication that can be awaited and counts its answers; `more` is what its next rematch finds."""
 
-    __slots__ = ("answers", "done")
+    __slots__ = ("answers", "done", "more", "rematches")
 
     def __init__(
         self,
@@ -98,10 +179,23 @@ class WaitingPublication(Publication):
         groups: Sequence[GroupTarget] = (),
         retain: bool = False,
         deduplicate: bool = False,
+        nodes: Sequence[NodeTarget] = (),
+        delay_s: int = 0,
     ) -> None:
-        super().__init__(message, targets, groups, retain, deduplicate)
+        super().__init__(message, list(targets), list(groups), retain, deduplicate, list(nodes), delay_s)
         self.answers = 0
+        self.rematches = 0
+        self.more: Extension | None = None
         self.done = trio.Event()
+
+    def rematch(self) -> Extension | None:
+        self.rematches += 1
+        more, self.more = self.more, None
+        if more is not None:
+            self.targets = [*self.targets, *more.targets]
+            self.groups = [*self.groups, *more.groups]
+            self.nodes = [*self.nodes, *more.nodes]
+        return more
 
     def stored(self) -> None:
         self.answers += 1
@@ -132,6 +226,12 @@ def target(at: Attachment | SessionRef, qos: int = 1, retain: bool = False, ids:
     return Target(ref.session_id, ref.birth, qos, retain, ids)
 
 
+def entry_order(entry_id: bytes) -> tuple[int, int]:
+    """Ids of group entries sort as one or two numbers."""
+    first, _, second = entry_id.partition(b"-")
+    return int(first), int(second or b"0")
+
+
 class World:
     """One node on a cluster."""
 
@@ -158,8 +258,10 @@ class World:
         groups: Sequence[GroupTarget] = (),
         retain: bool = False,
         deduplicate: bool = False,
+        nodes: Sequence[NodeTarget] = (),
+        delay_s: int = 0,
     ) -> WaitingPublication:
-        publication = self.start(WaitingPublication(sent, targets, groups, retain, deduplicate))
+        publication = self.start(WaitingPublication(sent, targets, groups, retain, deduplicate, nodes, delay_s))
         await self.finished(publication)
         return publication
 
@@ -177,6 +279,11 @@ class World:
         await self.finished(*publications)
         assert all(each.error is None for each in publications)
         return [each.targets[0].seq for each in publications]
+
+    async def subscribe(self, at: Attachment, *topic_filters: str, qos: int = 1) -> None:
+        """Subscriptions of a persistent session."""
+        with trio.fail_after(LIMIT_S):
+            await self.cluster.subscribe(at.ref, [StoredSubscription(each, qos) for each in topic_filters], True)
 
     async def queue(self, ref: SessionRef, limit: int = 100) -> list[bytes]:
         """All payloads of a session's queue, page by page."""
@@ -196,6 +303,63 @@ class World:
         self.cluster.release(ref, 65535, b"nothing", answer)
         await self.finished(answer)
         assert answer.errors == [None]
+
+
+class GroupHand:
+    """A shared subscription as one node has it: its connected members and the entries that it was given."""
+
+    def __init__(self, world: World, topic_filter: str = "$share/g/a", strategy: str = ROUND_ROBIN) -> None:
+        self.world = world
+        self.topic_filter = topic_filter
+        self.group_id = shared_group_id(topic_filter)
+        self.strategy = strategy
+
+    async def members(self, *sessions: Attachment, window: int = 100, persistent: bool = True) -> None:
+        """These are the connected members now."""
+        states = [GroupMemberState(each.ref.session_id, each.ref.birth, persistent, window) for each in sessions]
+        with trio.fail_after(LIMIT_S):
+            await self.world.cluster.group_members(self.topic_filter, self.strategy, states)
+
+    async def put(self, *payloads: bytes, qos: int = 1, **other: object) -> list[GroupTarget]:
+        """Publishes to the group alone; what was given at once stands in `entries`, too."""
+        sent = [
+            self.world.start(
+                WaitingPublication(
+                    message(payload=each, qos=qos, **other),  # type: ignore[arg-type]
+                    groups=[GroupTarget(self.group_id)],
+                )
+            )
+            for each in payloads
+        ]
+        await self.world.finished(*sent)
+        assert all(each.error is None for each in sent)
+        for each in sent:
+            entry = each.groups[0].entry
+            if entry is not None:
+                self.entries.append(entry)
+        return [each.groups[0] for each in sent]
+
+    @property
+    def entries(self) -> list[GroupEntry]:
+        """What was given to this node, again and again if it was given back."""
+        return self.world.events.entries.setdefault(self.group_id, [])
+
+    def payloads(self) -> list[bytes]:
+        return [entry.message.payload for entry in self.entries]
+
+    async def until(self, count: int) -> list[bytes]:
+        """The payloads of what was given, once it is as many (and not more)."""
+        await self.world.events.until(lambda: len(self.entries) >= count)
+        assert len(self.entries) == count
+        return self.payloads()
+
+    async def settle(self, *entries: GroupEntry, keep_for: bytes = b"", again: bool = False) -> None:
+        """Acknowledges, keeps or gives back, and waits for the answer."""
+        answers = [Answer() for _ in entries]
+        for entry, answer in zip(entries, answers, strict=True):
+            self.world.cluster.group_acknowledge(self.group_id, entry.entry_id, answer, keep_for, again)
+        await self.world.finished(*answers)
+        assert all(answer.errors == [None] for answer in answers)
 
 
 @contextlib.asynccontextmanager
