@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -11,7 +11,7 @@ import trio
 from broker.errors import ClusterError, StoreUnavailable
 from broker.log import get_logger
 from cluster.redis.pipeline import Part, Pipeline, pack
-from cluster.redis.replies import check_hello, login_error
+from cluster.redis.replies import NOT_HERE, NOT_THIS_SHARD, check_hello, login_error
 from cluster.redis.requests import Caller, Request, result
 from cluster.redis.wire import Wire, open_wire
 
@@ -24,6 +24,8 @@ _TICK_S = 1.0
 _SETTLED_S = 10.0
 _FIRST_RETRY_S = 0.05
 _LAST_RETRY_S = 2.0
+#: The same where others tell who the primary is: it is likely that there soon is one.
+_LAST_LOOK_S = 0.5
 
 _log = get_logger("store")
 
@@ -32,7 +34,9 @@ class RedisLink(Pipeline):
     """A Pipeline that connects and stays connected; `call`, `connect` and `keep_connected` wait, nothing else does.
 
     `on_up` runs on each new connection before anything else is sent on it; it uses `setup_call` and `subscribe`.
-    `on_down` is called once when a connection that was up is lost, before the requests that fail with it.
+    `on_ready` is called when the connection then is everyone's, `on_down` once when such a connection is lost, before
+    the requests that fail with it. `locate`, if given, tells for each connection where the primary is now, and `serves`
+    which keys it has (all). A link `bound` to one slot of a Redis Cluster connects anew where that slot moves.
     Replies are those of RESP3: maps are dicts, sets are sets, strings are bytes.
     """
 
@@ -42,25 +46,46 @@ class RedisLink(Pipeline):
         poller: Poller,
         *,
         on_down: Callable[[Exception], None] | None = None,
-        on_up: Callable[[], Awaitable[None]] | None = None,
+        on_up: Callable[[RedisLink], Awaitable[None]] | None = None,
+        on_ready: Callable[[], None] | None = None,
         on_push: Callable[[list[object]], None] | None = None,
         answer_timeout_s: float = 5.0,
         name: str = "rookery",
+        locate: Callable[[], Awaitable[StoreAddress]] | None = None,
+        serves: Callable[[RedisLink, bytes], bool] | None = None,
+        bound: bool = False,
     ) -> None:
         super().__init__(address, poller, on_down, on_push)
         #: Of the last HELLO: server, version, mode, role, ...
         self.server: dict[str, object] = {}
-        self._on_up = on_up
+        #: The class of GUARANTEES section 2 on this connection; "" before the first one.
+        self.durability = ""
+        if bound:
+            self._elsewhere = NOT_HERE + NOT_THIS_SHARD
+        self._on_up, self._on_ready = on_up, on_ready
+        self._locate, self._serves = locate, serves
         self._answer_timeout_s = answer_timeout_s
         self._name = name
 
-    async def call(self, *parts: Part, resend: bool = False, allow_s: float = 0.0) -> object:
+    def up_for(self, key: bytes) -> bool:
+        """See `Link.up_for`."""
+        return self._up
+
+    def serves(self, key: bytes) -> bool:
+        """Whether this key, or the keys with this prefix, live on this server."""
+        return self._serves is None or self._serves(self, key)
+
+    def primaries(self) -> Sequence[RedisLink]:
+        """See `Link.primaries`."""
+        return (self,)
+
+    async def call(self, *parts: Part, resend: bool = False, allow_s: float = 0.0, durable: bool = False) -> object:
         """Sends a command and waits for its reply. After cancellation the outcome is unknown.
 
         Raises StoreUnavailable (outcome unknown), StoreFull, or ClusterError with the server's text."""
         await trio.lowlevel.checkpoint_if_cancelled()
         caller = Caller(trio.lowlevel.current_task())
-        self.command(parts, caller.answered, resend, allow_s)
+        self.command(parts, caller.answered, resend, allow_s, durable)
         self._poller.wake()
         await trio.lowlevel.wait_task_rescheduled(caller.abort)
         return result(caller.reply)
@@ -102,6 +127,8 @@ class RedisLink(Pipeline):
         self._check_free()
         wire: Wire | None = None
         with trio.move_on_after(self._answer_timeout_s):
+            if self._locate is not None:
+                self.address = await self._locate()
             wire = await open_wire(self.address)
         if wire is None:
             hint = " (is it a TLS port?)" if self.address.tls else ""
@@ -112,7 +139,7 @@ class RedisLink(Pipeline):
             self._attach(wire)
             await self._login()
             if self._on_up is not None:
-                await self._on_up()
+                await self._on_up(self)
             self._check_attached(wire)
             finished = True
         finally:
@@ -122,6 +149,8 @@ class RedisLink(Pipeline):
         resent = self._open(wire)
         version = str(self.server.get("version"))
         _log.info("store.connected", store=str(self.address), version=version, resent=resent)
+        if self._on_ready is not None and self._up:
+            self._on_ready()
 
     def _check_free(self) -> None:
         if self._closed or self._wire is not None:
@@ -152,18 +181,24 @@ class RedisLink(Pipeline):
         if not self._up:
             await self.connect()
         task_status.started()
+        await self.stay_connected()
+
+    async def stay_connected(self) -> None:
+        """Connects whenever it is not, until `close`, however often that fails."""
         failures = 0
         while not self._closed:
-            since = trio.current_time()
-            await self._watch()
-            if trio.current_time() - since > _SETTLED_S:
-                failures = 0
+            if self._up:
+                since = trio.current_time()
+                await self._watch()
+                if trio.current_time() - since > _SETTLED_S:
+                    failures = 0
             failures = await self._reconnect(failures)
 
     async def _reconnect(self, failures: int) -> int:
         """Tries until connected or closed; returns the number of tries since the last lasting connection."""
+        last_s = _LAST_RETRY_S if self._locate is None else _LAST_LOOK_S
         while not self._closed:
-            delay_s = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(failures, 10))
+            delay_s = min(last_s, _FIRST_RETRY_S * 2 ** min(failures, 10))
             with trio.move_on_after(delay_s * random.uniform(0.5, 1.0)):
                 await self._ended.wait()
             failures += 1

@@ -12,13 +12,14 @@ import trio
 
 from broker.errors import StoreUnavailable
 from broker.log import get_logger
-from cluster.redis.replies import is_unavailable
+from cluster.redis.replies import NOT_HERE
 from cluster.redis.requests import Request, Then, run
 from cluster.redis.wire import Wire, reason
 
 if TYPE_CHECKING:
     from cluster.api import Poller
     from cluster.redis.address import StoreAddress
+    from cluster.redis.barrier import Barrier
 
 Part = bytes | str | int | float
 
@@ -38,6 +39,7 @@ class Pipeline:
     or with StoreUnavailable for an unknown outcome. It is never called from within `command` itself and may
     add commands; what it raises is logged. A request with `resend` gets StoreUnavailable only from `close` or
     where it was the oldest on five connections that broke: else it is sent again, in order, on the next one.
+    With a `barrier` the replies of `durable` requests are kept until the store says that they are safe.
     """
 
     def __init__(
@@ -68,6 +70,13 @@ class Pipeline:
         self._held_bytes = 0
         #: Came while there was no connection: answered at the next flush.
         self._refused: list[Request] = []
+        #: What makes durable requests safe on this server; None: its reply alone does.
+        self.barrier: Barrier | None = None
+        #: Durable requests were sent since the last barrier; a barrier is under way; replies that wait for one.
+        self._unsafe = self._safing = False
+        self._kept: deque[tuple[Request, object]] = deque()
+        #: Error replies (their first word) that say that this is not the right server any more.
+        self._elsewhere = NOT_HERE
         self._reads = 0
         self._sample: Request | None = None
         self._sampled_at = 0.0
@@ -85,19 +94,27 @@ class Pipeline:
     @property
     def unanswered(self) -> int:
         """Requests without a reply, sent or not."""
-        return len(self._unanswered) + len(self._held) + len(self._refused)
+        return len(self._unanswered) + len(self._kept) + len(self._held) + len(self._refused)
 
     def command(
-        self, parts: Sequence[Part], then: Then | None = None, resend: bool = False, allow_s: float = 0.0
+        self,
+        parts: Sequence[Part],
+        then: Then | None = None,
+        resend: bool = False,
+        allow_s: float = 0.0,
+        durable: bool = False,
     ) -> None:
         """Adds a command to the batch; never waits, never calls `then` at once.
 
         `resend`: idempotent by design, survives lost connections. `allow_s`: how long the server may block
-        on it on purpose. While the link is down a command without `resend` gets StoreUnavailable at the next flush.
+        on it on purpose. `durable`: the reply is to come when what was written is as safe as the durability class says.
+        While the link is down a command without `resend` gets StoreUnavailable at the next flush.
         """
         data = pack(tuple(parts))
-        request = Request(data if resend else b"", then, resend, allow_s)
+        request = Request(data if resend else b"", then, resend, allow_s, durable=durable)
         if self._up:
+            if durable:
+                self._unsafe = True
             self._unanswered.append(request)
             self._out.append(data)
             self._out_bytes += len(data)
@@ -131,7 +148,11 @@ class Pipeline:
         if self._refused:
             self._answer_refused()
         wire = self._wire
-        if wire is None or not self._out or wire.blocked_bytes:
+        if wire is None or wire.blocked_bytes:
+            return
+        if self._unsafe:
+            self._make_safe()
+        if not self._out:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
@@ -143,6 +164,40 @@ class Pipeline:
                 self._poller.watch_writable(wire.fd, True)
         except OSError as error:
             self._drop(self._unavailable(reason(error)))
+
+    def _make_safe(self) -> None:
+        """What was sent is to be safe. One barrier at a time: a lagging replica holds nothing else up for long."""
+        if self._safing:
+            return
+        self._unsafe = False
+        barrier = self.barrier
+        if barrier is not None:
+            self._safing = True
+            self._append(Request(b"", self._marked), barrier.mark)
+            self._append(Request(b"", self._made_safe, allow_s=barrier.timeout_s), barrier.wait)
+
+    def _marked(self, reply: object) -> None:
+        if reply != 1 and not isinstance(reply, StoreUnavailable):
+            # The store was emptied, or the slot of the mark is elsewhere now: a new connection makes a new one.
+            self._drop(self._unavailable(f"cannot mark what was written: {reply!r:.80}"))
+
+    def _made_safe(self, reply: object) -> None:
+        self._safing = False
+        barrier = self.barrier
+        if isinstance(reply, StoreUnavailable) or barrier is None:
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            self._drop(self._unavailable(str(reply)))
+            return
+        if not barrier.enough(reply, self.address):
+            self._unsafe = True
+        else:
+            kept, self._kept = self._kept, deque()
+            for request, answer in kept:
+                if request.then is not None:
+                    run(request.then, answer)
+        if self._unsafe:
+            self._poller.wake()
 
     def writable(self) -> None:
         """Readiness: the socket has room again."""
@@ -189,7 +244,11 @@ class Pipeline:
         """Gives one reply to the request it belongs to; False if the connection was dropped instead."""
         if type(reply) is hiredis.PushNotification:
             return self._push(cast("list[object]", reply))
-        if isinstance(reply, hiredis.ReplyError) and self._up and is_unavailable(reply):
+        if (
+            isinstance(reply, hiredis.ReplyError)
+            and (self._up or self._subscribing())
+            and str(reply).startswith(self._elsewhere)
+        ):
             # Not executed, nor is what follows: a failover or a restart. Look for the primary again.
             self._drop(self._unavailable(str(reply)))
             return False
@@ -199,12 +258,18 @@ class Pipeline:
         self._settle(self._unanswered.popleft(), reply)
         return True
 
+    def _subscribing(self) -> bool:
+        """Whether the oldest request is a SUBSCRIBE, for whose error nobody waits while the connection is set up."""
+        return bool(self._unanswered and self._unanswered[0].kind)
+
     def _settle(self, request: Request, reply: object) -> None:
         if request is self._sample:
             self._sample = None
             took_ms = (time.perf_counter() - self._sampled_at) * 1000
             self.round_trip_ms = took_ms if self.round_trip_ms == 0.0 else 0.8 * self.round_trip_ms + 0.2 * took_ms
-        if request.then is not None:
+        if request.durable and self.barrier is not None:
+            self._kept.append((request, reply))
+        elif request.then is not None:
             run(request.then, reply)
 
     def _push(self, push: list[object]) -> bool:
@@ -213,6 +278,10 @@ class Pipeline:
             head.channels -= 1
             if not head.channels:
                 self._settle(self._unanswered.popleft(), push)
+        elif push and push[0] == b"sunsubscribe":
+            # Nobody asked for that: the slot of the channel is elsewhere now.
+            self._drop(self._unavailable("the channel moved to another server"))
+            return False
         elif self._on_push is not None:
             run(cast("Then", self._on_push), push)
         return True
@@ -235,6 +304,7 @@ class Pipeline:
         held, self._held, self._held_bytes = self._held, deque(), 0
         for request in held:
             self._append(request, request.data)
+            self._unsafe |= request.durable
         if wire.blocked_bytes:
             self._poller.watch_writable(wire.fd, True)
         self.flush()
@@ -266,6 +336,9 @@ class Pipeline:
         failed: list[Request] = []
         if unanswered:
             unanswered[0].sends += 1  # the server was at work on this one, if on any
+        unanswered.extendleft(request for request, _ in reversed(self._kept))
+        self._kept.clear()
+        self._unsafe = self._safing = False
         kept: deque[Request] = deque()
         for request in unanswered:
             if request.resend and request.sends < _SENDS and not self._closed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import hiredis
 
 from broker.errors import ClusterError, StoreFull, StoreUnavailable
@@ -11,14 +13,11 @@ from cluster.redis.address import StoreAddress
 MINIMUM_MAJOR = 7
 
 #: Not executed because this server is no writable primary (now): connect again.
-_NOT_HERE = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED")
+NOT_HERE: Final[tuple[str, ...]] = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED")
+#: Not executed because another server of the Redis Cluster has the slot, or none at the moment.
+NOT_THIS_SHARD: Final[tuple[str, ...]] = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 #: Not executed, and connecting again would not help: try again later.
-_LATER = (*_NOT_HERE, "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
-
-
-def is_unavailable(reply: hiredis.ReplyError) -> bool:
-    """This server cannot serve us now, but perhaps after a new connection."""
-    return str(reply).startswith(_NOT_HERE)
+_LATER = (*NOT_HERE, *NOT_THIS_SHARD, "MISCONF", "NOREPLICAS", "BUSY")
 
 
 def error_from(reply: hiredis.ReplyError) -> ClusterError:

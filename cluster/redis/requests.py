@@ -20,7 +20,7 @@ class Request:
     """A place in the queue of replies. `data` is kept only where the request may be sent again; `kind` and
     `channels` are of a SUBSCRIBE and its like, which is answered by one push for each channel."""
 
-    __slots__ = ("allow_s", "channels", "data", "kind", "resend", "sends", "then")
+    __slots__ = ("allow_s", "channels", "data", "durable", "kind", "resend", "sends", "then")
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Request:
         allow_s: float = 0.0,
         kind: bytes = b"",
         channels: int = 0,
+        durable: bool = False,
     ) -> None:
         self.data = data
         self.then = then
@@ -37,6 +38,7 @@ class Request:
         self.allow_s = allow_s
         self.kind = kind
         self.channels = channels
+        self.durable = durable
         #: How many connections broke while this was the oldest request on them.
         self.sends = 0
 

@@ -164,7 +164,7 @@ class RedisCluster:
             with trio.move_on_after(_LEAVE_S, shield=True):
                 await self._gather([("FCALL", "rk1_leave", 1, self._keys.members, self._member.member)])
 
-    async def _up(self) -> None:
+    async def _up(self, _: RedisLink) -> None:
         """On each new connection, before anything else is sent on it."""
         call = self._link.setup_call
         self._durability = await durability.durability(call)
