@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from broker.errors import ConfigError
 from broker.values import (
     NEVER_S,
+    Assignments,
     Choice,
     Duration,
     Endpoint,
@@ -38,6 +39,7 @@ from broker.values import (
     WholeSeconds,
     hide_password,
 )
+from cluster.api import STRATEGIES
 
 __all__ = ["DEFAULT", "SETTINGS", "Endpoint", "Loaded", "Setting", "Settings", "load"]
 
@@ -85,7 +87,7 @@ class Setting:
 
     @property
     def repeatable(self) -> bool:
-        return isinstance(self.kind, Listeners)
+        return isinstance(self.kind, Listeners | Assignments)
 
     def parse(self, raw: object, origin: str) -> object:
         """The checked value; ConfigError names the setting, the value, where it came from and what is allowed."""
@@ -152,6 +154,9 @@ class Settings:
         "Name of this node: unique in its cluster, the same after a restart.")
     data_dir: Path = _setting(_NODE, FilePath(), "rookery-data",
         "Folder for what the node keeps on disk: the files of the embedded store.")
+    workers: int = _setting(_NODE, Integer(), "1",
+        "Processes that serve clients. Each is a node of its own, called NAME-1, NAME-2 ..., with its share of the "
+        "connections to the same listeners; limits count for each.", at_least=1, at_most=256)
     ready_file: Path | None = _setting(_NODE, FilePath(), "",
         "Write this JSON file with the real addresses once clients are accepted.")
 
@@ -170,8 +175,8 @@ class Settings:
     namespace: str = _setting(_STORE, Name(), "rookery",
         "Prefix of all keys in the store: clusters that share a store differ in it.")
     partitions: int = _setting(_STORE, Integer(), "0",
-        "Parts the keys are divided into, fixed when a namespace is first used; 0 means 1 for the embedded and the "
-        "memory store, else 16.", at_least=0, at_most=1024)
+        "Parts the keys are divided into, fixed when a namespace is first used; 0 means 16, or 1 for the memory "
+        "store and for the embedded store of one worker.", at_least=0, at_most=1024)
     store_grace_s: float = _setting(_STORE, Duration(), "15s",
         "How long the store may be unreachable before clients with sessions in it are disconnected.",
         at_least=0, at_most=3600)
@@ -213,6 +218,9 @@ class Settings:
         "Bytes waiting for one session.", at_least=1024, at_most=1 << 40)
     max_group_queue: int = _setting(_QUEUES, Integer(), "10000",
         "Messages waiting for one shared subscription.", at_least=1, at_most=10_000_000)
+    max_delayed_messages: int = _setting(_QUEUES, Integer(), "100000",
+        "Delayed messages kept in the store; a message that would be one more is refused.",
+        at_least=0, at_most=100_000_000)
     output_buffer_bytes: int = _setting(_QUEUES, Size(), "1MiB",
         "Bytes waiting for one connection to take them; beyond it QoS 0 is dropped, QoS 1 and 2 wait.",
         at_least=4096, at_most=1 << 32)
@@ -228,11 +236,22 @@ class Settings:
     will_failover_grace_s: float = _setting(_SESSION, Duration(), "10s",
         "After a node died: how long its clients may take to come back before their wills are sent.",
         at_least=0, at_most=3600)
+    will_failover: str = _setting(_SESSION, Choice("cancel", "publish"), "cancel",
+        "What becomes of the will of a client that is back within that time: cancel (as its connection goes on "
+        "elsewhere) or publish (at the end of that time).")
 
     max_qos: int = _setting(_MQTT, Integer(), "2", "Highest QoS a publisher may use.", at_least=0, at_most=2)
     retain_available: bool = _setting(_MQTT, Flag(), "true", "Allow retained messages.")
     wildcard_available: bool = _setting(_MQTT, Flag(), "true", "Allow + and # in subscriptions.")
     shared_available: bool = _setting(_MQTT, Flag(), "true", "Allow shared subscriptions ($share/NAME/FILTER).")
+    shared_strategy: str = _setting(_MQTT, Choice(*STRATEGIES), "round_robin",
+        "How a shared subscription chooses who gets a message: in turn, at random, on the node that has it (local), "
+        "who has most room (least_inflight), always the same until it leaves (sticky), or by the hash of topic or "
+        "publisher.")
+    shared_strategies: tuple[tuple[str, str], ...] = _setting(_MQTT, Assignments(*STRATEGIES), "",
+        "The strategy of single shared subscriptions, by the NAME in $share/NAME/FILTER. Repeatable.")
+    delayed_available: bool = _setting(_MQTT, Flag(), "true",
+        "Allow delayed messages: what is published to $delayed/SECONDS/TOPIC goes to TOPIC after so many seconds.")
     subscription_ids_available: bool = _setting(_MQTT, Flag(), "true", "Allow subscription identifiers.")
     validate_payload_format: bool = _setting(_MQTT, Flag(), "false",
         "Refuse a message whose Payload Format Indicator says UTF-8 and whose payload is not.", reload=True)
@@ -240,11 +259,18 @@ class Settings:
         "Clients that ask for Response Information get this prefix, followed by their client id; empty: none.",
         reload=True)
 
+    drain_delay_s: float = _setting(_DRAIN, Duration(), "0s",
+        "After SIGTERM: how long new clients are still let in while /readyz says no already, for load balancers.",
+        at_least=0, at_most=3600, reload=True)
     drain_timeout_s: float = _setting(_DRAIN, Duration(), "30s",
-        "After SIGTERM: how long clients are sent away at the drain rate before the rest is closed.",
+        "After that: how long clients are sent away at the drain rate before the rest is closed.",
         at_least=0, at_most=3600, reload=True)
     drain_rate: int = _setting(_DRAIN, Integer(), "100",
         "Clients sent away per second while draining.", at_least=1, at_most=1_000_000, reload=True)
+
+    server_reference: str = _setting(_DRAIN, Text(), "",
+        "Where MQTT 5 clients that are sent away should go (Server Reference), such as other.example:1883; empty: "
+        "none.", reload=True)
 
     log_level: str = _setting(_LOGS, Choice("debug", "info", "warning", "error"), "info",
         "Least important events that are logged.", reload=True)
@@ -263,7 +289,9 @@ class Settings:
     @property
     def partition_count(self) -> int:
         """`partitions` with 0 replaced by what it stands for."""
-        return self.partitions or (1 if self.store in ("embedded", "memory") else 16)
+        if self.partitions:
+            return self.partitions
+        return 1 if self.store == "memory" or (self.store == "embedded" and self.workers == 1) else 16
 
 
 SETTINGS: tuple[Setting, ...] = tuple(
@@ -386,6 +414,14 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
             f" ({origins['max_packet_size_before_auth']}): must be at most max_packet_size,"
             f" {Size().show(settings.max_packet_size)}"
         )
+    if settings.workers > 1 and settings.store == "memory":
+        raise ConfigError(
+            f"workers = {settings.workers} ({origins['workers']}): workers meet in their store, and store = memory"
+            f" ({origins['store']}) is inside of one process; use embedded or a URL"
+        )
+    last = f"{settings.node_name}-{settings.workers}"
+    if settings.workers > 1 and len(last) > 64:
+        raise ConfigError(f"node_name = {settings.node_name!r}: too long for workers, whose names are up to {last!r}")
     open_to_others = [endpoint for endpoint in settings.listen if not endpoint.is_loopback]
     if open_to_others and settings.scram_file is None and not settings.allow_anonymous:
         raise ConfigError(

@@ -228,6 +228,36 @@ class Choice:
         return str(value)
 
 
+class Assignments:
+    """What is chosen for some names: a TOML array, or text separated by commas or spaces, of NAME=WORD."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+        self.label = f"list of NAME={'|'.join(words)}"
+        self.metavar = "NAME=WORD"
+
+    def parse(self, raw: object) -> tuple[tuple[str, str], ...]:
+        items = re.split(r"[,\s]+", raw.strip()) if isinstance(raw, str) else raw
+        if not isinstance(items, (list, tuple)):
+            raise ValueError(f"must be a list of NAME={'|'.join(self.words)}")
+        pairs = [self._pair(item) for item in items if item != ""]
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"has {name!r} twice")
+        return tuple(pairs)
+
+    def _pair(self, item: object) -> tuple[str, str]:
+        name, _, word = item.rpartition("=") if isinstance(item, str) else ("", "", "")
+        if not name or re.search(r"[\s,/+#]", name) or word.lower() not in self.words:
+            raise ValueError(f"has {item!r}; write NAME= and one of {', '.join(self.words)}")
+        return name, word.lower()
+
+    def show(self, value: object) -> str:
+        assert isinstance(value, tuple)
+        return ",".join(f"{name}={word}" for name, word in value)
+
+
 class FilePath:
     """A path; empty text is none. `~` is the home directory, a relative path starts where the broker was started."""
 

@@ -23,6 +23,9 @@ EXAMPLES = {
     "log_format": "json",
     "node_name": "other",
     "namespace": "other",
+    "will_failover": "publish",
+    "shared_strategy": "sticky",
+    "shared_strategies": "work=hash_topic,a=b=local",
 }
 
 

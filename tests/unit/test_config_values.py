@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from broker.values import (
     NEVER_S,
+    Assignments,
     Choice,
     Duration,
     Endpoint,
@@ -28,7 +29,7 @@ from broker.values import (
 
 KINDS: list[Kind] = [
     Text(), Name(), Flag(), Integer(), Size(), Duration(), WholeSeconds(), Lifetime(), Choice("a", "b"), FilePath(),
-    Listeners(), HttpAddress(), Store(),
+    Listeners(), HttpAddress(), Store(), Assignments("x", "y"),
 ]  # fmt: skip
 
 
@@ -92,6 +93,28 @@ def test_listeners(text: str, endpoints: list[tuple[str, int]]) -> None:
     parsed = Listeners().parse(text)
     assert [(endpoint.host, endpoint.port) for endpoint in parsed] == endpoints
     assert Listeners().parse(Listeners().show(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("raw", "pairs"),
+    [
+        ("", ()),
+        ([], ()),
+        ("n=x", (("n", "x"),)),
+        ("n=x, m=Y", (("n", "x"), ("m", "y"))),
+        (("n=x", "a=b=y"), (("n", "x"), ("a=b", "y"))),
+    ],
+)
+def test_assignments(raw: object, pairs: tuple[tuple[str, str], ...]) -> None:
+    kind = Assignments("x", "y")
+    assert kind.parse(raw) == pairs
+    assert kind.parse(kind.show(pairs)) == pairs
+
+
+@pytest.mark.parametrize("raw", ["n", "n=z", "=x", "n=x,n=y", "a/b=x", ["n = x"], [1], {"n": "x"}, "n=+,=x"])
+def test_no_assignments(raw: object) -> None:
+    with pytest.raises(ValueError, match="has|must be"):
+        Assignments("x", "y").parse(raw)
 
 
 @pytest.mark.parametrize("text", ["off", "OFF", "127.0.0.1:18083", "[::1]:1", ":80", "http://h:1/"])
