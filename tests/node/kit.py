@@ -49,11 +49,12 @@ from cluster.api import (
     Attachment,
     AttachRequest,
     ClusterEvents,
-    GroupEntry,
+    GroupMemberState,
     Poller,
     Publication,
     QueuedMessage,
     SessionRef,
+    StoredSubscription,
 )
 from cluster.memory import MemoryCluster
 from cluster.memory.state import Call
@@ -256,7 +257,7 @@ class FaultyCluster(MemoryCluster):
         self.attached = Gate()
         self.paged = Gate()
         self.retained_read = Gate()
-        self.group_paged = Gate()
+        self.group_told = Gate()
         self.subscribing = Gate()
         self.subscribed = Gate()
         self.publications = 0
@@ -315,12 +316,12 @@ class FaultyCluster(MemoryCluster):
         self._check()
         await super().detach(ref, expiry_s, sent_seq, will)
 
-    async def subscribe(self, ref: SessionRef, subscriptions: Sequence[object]) -> None:
+    async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription], persistent: bool) -> None:
         await self.subscribing.passed()
         self._check()
         if self.full:
             raise StoreFull("full")
-        await super().subscribe(ref, subscriptions)  # type: ignore[arg-type]
+        await super().subscribe(ref, subscriptions, persistent)
         await self.subscribed.passed()
 
     async def page(self, ref: SessionRef, after_seq: int, limit: int) -> list[QueuedMessage]:
@@ -329,11 +330,10 @@ class FaultyCluster(MemoryCluster):
         await self.paged.passed()
         return messages
 
-    async def group_page(self, group_id: bytes, after_entry_id: bytes, limit: int) -> list[GroupEntry]:
+    async def group_members(self, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]) -> None:
         self._check()
-        entries = await super().group_page(group_id, after_entry_id, limit)
-        await self.group_paged.passed()
-        return entries
+        await super().group_members(topic_filter, strategy, members)
+        await self.group_told.passed()
 
     async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
         self._check()
