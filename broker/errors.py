@@ -46,6 +46,10 @@ class ClusterError(BrokerError):
     """The shared store could not do what was asked."""
 
 
+class Fenced(ClusterError):
+    """Other nodes took this one for dead and gave its sessions away: all that it holds is void, it has to join anew."""
+
+
 class StoreUnavailable(ClusterError):
     """No answer from the store: the outcome of what was asked is unknown."""
 

@@ -79,3 +79,5 @@ GROUP_KEPT: Final = b"ga:"
 ROUTES_MARKED: Final = b"tr"
 #: Suffix, before a message id: who got it already (set).
 SERVED: Final = b"d:"
+#: Suffix: what other nodes tell this one, under its own prefix (sharded pub/sub channel).
+SIGNALS: Final = b"k"

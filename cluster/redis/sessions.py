@@ -1,4 +1,4 @@
-"""Sessions in the store: taken, left, subscribed, paged."""
+"""Sessions in the store: taken, from other nodes too, left, subscribed, paged."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from cluster.api import PAGE_LIMIT, Attachment, AttachRequest, QueuedMessage, Se
 from cluster.keys import Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_subscription, pack_will, unpack_queued, unpack_subscription, unpack_will
-from cluster.redis.link import RedisLink
+from cluster.redis.generations import Generations
+from cluster.redis.links import Link
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part
-from cluster.redis.routes import Routes
+from cluster.redis.repair import Repair
+from cluster.redis.takeover import Takeover
+
+#: Answers to an attach, beside 0.
+_FENCED, _FULL, _OWNED = 1, 2, 3
+#: An attach gives up when so many other members had the session one after the other.
+_MAX_OWNERS = 10
 
 _log = get_logger("cluster")
 
@@ -24,11 +31,22 @@ _log = get_logger("cluster")
 class Sessions:
     """The rare calls of sessions; each is one function of one partition, and then the routes."""
 
-    def __init__(self, keys: Keys, link: RedisLink, member: Membership, routes: Routes, limits: ClusterLimits) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        link: Link,
+        member: Membership,
+        repair: Repair,
+        takeover: Takeover,
+        generations: Generations,
+        limits: ClusterLimits,
+    ) -> None:
         self._prefixes = keys.partitions
         self._link = link
         self._member = member
-        self._routes = routes
+        self._repair = repair
+        self._takeover = takeover
+        self._generations = generations
         self._margin = limits.inflight + 64
 
     def prefix(self, session_id: bytes) -> bytes:
@@ -39,7 +57,33 @@ class Sessions:
         """See `Cluster.attach`."""
         session_id = names.session_id(request.client_id)
         token = b"%d:%b:%b" % (self._member.incarnation, self._member.node, secrets.token_bytes(12))
+        robbed = b""
+        for _ in range(_MAX_OWNERS):
+            answer = await self._attach(request, session_id, token, robbed)
+            if answer[0] != _OWNED:
+                break
+            # Another member has it; not the same one as before, if that was to be robbed.
+            owner = cast(bytes, answer[1])
+            robbed = b"" if await self._takeover.ask(request.client_id, owner) else owner
+        if answer[0] == _FENCED:
+            self._member.fenced()
+            raise StoreUnavailable("this node was taken for dead, or superseded by a newer process")
+        if answer[0] == _FULL:
+            raise StoreFull("the store is full: no new sessions")
+        if answer[0] == _OWNED:
+            raise StoreUnavailable("the session goes from node to node")
+        if robbed:
+            self._takeover.robbed(request.client_id, robbed)
+        attachment = self._attachment(request.client_id, session_id, token, answer)
+        if attachment.ended_subscriptions:
+            await self._repair_gone(self.prefix(session_id), session_id)
+        return attachment
+
+    async def _attach(self, request: AttachRequest, session_id: bytes, token: bytes, robbed: bytes) -> list[object]:
+        """The store's answer; takes the session from the member `robbed`, if that has it still."""
         will = request.will
+        partition = partition_of(session_id, len(self._prefixes))
+        prefix = self._prefixes[partition]
         arguments: tuple[Part, ...] = (
             session_id,
             request.client_id.encode(),
@@ -51,31 +95,28 @@ class Sessions:
             b"" if will is None else pack_will(request.client_id, will),
             0 if will is None else will.delay_s,
             self._margin,
+            robbed,
+            self._generations.numbers[partition],
         )
-        prefix = self.prefix(session_id)
+        self._takeover.began(session_id)
         answered = False
         try:
             try:
-                reply = await self._link.call("FCALL", "rk1_attach", 1, prefix, *arguments)
+                reply = await self._link.call("FCALL", "rk1_attach", 1, prefix, *arguments, durable=True)
             except StoreFull:
-                reply = await self._link.call("FCALL", "rk1_attach_full", 1, prefix, *arguments)
+                reply = await self._link.call("FCALL", "rk1_attach_full", 1, prefix, *arguments, durable=True)
             answered = True
         finally:
-            if not answered:
+            if answered:
+                self._takeover.attached(session_id, request.client_id)
+            else:
                 # Perhaps it was executed; nobody will ever detach, so do it here. The token decides.
                 self._link.command(
-                    ("FCALL", "rk1_detach", 1, prefix, session_id, token, request.expiry_s, 0, 0), None, resend=True
+                    ("FCALL", "rk1_detach", 1, prefix, session_id, token, request.expiry_s, 0, 0),
+                    lambda _: self._takeover.detached(session_id),
+                    resend=True,
                 )
-        answer = cast("list[object]", reply)
-        if answer[0] == 1:
-            self._member.superseded = True
-            raise StoreUnavailable("this node was superseded by a newer process")
-        if answer[0] == 2:
-            raise StoreFull("the store is full: no new sessions")
-        attachment = self._attachment(request.client_id, session_id, token, answer)
-        if attachment.ended_subscriptions:
-            await self._repair(prefix, session_id)
-        return attachment
+        return cast("list[object]", reply)
 
     @staticmethod
     def _attachment(client_id: str, session_id: bytes, token: bytes, answer: list[object]) -> Attachment:
@@ -99,42 +140,57 @@ class Sessions:
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> bool:
         """See `Cluster.detach`; waits for the store if that is away. Returns whether a will is due at once."""
         prefix = self.prefix(ref.session_id)
-        reply = await self._link.call(
-            "FCALL", "rk1_detach", 1, prefix, ref.session_id, ref.token, expiry_s, sent_seq, int(will), resend=True
-        )
+        self._takeover.began(ref.session_id)
+        try:
+            reply = await self._link.call(
+                "FCALL",
+                "rk1_detach",
+                1,
+                prefix,
+                ref.session_id,
+                ref.token,
+                expiry_s,
+                sent_seq,
+                int(will),
+                resend=True,
+                durable=True,
+            )
+        finally:
+            self._takeover.detached(ref.session_id)
         _, fired, routes = cast("list[int]", reply)
         if routes:
-            await self._repair(prefix, ref.session_id)
+            await self._repair_gone(prefix, ref.session_id)
         return bool(fired)
 
-    async def _repair(self, prefix: bytes, session_id: bytes) -> None:
+    async def _repair_gone(self, prefix: bytes, session_id: bytes) -> None:
         """The routes of a session that is gone; their births are, so nobody is harmed while they stay."""
         try:
-            await self._routes.repair(prefix, session_id)
+            await self._repair.repair(prefix, session_id)
         except ClusterError as error:
             # They are marked: the timers try again.
             _log.warning("cluster.routes_delayed", reason=str(error)[:200])
 
     async def subscribe(self, ref: SessionRef, subscriptions: Sequence[StoredSubscription]) -> None:
-        """See `Cluster.subscribe`."""
+        """See `Cluster.subscribe`; of a persistent session."""
         records = [(each.topic_filter.encode(), pack_subscription(each)) for each in subscriptions]
         if not records:
             return
         fields = [part for record in records for part in record]
         await self._owned_call("rk1_subscribe", ref, fields)
-        await self._routes.set(ref.session_id, ref.birth, ref.client_id, records)
+        await self._repair.added(ref.session_id, ref.birth, ref.client_id, records)
 
     async def unsubscribe(self, ref: SessionRef, topic_filters: Sequence[str]) -> None:
-        """See `Cluster.unsubscribe`."""
+        """See `Cluster.unsubscribe`; of a persistent session."""
         filters = [each.encode() for each in topic_filters]
         if not filters:
             return
         await self._owned_call("rk1_unsubscribe", ref, filters)
-        await self._routes.remove(ref.session_id, ref.birth, filters)
+        await self._repair.removed(ref.session_id, ref.birth, filters)
 
     async def _owned_call(self, function: str, ref: SessionRef, arguments: Sequence[bytes]) -> None:
         prefix = self.prefix(ref.session_id)
-        if await self._link.call("FCALL", function, 1, prefix, ref.session_id, ref.token, *arguments) != 1:
+        reply = await self._link.call("FCALL", function, 1, prefix, ref.session_id, ref.token, *arguments, durable=True)
+        if reply != 1:
             raise SessionLost(f"session of {ref.client_id[:64]!r} has another owner")
 
     async def page(self, ref: SessionRef, after_seq: int, limit: int) -> list[QueuedMessage]:

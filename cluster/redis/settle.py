@@ -16,7 +16,7 @@ from cluster.api import SessionRef
 from cluster.policy import MAX_CALL_SESSIONS
 from cluster.records import pack_arguments
 from cluster.redis.callbacks import Then, call_then
-from cluster.redis.pipeline import Pipeline
+from cluster.redis.links import Link
 from cluster.redis.replies import error_from
 
 #: Acknowledgements of a session go out when there are so many, or after so long: a crash repeats no more than these.
@@ -107,7 +107,7 @@ class Settler:
         "_work",
     )
 
-    def __init__(self, prefix: bytes, link: Pipeline, outbox: SettleBox, lost: Callable[[SessionRef], None]) -> None:
+    def __init__(self, prefix: bytes, link: Link, outbox: SettleBox, lost: Callable[[SessionRef], None]) -> None:
         self._prefix = prefix
         self._link = link
         self._outbox = outbox
@@ -188,7 +188,7 @@ class Settler:
                 self.touch()
             self._answer(reply, batch)
 
-        self._link.command((b"FCALL", name, b"1", self._prefix, arguments), answered, resend=True)
+        self._link.command((b"FCALL", name, b"1", self._prefix, arguments), answered, resend=True, durable=True)
 
     def _reserved(self) -> None:
         self._reserving = False

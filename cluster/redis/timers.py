@@ -1,4 +1,4 @@
-"""Wills, session ends and unfinished routes that are due: polled once a second, or at once when something is."""
+"""What is due: wills, delayed messages, session ends, unfinished routes. Polled once a second, or at once when told."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from broker.log import get_logger
 from cluster.api import ClusterEvents, Poller
 from cluster.keys import Keys
 from cluster.policy import TIMER_POLL_S
-from cluster.records import unpack_will
+from cluster.records import unpack_message, unpack_will
 from cluster.redis.calls import gather
-from cluster.redis.link import RedisLink
+from cluster.redis.links import Link
 from cluster.redis.membership import Membership
+from cluster.redis.repair import Repair
 from cluster.redis.requests import result
-from cluster.redis.routes import Routes
 from cluster.redis.sessions import subscriptions_of
 
 _LIMIT = 100
-#: So many wills of one partition are published at the same time.
+#: So many wills and delayed messages of one partition are published at the same time.
 _AT_ONCE = 20
+#: Items with a message: wills and delayed messages.
+_PUBLISHED = (b"x", b"d")
 
 _log = get_logger("cluster")
 
@@ -29,12 +31,12 @@ _log = get_logger("cluster")
 class Timers:
     """Takes due items from every partition. What is not finished comes again by itself."""
 
-    def __init__(self, keys: Keys, link: RedisLink, poller: Poller, member: Membership, routes: Routes) -> None:
+    def __init__(self, keys: Keys, link: Link, poller: Poller, member: Membership, repair: Repair) -> None:
         self._prefixes = keys.partitions
         self._link = link
         self._poller = poller
         self._member = member
-        self._routes = routes
+        self._repair = repair
         self._wake = trio.Event()
 
     def wake(self) -> None:
@@ -79,17 +81,17 @@ class Timers:
         slots = trio.Semaphore(_AT_ONCE)
         async with trio.open_nursery() as nursery:
             for item in items:
-                if item[0] == b"x":
+                if item[0] in _PUBLISHED:
                     await slots.acquire()
-                    nursery.start_soon(self._will, events, prefix, cast("list[bytes]", item), slots)
+                    nursery.start_soon(self._publish, events, prefix, cast("list[bytes]", item), slots)
         for item in items:
-            if item[0] == b"x":
+            if item[0] in _PUBLISHED:
                 continue
             try:
                 if item[0] == b"e":
                     await self._end(events, prefix, item)
                 else:
-                    await self._routes.repair(prefix, cast(bytes, item[1]))
+                    await self._repair.repair(prefix, cast(bytes, item[1]))
             except ClusterError as error:
                 _log.warning("cluster.timer_failed", kind=str(item[0]), reason=str(error)[:200])
 
@@ -103,22 +105,37 @@ class Timers:
         except Exception:
             _log.exception("cluster.callback_failed")
         if ended:
-            await self._routes.repair(prefix, session_id)
+            await self._repair.repair(prefix, session_id)
 
-    async def _will(self, events: ClusterEvents, prefix: bytes, item: list[bytes], slots: trio.Semaphore) -> None:
+    async def _publish(self, events: ClusterEvents, prefix: bytes, item: list[bytes], slots: trio.Semaphore) -> None:
         try:
-            _, member, record = item
-            found = unpack_will(record)
-            if found is None:
-                _log.warning("cluster.unknown_record", kind="will", format=record[0])
-                return
-            client_id, will = found
+            kind, name, record = item
             try:
-                await events.will_due(client_id, will)
+                if not await (self._will(events, record) if kind == b"x" else self._delayed(events, record)):
+                    return
             except Exception as error:
-                _log.warning("cluster.will_failed", client_id=client_id, error=repr(error)[:200])
+                _log.warning("cluster.timer_failed", kind=str(kind), error=repr(error)[:200])
                 return
-            self._link.command(("FCALL", "rk1_done", 1, prefix, member), None, resend=True)
+            done = name if kind == b"x" else kind + name
+            self._link.command(("FCALL", "rk1_done", 1, prefix, done), None, resend=True)
             self._poller.wake()
         finally:
             slots.release()
+
+    async def _will(self, events: ClusterEvents, record: bytes) -> bool:
+        """Whether it was published."""
+        found = unpack_will(record)
+        if found is None:
+            _log.warning("cluster.unknown_record", kind="will", format=record[0])
+            return False
+        await events.will_due(*found)
+        return True
+
+    async def _delayed(self, events: ClusterEvents, record: bytes) -> bool:
+        """Whether it was published."""
+        message = unpack_message(record)
+        if message is None:
+            _log.warning("cluster.unknown_record", kind="delayed", format=record[0])
+            return False
+        await events.delayed_due(message)
+        return True

@@ -1,0 +1,38 @@
+"""Which life of the store this is: after one that may have lost writes, sessions jump over packet ids in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from broker.errors import ClusterError
+from cluster.keys import Keys
+
+Call = Callable[..., Awaitable[object]]
+
+
+class Generations:
+    """The number of the store's present life for each partition; the first call of a session under a newer one jumps
+    over the packet ids that may be in flight."""
+
+    def __init__(self, keys: Keys) -> None:
+        #: By partition; 0: not known yet, nothing is compared.
+        self.numbers = [0] * len(keys.partitions)
+        self._keys = keys
+
+    async def register(self, call: Call) -> None:
+        """On each new connection, before anything else. Raises StoreUnavailable."""
+        replid = await _replication_id(call)
+        for position, prefix in enumerate(self._keys.partitions):
+            number = await call("FCALL", "rk1_generation", 1, prefix, replid)
+            self.numbers[position] = max(self.numbers[position], cast(int, number))
+
+
+async def _replication_id(call: Call) -> bytes:
+    """It changes with each start of a server and each promotion. Raises ClusterError."""
+    reply = cast(bytes, await call("INFO", "replication"))
+    for line in reply.splitlines():
+        name, _, value = line.partition(b":")
+        if name == b"master_replid":
+            return value.strip()
+    raise ClusterError("the store does not tell its replication id (INFO replication)")

@@ -1,0 +1,120 @@
+"""What nodes are done with of groups' queues: acknowledged, returned and kept entries, one call per partition.
+
+All of it is idempotent, so the link simply sends it again after a lost connection.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple, cast
+
+from broker.errors import ClusterError, StoreUnavailable
+from cluster.policy import MAX_CALL_SESSIONS
+from cluster.records import pack_arguments
+from cluster.redis.callbacks import Then, call_then
+from cluster.redis.links import Link
+from cluster.redis.membership import Membership
+from cluster.redis.requests import result
+
+ACKNOWLEDGED, RETURNED, KEPT = range(3)
+
+#: At most so many entries in one call.
+_MAX_ENTRIES: Final = 1000
+
+
+class Settlement(NamedTuple):
+    """One entry, what became of it, the session that keeps it, and who wants to know when the store has it."""
+
+    kind: int
+    group_id: bytes
+    entry_id: bytes
+    session_id: bytes
+    then: Then | None
+
+
+#: Of one group: its queue's length (negative: gone), and entries for this node, flat.
+GroupAnswer = tuple[int, list[bytes]]
+#: Takes the settled ones, the answer for each group, and whether the call was repeated.
+Answered = Callable[[list[Settlement], list[tuple[bytes, GroupAnswer]], bool], None]
+
+
+class GroupSettler:
+    """The way of one partition. One call is under way at a time; meanwhile the next is gathered."""
+
+    __slots__ = ("_answered", "_busy", "_link", "_member", "_prefix", "_repeated", "_waiting", "dirty")
+
+    def __init__(self, prefix: bytes, link: Link, member: Membership, answered: Answered) -> None:
+        self._prefix = prefix
+        self._link = link
+        self._member = member
+        self._answered = answered
+        self._waiting: deque[Settlement] = deque()
+        self._busy = self._repeated = False
+        #: Whoever sets it pumps at the end of the turn.
+        self.dirty = False
+
+    def add(self, settlement: Settlement) -> None:
+        """Goes out with the next call."""
+        self._waiting.append(settlement)
+
+    def link_up(self) -> None:
+        """On a new connection the call under way is sent again, and may be executed twice."""
+        self._repeated = self._busy
+
+    def pump(self) -> None:
+        """Sends what waits, unless a call is under way: then that one's answer sends it."""
+        self.dirty = False
+        if self._busy or not self._waiting:
+            return
+        batch: list[Settlement] = []
+        groups: dict[bytes, tuple[list[bytes], list[bytes], list[bytes]]] = {}
+        waiting = self._waiting
+        while waiting and len(batch) < _MAX_ENTRIES:
+            each = waiting[0]
+            lists = groups.get(each.group_id)
+            if lists is None:
+                if len(groups) == MAX_CALL_SESSIONS:
+                    break
+                lists = groups[each.group_id] = ([], [], [])
+            waiting.popleft()
+            batch.append(each)
+            if each.kind == KEPT:
+                lists[KEPT] += (each.entry_id, each.session_id)
+            else:
+                lists[each.kind].append(each.entry_id)
+        self._busy = True
+        arguments = pack_arguments([(group_id, *lists) for group_id, lists in groups.items()])
+        names = list(groups)
+        self._link.command(
+            (
+                b"FCALL",
+                b"rk1_group_settle",
+                b"1",
+                self._prefix,
+                self._member.node,
+                self._member.incarnation_text,
+                arguments,
+            ),
+            lambda reply: self._done(batch, names, reply),
+            resend=True,
+            durable=True,
+        )
+
+    def _done(self, batch: list[Settlement], names: list[bytes], reply: object) -> None:
+        repeated, self._busy, self._repeated = self._repeated, False, False
+        error: Exception | None = None
+        try:
+            answers = cast("list[GroupAnswer]", result(reply))
+            if not answers:
+                self._member.fenced()
+                error = StoreUnavailable("this node was taken for dead")
+        except ClusterError as failure:
+            error = failure
+        if error is None:
+            self._answered(batch, list(zip(names, answers, strict=True)), repeated)
+        for each in batch:
+            if each.then is not None:
+                call_then(each.then, error)
+        if not self.dirty:
+            self.pump()

@@ -1,0 +1,369 @@
+"""Shared subscriptions: this node's members, and the entries of the groups' queues that the store gives them.
+
+The store assigns entries to nodes by what their members may still take. What it gives this node comes in answers
+and by the streams of the partitions; each entry is told to the broker once, until it is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol, cast
+
+import trio
+
+from broker.errors import ClusterError, StoreUnavailable
+from broker.log import get_logger
+from cluster.api import (
+    REFUSED_FULL,
+    ClusterEvents,
+    GroupEntry,
+    GroupMemberState,
+    GroupState,
+    Poller,
+    shared_group_id,
+)
+from cluster.keys import Keys, partition_of
+from cluster.policy import ClusterLimits
+from cluster.records import pack_arguments, unpack_body, unpack_message
+from cluster.redis.callbacks import Then
+from cluster.redis.calls import gather
+from cluster.redis.group_calls import ACKNOWLEDGED, KEPT, RETURNED, GroupAnswer, GroupSettler, Settlement
+from cluster.redis.links import Link
+from cluster.redis.membership import Membership
+from cluster.redis.pipeline import Part
+from cluster.redis.requests import result
+
+#: How often the store is asked for the length of queues that are over half of their bound.
+_DEPTH_POLL_S: Final = 0.05
+#: How often for what metrics show.
+_STATE_POLL_S: Final = 2.0
+#: Ids of entries that may be told a second time, of one group.
+_MAX_EARLY: Final = 5000
+_INFO_VALUES: Final = 3
+
+_log = get_logger("cluster")
+
+
+class NodeRoutes(Protocol):
+    """The filters for which other nodes send messages here."""
+
+    async def add(self, topic_filter: str) -> None:
+        """Returns when the route table has it. Idempotent."""
+
+    async def remove(self, topic_filter: str) -> None:
+        """Returns when the route table has it no more. Idempotent."""
+
+
+class _Group:
+    """One group with members on this node."""
+
+    __slots__ = ("applied", "busy", "early", "held", "members", "number", "routed", "strategy", "topic_filter")
+
+    def __init__(self, topic_filter: str) -> None:
+        self.topic_filter = topic_filter
+        self.strategy = ""
+        self.members: Sequence[GroupMemberState] = ()
+        #: Counts the changes of members that were wanted, and those that the store has.
+        self.number = self.applied = 0
+        #: Set when the change under way has ended.
+        self.busy: trio.Event | None = None
+        self.routed = False
+        #: Entries that the broker has; True while one is on its way back.
+        self.held: dict[bytes, bool] = {}
+        #: Entries that came outside their turn: the stream will tell of them, too.
+        self.early: set[bytes] = set()
+
+
+class Groups:
+    """The groups of this node. Entries go to `events.group_entries` from within reactor turns."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        link: Link,
+        poller: Poller,
+        member: Membership,
+        limits: ClusterLimits,
+        node_routes: NodeRoutes,
+    ) -> None:
+        self.events: ClusterEvents | None = None
+        #: Of groups with members here, a few seconds old.
+        self.states: dict[bytes, GroupState] = {}
+        self._prefixes = keys.partitions
+        self._link = link
+        self._poller = poller
+        self._member = member
+        self._routes = node_routes
+        self._half_full = limits.max_group_queue // 2
+        self._groups: dict[bytes, _Group] = {}
+        self._settlers = [GroupSettler(prefix, link, member, self._settled) for prefix in keys.partitions]
+        self._dirty: list[GroupSettler] = []
+        #: Groups over half of their bound; other nodes may empty them.
+        self._over: set[bytes] = set()
+        self._filled = trio.Event()
+
+    # Members
+
+    async def members(self, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]) -> None:
+        """See `Cluster.group_members`."""
+        group_id = shared_group_id(topic_filter)
+        group = self._groups.get(group_id)
+        if group is None:
+            if not members:
+                return
+            group = self._groups[group_id] = _Group(topic_filter)
+        group.strategy, group.members = strategy, members
+        group.number += 1
+        wanted = group.number
+        # Of changes that come while one is under way only the last one counts.
+        while group.applied < wanted:
+            if group.busy is not None:
+                await group.busy.wait()
+                continue
+            group.busy = trio.Event()
+            try:
+                await self._apply(group_id, group)
+            finally:
+                group.busy.set()
+                group.busy = None
+
+    async def _apply(self, group_id: bytes, group: _Group) -> None:
+        number, members = group.number, group.members
+        if not members and group.routed:
+            await self._routes.remove(group.topic_filter)
+            group.routed = False
+        batch = [(each.session_id, each.birth, int(each.persistent), each.window) for each in members]
+        reply = await self._in_turn(
+            group_id,
+            "FCALL",
+            "rk1_group_members",
+            1,
+            self._prefix(group_id),
+            group_id,
+            self._member.node,
+            self._member.incarnation_text,
+            group.strategy,
+            pack_arguments(batch),
+        )
+        if cast("list[int]", result(reply))[0]:
+            self._member.fenced()
+            raise StoreUnavailable("this node was taken for dead")
+        if members and not group.routed:
+            await self._routes.add(group.topic_filter)
+            group.routed = True
+        group.applied = number
+        if not members and group.number == number:
+            del self._groups[group_id]
+            self.states.pop(group_id, None)
+
+    async def _in_turn(self, group_id: bytes, *parts: Part) -> object:
+        """The raw reply to `rk1_group_members`; entries in it are told before the turn ends."""
+        done = trio.Event()
+        replies: list[object] = []
+
+        def answered(reply: object) -> None:
+            replies.append(reply)
+            done.set()
+            if isinstance(reply, list) and not reply[0]:
+                self._tell(group_id, (reply[1], reply[2]), False)
+
+        self._link.command(parts, answered, resend=True, durable=True)
+        self._poller.wake()
+        await done.wait()
+        return replies[0]
+
+    # Entries
+
+    def acknowledge(
+        self, group_id: bytes, entry_id: bytes, then: Then | None, keep_for: bytes = b"", again: bool = False
+    ) -> None:
+        """See `Cluster.group_acknowledge`."""
+        kind = KEPT if keep_for else RETURNED if again else ACKNOWLEDGED
+        if again and (group := self._groups.get(group_id)):
+            group.early.discard(entry_id)
+            if entry_id in group.held:
+                group.held[entry_id] = True
+        settler = self._settlers[partition_of(group_id, len(self._prefixes))]
+        settler.add(Settlement(kind, group_id, entry_id, keep_for, then))
+        if not settler.dirty:
+            settler.dirty = True
+            self._dirty.append(settler)
+
+    def flush(self) -> None:
+        """The end of a turn."""
+        if self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for settler in dirty:
+                settler.pump()
+
+    def stored(self, group_id: bytes, entry_id: bytes, depth: int) -> bool:
+        """A message was stored in a group; `entry_id` if this node is to give it to a member, else b"". Returns
+        whether that is new: the broker does not have it yet."""
+        if depth > self._half_full or depth == REFUSED_FULL:
+            self._note_depth(group_id, depth)
+        group = self._groups.get(group_id)
+        return bool(entry_id) and group is not None and self._is_new(group, entry_id, True)
+
+    def given(self, flat: Sequence[object], bodies: Sequence[bytes]) -> None:
+        """Another call gave this node entries: the part of a partition stream's entry that is about groups, for each
+        {group id, entry id, member, kept for, number of the body, depth}."""
+        entries: dict[bytes, list[GroupEntry]] = {}
+        depths: dict[bytes, int] = {}
+        values = iter(flat)
+        for group_id, entry_id, member, kept, number, depth in zip(*[values] * 6, strict=True):
+            name = cast(bytes, group_id)
+            depths[name] = cast(int, depth)
+            group = self._groups.get(name)
+            if group is None or not self._is_new(group, cast(bytes, entry_id), True):
+                continue
+            message = unpack_body(bodies[cast(int, number) - 1])
+            entry = GroupEntry(cast(bytes, entry_id), message, cast(bytes, kept), cast(bytes, member))
+            entries.setdefault(name, []).append(entry)
+        for name, depth in depths.items():
+            self._note_depth(name, depth)
+            if name in entries or name in self._over:
+                self._call_events(name, entries.get(name, []), depth)
+
+    def missed(self, partition: int) -> None:
+        """What the stream of this partition told of may be incomplete: ask what the groups there gave this node."""
+        for group_id in self._groups:
+            if partition_of(group_id, len(self._prefixes)) == partition:
+                self._ask_held(group_id, b"-")
+        self._poller.wake()
+
+    def link_up(self) -> None:
+        """There is a new store connection; calls are sent again."""
+        for settler in self._settlers:
+            settler.link_up()
+
+    def _ask_held(self, group_id: bytes, after: bytes) -> None:
+        def answered(reply: object) -> None:
+            if not isinstance(reply, list):
+                return  # the next connection, or the next jump, asks again
+            self._tell(group_id, (-1, reply), True)
+            if reply:
+                self._ask_held(group_id, reply[-4])
+                self._poller.wake()
+
+        self._link.command(
+            (
+                "FCALL",
+                "rk1_group_held",
+                1,
+                self._prefix(group_id),
+                group_id,
+                self._member.node,
+                self._member.incarnation_text,
+                after,
+            ),
+            answered,
+            resend=True,
+        )
+
+    def _settled(self, batch: list[Settlement], answers: list[tuple[bytes, GroupAnswer]], repeated: bool) -> None:
+        for each in batch:
+            group = self._groups.get(each.group_id)
+            if group is None or each.kind == KEPT:
+                continue
+            # What came back meanwhile was returned before.
+            if each.kind == ACKNOWLEDGED or group.held.get(each.entry_id):
+                group.held.pop(each.entry_id, None)
+        for group_id, answer in answers:
+            self._tell(group_id, answer, repeated)
+
+    def _tell(self, group_id: bytes, answer: GroupAnswer, early: bool) -> None:
+        """Entries in an answer; `early`: perhaps also those that the stream, or another answer, will tell of."""
+        depth, flat = answer
+        group = self._groups.get(group_id)
+        if depth != -1:
+            self._note_depth(group_id, depth)
+        entries: list[GroupEntry] = []
+        for entry_id, member, kept, record in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
+            if group is None or not self._is_new(group, entry_id, False):
+                continue
+            if early and len(group.early) < _MAX_EARLY:
+                group.early.add(entry_id)
+            message = unpack_message(record)
+            if message is None:
+                _log.warning("cluster.unknown_record", kind="group", format=record[0])
+            else:
+                entries.append(GroupEntry(entry_id, message, kept, member))
+        if entries or group_id in self._over:
+            self._call_events(group_id, entries, depth)
+
+    @staticmethod
+    def _is_new(group: _Group, entry_id: bytes, in_turn: bool) -> bool:
+        """Whether the broker is to be told of this entry now."""
+        if in_turn and entry_id in group.early:
+            group.early.discard(entry_id)
+            return False
+        if group.held.get(entry_id) is False:
+            return False
+        group.held[entry_id] = False
+        return True
+
+    def _call_events(self, group_id: bytes, entries: Sequence[GroupEntry], depth: int) -> None:
+        if self.events is None:
+            return
+        try:
+            self.events.group_entries(group_id, entries, depth)
+        except Exception:
+            _log.exception("cluster.callback_failed")
+
+    # Lengths
+
+    def _note_depth(self, group_id: bytes, depth: int) -> None:
+        if depth > self._half_full or depth == REFUSED_FULL:
+            self._over.add(group_id)
+            self._filled.set()
+
+    async def serve(self) -> None:
+        """Follows the lengths of the queues, until cancelled."""
+        next_states = 0.0
+        while True:
+            if not self._over:
+                self._filled = trio.Event()
+                with trio.move_on_after(_STATE_POLL_S):
+                    await self._filled.wait()
+            await trio.sleep(_DEPTH_POLL_S)
+            if not self._link.up:
+                continue
+            try:
+                if self._over:
+                    await self._poll_over()
+                if self._groups and trio.current_time() >= next_states:
+                    next_states = trio.current_time() + _STATE_POLL_S
+                    found = await self._info(list(self._groups))
+                    self.states = {name: state for name, state in found.items() if name in self._groups}
+            except ClusterError as error:
+                _log.warning("cluster.groups_unknown", reason=str(error)[:200])
+
+    async def _poll_over(self) -> None:
+        for group_id, state in (await self._info(list(self._over))).items():
+            depth = state.lag + state.pending
+            if depth <= self._half_full:
+                self._over.discard(group_id)
+            self._call_events(group_id, (), depth)
+
+    async def _info(self, group_ids: Sequence[bytes]) -> dict[bytes, GroupState]:
+        by_prefix: dict[bytes, list[bytes]] = {}
+        for group_id in group_ids:
+            by_prefix.setdefault(self._prefix(group_id), []).append(group_id)
+        replies = await gather(
+            self._link,
+            self._poller,
+            [("FCALL", "rk1_group_info", 1, prefix, *names) for prefix, names in by_prefix.items()],
+        )
+        states: dict[bytes, GroupState] = {}
+        for names, reply in zip(by_prefix.values(), replies, strict=True):
+            values = iter(cast("list[int | bytes]", result(reply)))
+            for name, lag, pending, oldest in zip(names, *[values] * _INFO_VALUES, strict=True):
+                states[name] = GroupState(max(cast(int, lag), 0), cast(int, pending), self._age_ms(cast(bytes, oldest)))
+        return states
+
+    def _age_ms(self, entry_id: bytes) -> int:
+        """Entry ids begin with the store's time."""
+        return max(0, self._member.now_ms() - int(entry_id.partition(b"-")[0])) if entry_id else 0
+
+    def _prefix(self, group_id: bytes) -> bytes:
+        return self._prefixes[partition_of(group_id, len(self._prefixes))]

@@ -1,0 +1,87 @@
+"""What nodes tell each other at once: to look at the members, to let a session go, that it was let go.
+
+Sharded pub/sub, one channel for each member. All of it is a hint: what is lost only costs time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, cast
+
+import msgpack
+import trio
+
+from broker.log import get_logger
+from cluster.keys import SIGNALS, Keys
+from cluster.redis.link import RedisLink
+
+if TYPE_CHECKING:
+    from cluster.api import Poller
+    from cluster.redis.address import StoreAddress
+    from cluster.redis.membership import Membership
+
+_BEAT, _KICK, _FREED = range(3)
+
+#: Look at the members now.
+BEAT: Final = cast(bytes, msgpack.packb((_BEAT,)))
+
+_log = get_logger("cluster")
+
+
+def channel(keys: Keys, member: bytes) -> bytes:
+    """Where a member listens."""
+    return keys.node(member) + SIGNALS
+
+
+def kick(client_id: str, asker: bytes, number: int) -> bytes:
+    """`asker`, a member, wants the session of this client; it is told so under its own number when it can have it."""
+    return cast(bytes, msgpack.packb((_KICK, client_id.encode(), asker, number)))
+
+
+def freed(number: int) -> bytes:
+    """The session that was asked for under this number is free."""
+    return cast(bytes, msgpack.packb((_FREED, number)))
+
+
+class Signals:
+    """Listens for this node, on a connection of its own; to be served when the node has joined."""
+
+    def __init__(self, address: StoreAddress, poller: Poller, keys: Keys, member: Membership) -> None:
+        #: client id, asker, its number
+        self.on_kick: Callable[[str, bytes, int], None] = lambda *_: None
+        self.on_freed: Callable[[int], None] = lambda _: None
+        self._keys = keys
+        self._member = member
+        self._link = RedisLink(address, poller, on_up=self._up, on_push=self._push, name="rookery-signals")
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Stays connected until `close`; has started when it listens. Raises what `RedisLink.connect` does."""
+        await self._link.keep_connected(task_status)
+
+    def flush(self) -> None:
+        """The end of a turn."""
+        self._link.flush()
+
+    def close(self) -> None:
+        """Ends the connection. Final."""
+        self._link.close()
+
+    async def _up(self, *_: object) -> None:
+        self._link.subscribe("SSUBSCRIBE", [channel(self._keys, self._member.member)])
+        # Answered in order: this says that the subscription is in force.
+        await self._link.setup_call("PING")
+
+    def _push(self, push: list[object]) -> None:
+        if push[0] != b"smessage":
+            return
+        try:
+            kind, *values = cast("list[object]", msgpack.unpackb(cast(bytes, push[2]), raw=True))
+            if kind == _BEAT:
+                self._member.beat_soon()
+            elif kind == _KICK:
+                client_id, asker, number = values[:3]
+                self.on_kick(cast(bytes, client_id).decode(), cast(bytes, asker), cast(int, number))
+            elif kind == _FREED:
+                self.on_freed(cast(int, values[0]))
+        except ValueError:
+            _log.warning("cluster.unknown_signal", size=len(cast(bytes, push[2])))
