@@ -87,6 +87,11 @@ class Pipeline:
         return self._up
 
     @property
+    def closed(self) -> bool:
+        """`close` was called."""
+        return self._closed
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes that wait for room in the socket, for the next flush, or for a connection."""
         return self._out_bytes + self._held_bytes + (self._wire.blocked_bytes if self._wire else 0)

@@ -167,7 +167,7 @@ class RedisCluster:
     async def _up(self, _: RedisLink) -> None:
         """On each new connection, before anything else is sent on it."""
         call = self._link.setup_call
-        self._durability = await durability.durability(call)
+        self._durability = (await durability.durability(call, durability.Demand())).durability
         await library.ensure_loaded(call)
         if not self._member.incarnation:
             return
