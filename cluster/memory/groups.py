@@ -50,6 +50,7 @@ class GroupQueue:
         "_over",
         "_pending",
         "_waiting",
+        "_window",
         "joined",
         "members",
         "strategy",
@@ -62,6 +63,8 @@ class GroupQueue:
         self._waiting: list[bytes] = []
         self._kept_waiting: list[bytes] = []
         self._pending = 0
+        #: How many may be pending.
+        self._window = 0
         #: The member that STICKY chose.
         self._chosen = b""
         #: The queue was over half of its bound when the node was told last.
@@ -88,6 +91,8 @@ class GroupQueue:
         """These are the connected members now."""
         self.strategy = strategy
         self.members = {member.session_id: member for member in members}
+        named = strategy in NAMING and bool(members)
+        self._window = NAMED_WINDOW if named else sum(member.window for member in members)
 
     def add(self, target: GroupTarget, entry_id: bytes, message: Message, now_ms: int) -> bool:
         """Put a message at the end, and fill in `target`; False if the queue is full."""
@@ -135,11 +140,7 @@ class GroupQueue:
         return given, over or bool(given)
 
     def _credit(self) -> int:
-        if not self.members:
-            return 0
-        if self.strategy in NAMING:
-            return NAMED_WINDOW - self._pending
-        return sum(member.window for member in self.members.values()) - self._pending
+        return self._window - self._pending
 
     def _give(self, entry_id: bytes) -> GroupEntry:
         entry = self._entries[entry_id]
