@@ -11,7 +11,7 @@ local PAGE_BYTES = 1048576 -- a page ends after so many bytes
 local CHUNK = 2000 -- elements unpacked into one command
 
 -- Answers of adding calls (GUARANTEES section 4, rule 5).
-local OK, GAP, LATE, FENCED, FREE = 0, 1, 2, 3, 4
+local OK, GAP, LATE, FENCED, FREE, BUSY = 0, 1, 2, 3, 4, 5
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -40,6 +40,20 @@ end
 local function is_fenced(p, node, inc)
   local dead = redis.call('HGET', p .. 'fence', 'f:' .. node)
   return dead and tonumber(dead) >= tonumber(inc)
+end
+
+-- From now on nothing that this incarnation or an older one of the node asks for is done here.
+local function fence(p, node, inc)
+  if not is_fenced(p, node, inc) then
+    redis.call('HSET', p .. 'fence', 'f:' .. node, inc)
+    redis.call('HDEL', p .. 'fence', 'l:' .. node)
+  end
+end
+
+-- Whether a member, "<node>:<inc>", is known here to be dead.
+local function is_dead(p, member)
+  local node, inc = string.match(member, '^(.*):(%d+)$')
+  return node and is_fenced(p, node, inc)
 end
 
 -- Whether an adding call may run; else the answer to give. args: node, inc, valid_until, number.
@@ -86,5 +100,9 @@ local function answered(p, args, answer)
 end
 
 -- The counters of a session are one field of its hash, 'c', since each takes part in every message:
--- birth, last seq, queued messages, their bytes, seqs in release, highest seq sent; as doubles.
-local COUNTERS = '<dddddd'
+-- birth, last seq, queued messages, their bytes, seqs in release, highest seq sent, store generation, route version
+-- of the last unsubscribe; as doubles. 64 bytes: with more the hash would no longer be compact.
+local COUNTERS = '<dddddddd'
+
+-- What a session's seqs skip when the store came back with an older state: packet ids in flight are not used again.
+local JUMP = 28672

@@ -59,14 +59,47 @@ local function lowest(p, sid, hint, last, count)
   return low
 end
 
--- The counters with the highest seq sent raised by `margin`, and to at least `floor`.
-local function sent_more(counters, margin, floor)
-  local birth, last, count, bytes, releasing, sent = struct.unpack(COUNTERS, counters)
-  return struct.pack(COUNTERS, birth, last, count, bytes, releasing, math.max(math.min(last, sent + margin), floor))
+-- How far an owner may have sent that did not say so: `margin` messages behind `sent`, over any gaps.
+local function perhaps_sent(p, sid, last, sent, margin)
+  if last - sent <= margin then
+    return last
+  end
+  if last - sent < JUMP then
+    return sent + margin
+  end
+  local seqs = {}
+  for _, field in ipairs(redis.call('HKEYS', p .. 'q:' .. sid)) do
+    local seq = tonumber(field)
+    if seq > sent then
+      seqs[#seqs + 1] = seq
+    end
+  end
+  table.sort(seqs)
+  return seqs[margin] or last
 end
 
--- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs.
--- Returns {1 if fenced, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound, ended will or '',
+-- Registers the state that the store is in, by the id of its replication history: another one may lack the last
+-- writes of the one before. args: replication id. Returns the number of the state: it only grows.
+local function generation(keys, args)
+  local fence = keys[1] .. 'fence'
+  local f = redis.call('HMGET', fence, 'gen', 'replid')
+  if f[2] == args[1] then
+    return tonumber(f[1])
+  end
+  redis.call('HSET', fence, 'replid', args[1])
+  return redis.call('HINCRBY', fence, 'gen', 1)
+end
+
+-- Whether `member` may take a session from its owner without asking: that is dead, or was this node before.
+local function may_take(p, owner, node, inc)
+  local name, old = string.match(owner, '^(.*):(%d+)$')
+  return not name or (name == node and tonumber(old) < tonumber(inc)) or is_fenced(p, name, old)
+end
+
+-- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs,
+-- force, generation.
+-- Returns {1} if fenced; {3, owner} if another live member owns the session and it is not forced; else
+-- {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound, ended will or '',
 -- ended subscriptions}.
 local function attach(keys, args)
   local p, sid, owner = keys[1], args[1], args[4] .. ':' .. args[5]
@@ -75,6 +108,9 @@ local function attach(keys, args)
   end
   local key, will, now = p .. 's:' .. sid, p .. 'will:' .. sid, now_ms()
   local s = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo')
+  if s[3] and s[3] ~= owner and args[11] ~= '1' and not may_take(p, s[3], args[4], args[5]) then
+    return { 3, s[3] }
+  end
   local present = s[1] and args[6] == '0' and s[2] ~= '0'
   local ended_will, ended = '', {}
   if s[1] and not present then
@@ -93,25 +129,33 @@ local function attach(keys, args)
     redis.call('HSET', will, 'm', args[8], 'd', args[9])
   end
   redis.call('SADD', p .. 'own:' .. owner, sid)
+  local gen = tonumber(args[12])
   if not present then
     local birth = redis.call('HINCRBY', p .. 'fence', 'births', 1)
-    redis.call('HSET', key, 'birth', birth, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', 1,
-      'client', args[2], 'c', struct.pack(COUNTERS, birth, 0, 0, 0, 0, 0))
+    redis.call('HSET', key, 'c', struct.pack(COUNTERS, birth, 0, 0, 0, 0, 0, gen, 0), 'owner', owner, 'birth', birth,
+      'token', args[3], 'expiry', args[7], 'lo', 1, 'client', args[2])
     return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended }
   end
-  local birth, last, count, bytes, releasing, sent = struct.unpack(COUNTERS, s[4])
+  local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, s[4])
   local low = lowest(p, sid, tonumber(s[5]), last, count)
-  if s[3] then
-    -- The last owner did not say how far it came.
-    sent = math.min(last, sent + tonumber(args[10]))
+  local jumps = gen > known
+  if s[3] or jumps then
+    -- The last owner did not say how far it came, or what it said may be lost.
+    sent = perhaps_sent(p, sid, last, sent, tonumber(args[10]))
+  end
+  if jumps then
+    if low > last then
+      low = low + JUMP
+    end
+    last, known, uv = last + JUMP, gen, 0
   end
   redis.call('HSET', key, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', low, 'c',
-    struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent))
+    struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent, known, uv))
   return { 0, 1, birth, last, low, sent, redis.call('HGETALL', p .. 'sub:' .. sid),
     redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {} }
 end
 
--- As attach, for a full store: only an existing session may be taken.
+-- As attach, for a full store: only an existing session may be taken; {2} if there is none.
 local function attach_full(keys, args)
   if redis.call('EXISTS', keys[1] .. 's:' .. args[1]) == 0 then
     return { 2 }
@@ -147,7 +191,10 @@ local function detach(keys, args)
     return { 1, fired, wipe(p, sid, s[2], now) }
   end
   redis.call('HDEL', key, 'token', 'owner')
-  redis.call('HSET', key, 'expiry', expiry, 'c', sent_more(s[4], 0, tonumber(args[4])))
+  local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, s[4])
+  sent = math.max(sent, tonumber(args[4]))
+  redis.call('HSET', key, 'expiry', expiry, 'c',
+    struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent, known, uv))
   if expiry < NEVER then
     redis.call('ZADD', p .. 't', now + expiry * 1000, 'e' .. sid)
   end
@@ -202,11 +249,20 @@ local function routes_wanted(keys, args)
   return answer
 end
 
--- The routes of these filters are as wanted. args: sid, then filter, birth of the change ...
+-- The routes of these filters are as wanted. args: sid, route version of an unsubscribe or 0, then filter, birth of the
+-- change ... From here on messages that were matched at an older version than that are asked about again (-3).
 local function routes_done(keys, args)
-  local p, sid = keys[1], args[1]
+  local p, sid, version = keys[1], args[1], tonumber(args[2])
+  if version > 0 then
+    local counters = redis.call('HGET', p .. 's:' .. sid, 'c')
+    if counters then
+      local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, counters)
+      redis.call('HSET', p .. 's:' .. sid, 'c',
+        struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent, known, math.max(uv, version)))
+    end
+  end
   local rp, gone = p .. 'rp:' .. sid, {}
-  for i = 2, #args, 2 do
+  for i = 3, #args, 2 do
     if redis.call('HGET', rp, args[i]) == args[i + 1] then
       gone[#gone + 1] = args[i]
     end
@@ -218,42 +274,7 @@ local function routes_done(keys, args)
   return #gone
 end
 
--- Frees what a dead incarnation owned, at most `limit` sessions. args: node, inc, grace ms, limit, margin of sent seqs.
--- Returns how many it still owns.
-local function reap(keys, args)
-  local p, grace = keys[1], tonumber(args[3])
-  local owner, now = args[1] .. ':' .. args[2], now_ms()
-  local own = p .. 'own:' .. owner
-  if not is_fenced(p, args[1], args[2]) then
-    redis.call('HSET', p .. 'fence', 'f:' .. args[1], args[2])
-    redis.call('HDEL', p .. 'fence', 'l:' .. args[1])
-  end
-  local sids = redis.call('SRANDMEMBER', own, args[4])
-  for _, sid in ipairs(sids) do
-    local key = p .. 's:' .. sid
-    local s = redis.call('HMGET', key, 'owner', 'expiry', 'birth', 'c')
-    if s[1] == owner then
-      local expiry = tonumber(s[2])
-      local delay = redis.call('HGET', p .. 'will:' .. sid, 'd')
-      if delay then
-        local due = expiry > 0 and math.max(math.min(tonumber(delay), expiry) * 1000, grace) or grace
-        redis.call('ZADD', p .. 't', now + due, 'w' .. sid)
-      end
-      if expiry == 0 then
-        wipe(p, sid, s[3], now)
-      else
-        redis.call('HDEL', key, 'token', 'owner')
-        redis.call('HSET', key, 'c', sent_more(s[4], tonumber(args[5]), 0))
-        if expiry < NEVER then
-          redis.call('ZADD', p .. 't', now + expiry * 1000, 'e' .. sid)
-        end
-      end
-    end
-  end
-  in_chunks('SREM', own, sids)
-  return redis.call('SCARD', own)
-end
-
+redis.register_function { function_name = 'rk1_generation', callback = generation, flags = { 'allow-oom' } }
 redis.register_function('rk1_attach', attach)
 redis.register_function { function_name = 'rk1_attach_full', callback = attach_full, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_detach', callback = detach, flags = { 'allow-oom' } }
@@ -261,4 +282,3 @@ redis.register_function('rk1_subscribe', subscribe)
 redis.register_function { function_name = 'rk1_unsubscribe', callback = unsubscribe, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_routes_wanted', callback = routes_wanted, flags = { 'no-writes' } }
 redis.register_function { function_name = 'rk1_routes_done', callback = routes_done, flags = { 'allow-oom' } }
-redis.register_function { function_name = 'rk1_reap', callback = reap, flags = { 'allow-oom' } }

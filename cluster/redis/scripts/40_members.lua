@@ -1,8 +1,25 @@
--- Membership: leases in a zset, the dead that are still to be reaped in a set. Members are "<node>:<inc>".
+-- Membership, "<node>:<inc>": leases in the zset 'nodes'; the dead that are still to be reaped in the zset 'dead', with the
+-- time until which somebody is at it; in hash 'seen' the member list that each has acted on, in hash 'level' its feature
+-- level. A member list has a number, 'mver' of 'meta', which grows with each change.
 
--- args: node, layout version, partitions, lease ms.
--- Returns {'layout', found} or {'partitions', found} if the store was made for others; {'live', member, ms left} while
--- another node lives; else {'joined', inc, now, dead members ...}.
+local CLAIM_MS = 10000 -- who was told to reap a dead member is alone with it for so long
+local CLAIMS = 10 -- dead members that are handed out at once
+
+local function bury(p, member)
+  if redis.call('ZREM', p .. 'nodes', member) == 0 then
+    return false
+  end
+  redis.call('ZADD', p .. 'dead', 0, member)
+  redis.call('HDEL', p .. 'seen', member)
+  redis.call('HDEL', p .. 'level', member)
+  redis.call('HINCRBY', p .. 'meta', 'mver', 1)
+  return true
+end
+
+-- A new incarnation of a node; older ones are dead from now on.
+-- args: node, layout version, partitions, lease ms, feature level.
+-- Returns {'layout', found} or {'partitions', found} if the store was made for others; else
+-- {'joined', inc, now, number of the member list}.
 local function join(keys, args)
   local p, now = keys[1], now_ms()
   local meta = redis.call('HMGET', p .. 'meta', 'layout', 'partitions')
@@ -13,57 +30,93 @@ local function join(keys, args)
     return { 'partitions', meta[2] }
   end
   redis.call('HSET', p .. 'meta', 'layout', args[2], 'partitions', args[3])
-  local members = redis.call('ZRANGE', p .. 'nodes', 0, -1, 'WITHSCORES')
-  for i = 1, #members, 2 do
-    local left = tonumber(members[i + 1]) - now
-    if string.match(members[i], '^(.*):%d+$') ~= args[1] and left > 0 then
-      return { 'live', members[i], left }
+  for _, member in ipairs(redis.call('ZRANGE', p .. 'nodes', 0, -1)) do
+    if string.match(member, '^(.*):%d+$') == args[1] then
+      bury(p, member)
     end
   end
-  for i = 1, #members, 2 do
-    redis.call('SADD', p .. 'dead', members[i])
-  end
-  redis.call('DEL', p .. 'nodes')
   local inc = redis.call('HINCRBY', p .. 'meta', 'inc', 1)
-  redis.call('ZADD', p .. 'nodes', now + tonumber(args[4]), args[1] .. ':' .. inc)
-  local answer = { 'joined', inc, now }
-  for _, member in ipairs(redis.call('SMEMBERS', p .. 'dead')) do
-    answer[#answer + 1] = member
-  end
-  return answer
+  local member = args[1] .. ':' .. inc
+  redis.call('ZADD', p .. 'nodes', now + tonumber(args[4]), member)
+  redis.call('HSET', p .. 'level', member, args[5])
+  return { 'joined', inc, now, redis.call('HINCRBY', p .. 'meta', 'mver', 1) }
 end
 
--- Renews a lease. args: node, inc, lease ms, layout version, partitions.
--- Returns {now, 0, live members ...}; {now, 1} if this one was superseded; {now, 2, live members ...} if the store knows
--- of no incarnation so high: it lost its data, and the member is let in again.
+-- What became of a member that has no lease: 1 superseded, 2 the store does not know it, 3 buried.
+local function lost_lease(p, node, inc)
+  for _, member in ipairs(redis.call('ZRANGE', p .. 'nodes', 0, -1)) do
+    local name, other = string.match(member, '^(.*):(%d+)$')
+    if name == node and tonumber(other) > inc then
+      return 1
+    end
+  end
+  return tonumber(redis.call('HGET', p .. 'meta', 'inc') or 0) >= inc and 3 or 2
+end
+
+-- Renews a lease. args: node, inc, lease ms, layout version, partitions, number of the member list that it acted on,
+-- 1 if it may bury those whose lease is over, feature level.
+-- Returns {now, status, number of the member list, lowest feature level of the live members, {live members},
+-- {dead members that the caller shall reap}}. Status 0: renewed; 1: a newer incarnation of the node has joined;
+-- 2: renewed, since the store knows of no incarnation so high: it lost its data; 3: taken for dead.
+-- With 1 and 3 nothing else counts.
 local function beat(keys, args)
-  local p, now = keys[1], now_ms()
+  local p, now, inc = keys[1], now_ms(), tonumber(args[2])
   local nodes, member, status = p .. 'nodes', args[1] .. ':' .. args[2], 0
   if not redis.call('ZSCORE', nodes, member) then
-    if tonumber(redis.call('HGET', p .. 'meta', 'inc') or 0) >= tonumber(args[2]) then
-      return { now, 1 }
+    status = lost_lease(p, args[1], inc)
+    if status ~= 2 then
+      return { now, status, 0, 0, {}, {} }
     end
-    status = 2
-    redis.call('HSET', p .. 'meta', 'layout', args[4], 'partitions', args[5], 'inc', args[2])
+    local number = tonumber(redis.call('HGET', p .. 'meta', 'mver') or 0)
+    redis.call('HSET', p .. 'meta', 'layout', args[4], 'partitions', args[5], 'inc', args[2],
+      'mver', string.format('%.0f', math.max(number, tonumber(args[6])) + 1))
   end
   redis.call('ZADD', nodes, now + tonumber(args[3]), member)
-  return { now, status, unpack(redis.call('ZRANGEBYSCORE', nodes, now, '+inf')) }
+  redis.call('HSET', p .. 'seen', member, args[6])
+  redis.call('HSET', p .. 'level', member, args[8])
+  if args[7] == '1' then
+    for _, late in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', '(' .. now)) do
+      bury(p, late)
+    end
+  end
+  local live = redis.call('ZRANGEBYSCORE', nodes, now, '+inf')
+  local lowest_level
+  for _, level in ipairs(redis.call('HMGET', p .. 'level', unpack(live))) do
+    level = tonumber(level or 0)
+    if not lowest_level or level < lowest_level then
+      lowest_level = level
+    end
+  end
+  local dead = redis.call('ZRANGEBYSCORE', p .. 'dead', '-inf', now, 'LIMIT', 0, CLAIMS)
+  for _, each in ipairs(dead) do
+    redis.call('ZADD', p .. 'dead', now + CLAIM_MS, each)
+  end
+  return { now, status, tonumber(redis.call('HGET', p .. 'meta', 'mver') or 0), lowest_level, live, dead }
 end
 
--- Gives up a lease; what the member may still own is reaped by the next one that joins. args: member.
-local function leave(keys, args)
-  if redis.call('ZREM', keys[1] .. 'nodes', args[1]) == 1 then
-    redis.call('SADD', keys[1] .. 'dead', args[1])
+-- How many live members other than this have not acted on a member list yet. args: its number, member.
+local function unseen(keys, args)
+  local p, count = keys[1], 0
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', p .. 'nodes', now_ms(), '+inf')) do
+    if member ~= args[2] and tonumber(redis.call('HGET', p .. 'seen', member) or -1) < tonumber(args[1]) then
+      count = count + 1
+    end
   end
-  return 1
+  return count
+end
+
+-- Gives up a lease; what the member may still own is reaped by others. args: member. Returns 1 if it had one.
+local function leave(keys, args)
+  return bury(keys[1], args[1]) and 1 or 0
 end
 
 -- These dead members own nothing any more. args: members.
 local function buried(keys, args)
-  return redis.call('SREM', keys[1] .. 'dead', unpack(args))
+  return redis.call('ZREM', keys[1] .. 'dead', unpack(args))
 end
 
 redis.register_function { function_name = 'rk1_join', callback = join, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_beat', callback = beat, flags = { 'allow-oom' } }
+redis.register_function { function_name = 'rk1_unseen', callback = unseen, flags = { 'no-writes' } }
 redis.register_function { function_name = 'rk1_leave', callback = leave, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_buried', callback = buried, flags = { 'allow-oom' } }

@@ -1,8 +1,30 @@
 -- Timers: one zset per partition. Items: 'w' + sid will that a reconnect cancels, 'x' + sid + number will that goes out,
--- 'e' + sid session expiry. Sessions whose routes must be brought in line are in a zset of their own.
+-- 'e' + sid session expiry, 'd' + message id delayed message (its record is in 'dly'). Sessions whose routes must be brought in line are in a zset of their own.
+
+-- Keeps messages to be published later. args: node, inc, valid_until, number, most that a partition keeps, msgpack of a
+-- list of {message id, due ms, record}. Value: '', or 'full' if not all found room: then none was kept. One that is
+-- there stays as it is.
+local function delay(keys, args)
+  local p = keys[1]
+  local refused = refusal(p, args)
+  if refused then
+    return refused
+  end
+  local items, dly = cmsgpack.unpack(args[6]), p .. 'dly'
+  if redis.call('HLEN', dly) + #items > tonumber(args[5]) then
+    return answered(p, args, 'full')
+  end
+  for _, item in ipairs(items) do
+    if redis.call('HSETNX', dly, item[1], item[3]) == 1 then
+      redis.call('ZADD', p .. 't', item[2], 'd' .. item[1])
+    end
+  end
+  return answered(p, args, '')
+end
 
 -- Takes due items; each comes again after the lease unless it is done. args: limit.
--- Returns {item, ...}: {'x', member, record}, {'e', sid, birth, client id, lease end, subscriptions}, {'r', sid}.
+-- Returns {item, ...}: {'x', member, record}, {'d', message id, record},
+-- {'e', sid, birth, client id, lease end, subscriptions}, {'r', sid}.
 local function due(keys, args)
   local p, now = keys[1], now_ms()
   local timers, answer = p .. 't', {}
@@ -15,6 +37,7 @@ local function due(keys, args)
       answer[#answer + 1] = { 'x', fire(p, sid, record, now + LEASE_MS), record }
     end
   end
+  local bytes = 0
   for _, member in ipairs(members) do
     local kind, sid = string.sub(member, 1, 1), string.sub(member, 2, 17)
     if kind == 'w' then
@@ -26,6 +49,16 @@ local function due(keys, args)
         answer[#answer + 1] = { 'x', member, record }
       else
         redis.call('ZREM', timers, member)
+      end
+    elseif kind == 'd' then
+      local id = string.sub(member, 2)
+      local record = redis.call('HGET', p .. 'dly', id)
+      if not record then
+        redis.call('ZREM', timers, member)
+      elseif bytes < PAGE_BYTES then
+        redis.call('ZADD', timers, now + LEASE_MS, member)
+        answer[#answer + 1] = { 'd', id, record }
+        bytes = bytes + #record
       end
     else
       if redis.call('ZSCORE', timers, 'w' .. sid) then
@@ -66,12 +99,19 @@ local function expire(keys, args)
   return 1
 end
 
--- args: 'x' items that were published.
+-- Items that were published. args: 'x' items as they came, 'd' .. message id.
 local function done(keys, args)
-  redis.call('HDEL', keys[1] .. 'wx', unpack(args))
+  for _, item in ipairs(args) do
+    if string.sub(item, 1, 1) == 'd' then
+      redis.call('HDEL', keys[1] .. 'dly', string.sub(item, 2))
+    else
+      redis.call('HDEL', keys[1] .. 'wx', item)
+    end
+  end
   return redis.call('ZREM', keys[1] .. 't', unpack(args))
 end
 
+redis.register_function('rk1_delay', delay)
 redis.register_function { function_name = 'rk1_due', callback = due, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_expire', callback = expire, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_done', callback = done, flags = { 'allow-oom' } }

@@ -1,0 +1,137 @@
+-- What is added to the queues of sessions and groups.
+
+-- Gives out what was just added to groups. added: by gid {group, flat {id, body, ...}, {answer position by id}, whether
+-- nobody had to wait before, depth}.
+local function give_added(p, caller, added, answer, out)
+  for gid, each in pairs(added) do
+    local group = each.group
+    give_out(p, group, { caller = caller, added = each.first and each.list, give = function(member, id, sid, kept, body)
+      local at = member == caller and each.at[id]
+      if at then
+        answer[at], answer[at + 1] = id, sid
+      else
+        send_entry(out, p, member, gid, id, sid, kept, body, each.depth)
+      end
+    end })
+    save_group(p, group)
+  end
+end
+
+-- Adds messages. args: node, inc, valid_until, number, max messages, max bytes, max group entries, generation, route
+-- version that the oldest was matched at, then msgpack of {bodies, sessions, groups, message ids}, a session being
+-- {sid, birth, body index, prefix, message id index, ...} and a group {gid, body index, message id index}; a message id
+-- index 0 means no dedupe, -1 a QoS 0 message, which is not stored but passed to where the session is.
+-- Answer: msgpack of, per message of a session, its seq, or -1 full, -2 gone, -3 the session unsubscribed from something
+-- since that version, 0 served before or QoS 0; then three per group: entry id if the caller is to give it to a member,
+-- else ''; the sid that was chosen or ''; the depth, or -1 full, -2 no such group, 0 served before.
+-- What is for sessions or groups of other members goes into their streams of this partition, too.
+local function enqueue(keys, args)
+  local p = keys[1]
+  local refused = refusal(p, args)
+  if refused then
+    return refused
+  end
+  local call, unpack_counters, pack_counters = redis.call, struct.unpack, struct.pack
+  local max_count, max_bytes, max_group = tonumber(args[5]), tonumber(args[6]), tonumber(args[7])
+  local gen, version, caller = tonumber(args[8]), tonumber(args[9]), args[1] .. ':' .. args[2]
+  local batch = cmsgpack.unpack(args[10])
+  local bodies, sessions, groups, ids = batch[1], batch[2], batch[3], batch[4]
+  local answer, a, out = {}, 0, {}
+  for i = 1, #sessions do
+    local item = sessions[i]
+    local sid = item[1]
+    local key, queue = p .. 's:' .. sid, p .. 'q:' .. sid
+    local s = call('HMGET', key, 'c', 'owner')
+    local birth, seq, count, bytes, releasing, sent, known, uv
+    if s[1] then
+      birth, seq, count, bytes, releasing, sent, known, uv = unpack_counters(COUNTERS, s[1])
+      if gen > known then
+        seq, known, uv = seq + JUMP, gen, 0
+      end
+    end
+    if birth ~= item[2] or uv > version then
+      local reason = birth == item[2] and -3 or -2
+      for _ = 3, #item, 3 do
+        a = a + 1
+        answer[a] = reason
+      end
+    else
+      local first, fields, f = seq, {}, 0
+      local owner = s[2] ~= caller and s[2]
+      for j = 3, #item, 3 do
+        a = a + 1
+        local at = item[j + 2]
+        local id = ids[at]
+        local body = bodies[item[j]]
+        local value = item[j + 1] .. body
+        if at < 0 then
+          answer[a] = 0
+          if owner then
+            send_session(out, p, owner, sid, 0, item[j + 1], body)
+          end
+        elseif id and call('SISMEMBER', p .. 'd:' .. id, sid) == 1 then
+          answer[a] = 0
+        elseif count >= max_count or bytes + #value > max_bytes then
+          answer[a] = -1
+        else
+          seq, count, bytes = seq + 1, count + 1, bytes + #value
+          fields[f + 1], fields[f + 2] = seq, value
+          f = f + 2
+          answer[a] = seq
+          if id then
+            call('SADD', p .. 'd:' .. id, sid)
+            call('EXPIRE', p .. 'd:' .. id, SERVED_S)
+          end
+          if owner then
+            send_session(out, p, owner, sid, seq, item[j + 1], body)
+          end
+        end
+      end
+      if seq > first then
+        if f == 2 then
+          call('HSET', queue, fields[1], fields[2])
+        else
+          in_chunks('HSET', queue, fields)
+        end
+        call('HSET', key, 'c', pack_counters(COUNTERS, birth, seq, count, bytes, releasing, sent, known, uv))
+      end
+    end
+  end
+  local added, known = {}, {}
+  for i = 1, #groups do
+    local item = groups[i]
+    local gid, id, depth = item[1], ids[item[3]], -2
+    local each = known[gid]
+    if each == nil then
+      local group = load_group(p, gid)
+      each = group and { group = group, list = {}, at = {}, depth = call('XLEN', group.key),
+        first = group.orphans == 0 and waiting_of(group) == 0 } or false
+      known[gid] = each
+    end
+    if id and call('SISMEMBER', p .. 'd:' .. id, gid) == 1 then
+      depth = 0
+    elseif each and each.depth >= max_group then
+      depth = -1
+    elseif each then
+      local body = bodies[item[2]]
+      local entry = call('XADD', each.group.key, '*', 'm', '\1' .. body)
+      local n = #each.list
+      each.list[n + 1], each.list[n + 2] = entry, body
+      each.at[entry] = a + 1
+      each.depth = each.depth + 1
+      depth = each.depth
+      added[gid] = each
+      if id then
+        call('SADD', p .. 'd:' .. id, gid)
+        call('EXPIRE', p .. 'd:' .. id, SERVED_S)
+      end
+    end
+    answer[a + 1], answer[a + 2], answer[a + 3] = '', '', depth
+    a = a + 3
+  end
+  give_added(p, caller, added, answer, out)
+  send_all(out, p)
+  return answered(p, args, cmsgpack.pack(answer))
+end
+
+redis.register_function('rk1_enqueue', enqueue)
