@@ -40,6 +40,9 @@ _STATE_POLL_S: Final = 2.0
 #: Ids of entries that may be told a second time, of one group.
 _MAX_EARLY: Final = 5000
 _INFO_VALUES: Final = 3
+#: Lengths of a queue that is not there, and what the broker is told then.
+_GONE: Final = -2
+_UNKNOWN: Final = -1
 
 _log = get_logger("cluster")
 
@@ -199,10 +202,8 @@ class Groups:
     def stored(self, group_id: bytes, entry_id: bytes, depth: int) -> bool:
         """A message was stored in a group; `entry_id` if this node is to give it to a member, else b"". Returns
         whether that is new: the broker does not have it yet."""
-        if depth > self._half_full or depth == REFUSED_FULL:
-            self._note_depth(group_id, depth)
-        group = self._groups.get(group_id)
-        return bool(entry_id) and group is not None and self._is_new(group, entry_id, True)
+        self._note_depth(group_id, depth)
+        return bool(entry_id) and self._is_new(group_id, entry_id, True)
 
     def given(self, flat: Sequence[object], bodies: Sequence[bytes]) -> None:
         """Another call gave this node entries: the part of a partition stream's entry that is about groups, for each
@@ -213,8 +214,7 @@ class Groups:
         for group_id, entry_id, member, kept, number, depth in zip(*[values] * 6, strict=True):
             name = cast(bytes, group_id)
             depths[name] = cast(int, depth)
-            group = self._groups.get(name)
-            if group is None or not self._is_new(group, cast(bytes, entry_id), True):
+            if not self._is_new(name, cast(bytes, entry_id), True):
                 continue
             message = unpack_body(bodies[cast(int, number) - 1])
             entry = GroupEntry(cast(bytes, entry_id), message, cast(bytes, kept), cast(bytes, member))
@@ -240,7 +240,7 @@ class Groups:
         def answered(reply: object) -> None:
             if not isinstance(reply, list):
                 return  # the next connection, or the next jump, asks again
-            self._tell(group_id, (-1, reply), True)
+            self._tell(group_id, (_GONE, reply), True)
             if reply:
                 self._ask_held(group_id, reply[-4])
                 self._poller.wake()
@@ -275,13 +275,12 @@ class Groups:
         """Entries in an answer; `early`: perhaps also those that the stream, or another answer, will tell of."""
         depth, flat = answer
         group = self._groups.get(group_id)
-        if depth != -1:
-            self._note_depth(group_id, depth)
+        self._note_depth(group_id, depth)
         entries: list[GroupEntry] = []
         for entry_id, member, kept, record in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
-            if group is None or not self._is_new(group, entry_id, False):
+            if not self._is_new(group_id, entry_id, False):
                 continue
-            if early and len(group.early) < _MAX_EARLY:
+            if group is not None and early and len(group.early) < _MAX_EARLY:
                 group.early.add(entry_id)
             message = unpack_message(record)
             if message is None:
@@ -291,9 +290,13 @@ class Groups:
         if entries or group_id in self._over:
             self._call_events(group_id, entries, depth)
 
-    @staticmethod
-    def _is_new(group: _Group, entry_id: bytes, in_turn: bool) -> bool:
+    def _is_new(self, group_id: bytes, entry_id: bytes, in_turn: bool) -> bool:
         """Whether the broker is to be told of this entry now."""
+        group = self._groups.get(group_id)
+        if group is None:
+            # The last member left while the entry was on its way.
+            self.acknowledge(group_id, entry_id, None, again=True)
+            return False
         if in_turn and entry_id in group.early:
             group.early.discard(entry_id)
             return False
@@ -306,7 +309,7 @@ class Groups:
         if self.events is None:
             return
         try:
-            self.events.group_entries(group_id, entries, depth)
+            self.events.group_entries(group_id, entries, max(depth, _UNKNOWN))
         except Exception:
             _log.exception("cluster.callback_failed")
 
