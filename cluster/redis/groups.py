@@ -261,15 +261,20 @@ class Groups:
         )
 
     def _settled(self, batch: list[Settlement], answers: list[tuple[bytes, GroupAnswer]], repeated: bool) -> None:
+        # These answers have all that this node holds: the stream may have told of it, or is about to.
+        full: set[bytes] = {group_id for group_id, _ in answers} if repeated else set()
         for each in batch:
             group = self._groups.get(each.group_id)
-            if group is None or each.kind == KEPT:
+            if group is None:
                 continue
-            # What came back meanwhile was returned before.
-            if each.kind == ACKNOWLEDGED or group.held.get(each.entry_id):
-                group.held.pop(each.entry_id, None)
+            coming = group.held.get(each.entry_id)
+            if coming is None:
+                full.add(each.group_id)
+            elif each.kind == ACKNOWLEDGED or (each.kind == RETURNED and coming):
+                # Else it was given to this node again before this answer.
+                del group.held[each.entry_id]
         for group_id, answer in answers:
-            self._tell(group_id, answer, repeated)
+            self._tell(group_id, answer, group_id in full)
 
     def _tell(self, group_id: bytes, answer: GroupAnswer, early: bool) -> None:
         """Entries in an answer; `early`: perhaps also those that the stream, or another answer, will tell of."""

@@ -157,10 +157,12 @@ class Membership:
         it sets `superseded`, and `serve` raises."""
         sent_s = monotonic_s()
         steady_s = self._steady_since_s
-        may_bury = steady_s is not None and sent_s - steady_s >= LEASE_S
+        steady = steady_s is not None and sent_s - steady_s >= LEASE_S
+        # Not when it is executed late: the beats of others may wait behind it.
+        bury_until_ms = self.now_ms() + int(BEAT_S * 1000) if steady else 0
         reply = cast("list[object]", await call(
             "FCALL", "rk1_beat", 1, self._keys.members, self.node, self.incarnation, int(LEASE_S * 1000), LAYOUT,
-            len(self._keys.partitions), self.mver, int(may_bury), FEATURES,
+            len(self._keys.partitions), self.mver, bury_until_ms, FEATURES,
         ))  # fmt: skip
         status = reply[1]
         self.heard(cast(int, reply[0]), sent_s)

@@ -97,8 +97,8 @@ local function may_take(p, owner, node, inc)
 end
 
 -- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs,
--- force, generation.
--- Returns {1} if fenced; {3, owner} if another live member owns the session and it is not forced; else
+-- member that it may be robbed from or '', generation.
+-- Returns {1} if fenced; {3, owner} if another live member owns the session, and not that one; else
 -- {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound, ended will or '',
 -- ended subscriptions}.
 local function attach(keys, args)
@@ -108,7 +108,7 @@ local function attach(keys, args)
   end
   local key, will, now = p .. 's:' .. sid, p .. 'will:' .. sid, now_ms()
   local s = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo')
-  if s[3] and s[3] ~= owner and args[11] ~= '1' and not may_take(p, s[3], args[4], args[5]) then
+  if s[3] and s[3] ~= owner and s[3] ~= args[11] and not may_take(p, s[3], args[4], args[5]) then
     return { 3, s[3] }
   end
   local present = s[1] and args[6] == '0' and s[2] ~= '0'

@@ -54,9 +54,9 @@ local function lost_lease(p, node, inc)
 end
 
 -- Renews a lease. args: node, inc, lease ms, layout version, partitions, number of the member list that it acted on,
--- 1 if it may bury those whose lease is over, feature level.
--- Returns {now, status, number of the member list, lowest feature level of the live members, {live members},
--- {dead members that the caller shall reap}}. Status 0: renewed; 1: a newer incarnation of the node has joined;
+-- until when it may bury those whose lease is over (a beat that waited in a store that stood still may not), feature level.
+-- Returns {now, status, number of the member list, lowest feature level of the members, {members, whether their lease
+-- is over or not: until they are buried they may come back}, {dead members that the caller shall reap}}. Status 0: renewed; 1: a newer incarnation of the node has joined;
 -- 2: renewed, since the store knows of no incarnation so high: it lost its data; 3: taken for dead.
 -- With 1 and 3 nothing else counts.
 local function beat(keys, args)
@@ -74,14 +74,14 @@ local function beat(keys, args)
   redis.call('ZADD', nodes, now + tonumber(args[3]), member)
   redis.call('HSET', p .. 'seen', member, args[6])
   redis.call('HSET', p .. 'level', member, args[8])
-  if args[7] == '1' then
+  if now < tonumber(args[7]) then
     for _, late in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', '(' .. now)) do
       bury(p, late)
     end
   end
-  local live = redis.call('ZRANGEBYSCORE', nodes, now, '+inf')
+  local members = redis.call('ZRANGE', nodes, 0, -1)
   local lowest_level
-  for _, level in ipairs(redis.call('HMGET', p .. 'level', unpack(live))) do
+  for _, level in ipairs(redis.call('HMGET', p .. 'level', unpack(members))) do
     level = tonumber(level or 0)
     if not lowest_level or level < lowest_level then
       lowest_level = level
@@ -91,7 +91,7 @@ local function beat(keys, args)
   for _, each in ipairs(dead) do
     redis.call('ZADD', p .. 'dead', now + CLAIM_MS, each)
   end
-  return { now, status, tonumber(redis.call('HGET', p .. 'meta', 'mver') or 0), lowest_level, live, dead }
+  return { now, status, tonumber(redis.call('HGET', p .. 'meta', 'mver') or 0), lowest_level, members, dead }
 end
 
 -- How many live members other than this have not acted on a member list yet. args: its number, member.
