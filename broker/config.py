@@ -41,7 +41,18 @@ from broker.values import (
 )
 from cluster.api import STRATEGIES
 
-__all__ = ["DEFAULT", "SETTINGS", "Endpoint", "Loaded", "Setting", "Settings", "load"]
+__all__ = [
+    "DEFAULT",
+    "SETTINGS",
+    "Endpoint",
+    "Loaded",
+    "Setting",
+    "Settings",
+    "as_texts",
+    "from_texts",
+    "load",
+    "reloaded",
+]
 
 ENVIRONMENT_PREFIX = "ROOKERY_"
 DEFAULT = "default"
@@ -349,6 +360,29 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], toml_path: P
     settings = Settings(**values)
     _check(settings, origins)
     return Loaded(settings, origins)
+
+
+def as_texts(settings: Settings) -> dict[str, str]:
+    """All settings as text, secrets too: for another process of this broker."""
+    return {item.attribute: item.kind.show(getattr(settings, item.attribute)) for item in SETTINGS}
+
+
+def from_texts(texts: Mapping[str, str]) -> Settings:
+    """The settings that `as_texts` made text of."""
+    values: dict[str, Any] = {item.attribute: item.kind.parse(texts[item.attribute]) for item in SETTINGS}
+    return Settings(**values)
+
+
+def reloaded(settings: Settings, new: Settings) -> tuple[Settings, list[str], list[str]]:
+    """`settings` with what may change while a node runs taken from `new`; the names of what did change, and of what
+    would need a restart."""
+    changed = [item for item in SETTINGS if getattr(new, item.attribute) != getattr(settings, item.attribute)]
+    applied = {item.attribute: getattr(new, item.attribute) for item in changed if item.reload}
+    return (
+        dataclasses.replace(settings, **applied),
+        sorted(item.name for item in changed if item.reload),
+        [item.name for item in changed if not item.reload],
+    )
 
 
 def _read_file(path: Path) -> dict[str, tuple[object, str]]:

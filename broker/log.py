@@ -55,6 +55,11 @@ def configure(level: str = "info", format: str = "text", stream: TextIO | None =
     root.setLevel(level.upper())
 
 
+def bind(**fields: object) -> None:
+    """Every line of this task and those that it starts carries `fields`."""
+    structlog.contextvars.bind_contextvars(**fields)
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of a module: `_log = get_logger(__name__)`, then `_log.info("node.ready", node="a")`."""
     return structlog.stdlib.get_logger(name)

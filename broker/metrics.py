@@ -11,6 +11,8 @@ class Metrics:
     """What happened since the node started. Lists are indexed by packet type or QoS, mappings by reason."""
 
     __slots__ = (
+        "bytes_received",
+        "bytes_sent",
         "connections",
         "connects",
         "disconnects",
@@ -29,6 +31,8 @@ class Metrics:
     def __init__(self, started_at_ms: int = 0) -> None:
         self.started_at_ms = started_at_ms
         self.connections = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
         self.packets_received = [0] * len(KIND_NAMES)
         self.packets_sent = [0] * len(KIND_NAMES)
         self.messages_received = [0, 0, 0]
@@ -45,3 +49,21 @@ class Metrics:
         self.dropped: defaultdict[str, int] = defaultdict(int)
         #: packets that were refused, by reason code name
         self.packet_errors: defaultdict[str, int] = defaultdict(int)
+
+    def counters(self) -> dict[str, int | list[int] | dict[str, int]]:
+        """Copies of all that only grows, by the name of its family."""
+        return {
+            "mqtt_bytes_received": self.bytes_received,
+            "mqtt_bytes_sent": self.bytes_sent,
+            "mqtt_sessions_resumed": self.sessions_resumed,
+            "mqtt_messages_retransmitted": self.redelivered,
+            "mqtt_packets_received": list(self.packets_received),
+            "mqtt_packets_sent": list(self.packets_sent),
+            "mqtt_messages_received": list(self.messages_received),
+            "mqtt_messages_sent": list(self.messages_sent),
+            "mqtt_messages_dropped": dict(self.dropped),
+            "mqtt_connects": dict(self.connects),
+            "mqtt_disconnects": dict(self.disconnects),
+            "mqtt_connections_rejected": dict(self.rejected),
+            "mqtt_packet_errors": dict(self.packet_errors),
+        }

@@ -76,6 +76,8 @@ class Server:
         #: The connection that owns each client id here, from CONNECT until its session was let go.
         self.clients: dict[str, Connection] = {}
         self.draining = False
+        #: Nothing that is left of the connections is worth anything any more.
+        self.abandoned = False
         self._nursery: trio.Nursery
         self._ending = 0
         self._all_ended = trio.Event()
@@ -151,6 +153,10 @@ class Server:
 
     def let_go(self, connection: Connection) -> None:
         """Give the session back to the store, which tells when its will is due [MQTT-3.1.2-8]."""
+        if self.abandoned:
+            self.forget(connection)
+            connection.dispose()
+            return
         keep_will = connection.send_will and connection.has_will
         ends = connection.expiry_s == 0
         if self.draining and keep_will:
@@ -370,6 +376,12 @@ class Server:
             connection.disconnect(0x83, "the store lost its data")
         for subscriber in list(self.dispatch.subscribers.values()):
             self.drop(subscriber)
+
+    def abandon(self, reason: str) -> None:
+        """Drop all connections without a word to them or to the store."""
+        self.abandoned = self.draining = True
+        for connection in list(self.connections):
+            connection.abort(reason)
 
     # -- draining
 

@@ -483,7 +483,8 @@ class Cluster(Protocol):
         """Joins, calls `events.restore`, reports started, then keeps the lease and the timers until cancelled;
         on cancellation it gives up the lease (sessions were detached before).
 
-        Raises ClusterError with a one-line reason if the store cannot be used. `task_status` is trio's.
+        Raises ClusterError with a one-line reason if the store cannot be used, Fenced if other nodes buried this one.
+        `task_status` is trio's.
         """
 
     def health(self) -> StoreHealth:
@@ -495,6 +496,10 @@ class Cluster(Protocol):
     def alone(self) -> bool:
         """True while this is surely the only live member and a beat was answered in the last 2 s:
         messages for its own ephemeral sessions then need no store before the ack."""
+
+    def holds_lease(self) -> bool:
+        """False once this node may have been taken for dead, by a clock that also counts while it was paused. Asked at
+        the beginning of every turn: without I/O."""
 
     async def attach(self, request: AttachRequest) -> Attachment:
         """Takes ownership of the client's session, creating it if need be; another node that has it is asked to let it

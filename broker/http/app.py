@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hypercorn.config
 import hypercorn.trio
@@ -14,9 +14,7 @@ import trio
 from broker.config import Endpoint
 from broker.errors import ConfigError
 from broker.http.exposition import exposition
-
-if TYPE_CHECKING:
-    from broker.http.view import NodeView
+from broker.http.report import READY, Report, Source, ready
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -24,10 +22,10 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class HttpServer:
-    """Hypercorn on trio, one per node. Raises ConfigError if the address cannot be used."""
+    """Hypercorn on trio, one per node or per parent of workers. Raises ConfigError if the address cannot be used."""
 
-    def __init__(self, node: NodeView, endpoint: Endpoint) -> None:
-        self._node = node
+    def __init__(self, source: Source, endpoint: Endpoint) -> None:
+        self._source = source
         family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
         try:
             self._socket = socket.create_server((endpoint.host, endpoint.port), family=family, backlog=128)
@@ -54,7 +52,7 @@ class HttpServer:
                     return
         if scope["type"] != "http":
             return
-        status, kind, body = self._answer(scope["method"], scope["path"])
+        status, kind, body = await self._answer(scope["method"], scope["path"])
         headers = [
             (b"content-type", kind),
             (b"content-length", str(len(body)).encode()),
@@ -63,30 +61,23 @@ class HttpServer:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def _answer(self, method: str, path: str) -> tuple[int, bytes, bytes]:
+    async def _answer(self, method: str, path: str) -> tuple[int, bytes, bytes]:
         if path not in ("/healthz", "/readyz", "/metrics"):
             return 404, b"text/plain", b"try /healthz, /readyz or /metrics\n"
         if method not in ("GET", "HEAD"):
             return 405, b"text/plain", b"only GET\n"
+        reports = await self._source.reports()
         if path == "/metrics":
-            return 200, b"text/plain; version=0.0.4; charset=utf-8", exposition(self._node)
-        if path == "/healthz":
-            return 200, b"application/json", b'{"status": "alive"}\n'
-        health = self._node.cluster.health()
-        why = None
-        if self._node.server.draining:
-            why = "draining"
-        elif not self._node.ready:
-            why = "starting"
-        elif not health.available:
-            why = "the store cannot be reached"
-        body = {
-            "status": why or "ready",
-            "node": self._node.name,
-            "store": health.kind,
-            "store_version": health.version,
-            "durability": health.durability,
-            "store_round_trip_ms": round(health.round_trip_ms, 3),
-            "connections": self._node.metrics.connections,
-        }
-        return 503 if why else 200, b"application/json", json.dumps(body).encode() + b"\n"
+            return 200, b"text/plain; version=0.0.4; charset=utf-8", exposition(reports, self._source.ended())
+        status = ready(reports)
+        shown = _shown(self._source.name, status, reports)
+        if path == "/healthz":  # alive is whoever answers: what /readyz complains about is not mended by a restart
+            shown = {**shown, "status": "alive", "readiness": status}
+        body = json.dumps(shown).encode() + b"\n"
+        return 200 if path == "/healthz" or status == READY else 503, b"application/json", body
+
+
+def _shown(name: str, status: str, reports: list[Report]) -> dict[str, Any]:
+    if len(reports) == 1 and reports[0].node == name:
+        return reports[0].shown()
+    return {"status": status, "node": name, "workers": [report.shown() for report in reports]}

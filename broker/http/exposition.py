@@ -1,75 +1,119 @@
-"""The counters of a node in the Prometheus text format."""
+"""The counters of one or more nodes in the Prometheus text format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from broker import __version__
 from broker.codec.packets import KIND_NAMES
+from broker.http.report import Counters, Report, total
 
-if TYPE_CHECKING:
-    from broker.http.view import NodeView
+_PLAIN = {
+    "mqtt_bytes_received": "Bytes read from clients.",
+    "mqtt_bytes_sent": "Bytes written to clients.",
+    "mqtt_sessions_resumed": "Sessions taken up again.",
+    "mqtt_messages_retransmitted": "PUBLISH sent with DUP.",
+}
+_BY_INDEX: dict[str, tuple[str, str, Sequence[str]]] = {
+    "mqtt_packets_received": ("Packets received.", "type", KIND_NAMES),
+    "mqtt_packets_sent": ("Packets sent, other than PUBLISH.", "type", KIND_NAMES),
+    "mqtt_messages_received": ("PUBLISH received.", "qos", "012"),
+    "mqtt_messages_sent": ("PUBLISH sent.", "qos", "012"),
+}
+_BY_REASON = {
+    "mqtt_messages_dropped": "Messages a receiver did not get.",
+    "mqtt_connects": "CONNECT by outcome.",
+    "mqtt_disconnects": "Ended connections.",
+    "mqtt_connections_rejected": "Sockets turned away.",
+    "mqtt_packet_errors": "Packets that broke the rules.",
+}
 
 
-def exposition(node: NodeView) -> bytes:
-    """One scrape."""
+def exposition(reports: Sequence[Report], ended: Counters) -> bytes:
+    """One scrape: the sum over `reports`, and over nodes that `ended` before (a sum must not fall)."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(node))
+    registry.register(_Collector(reports, ended))
     return generate_latest(registry)
 
 
 class _Collector:
-    """Reads the plain counters when asked."""
+    """Makes families of plain numbers."""
 
-    def __init__(self, node: NodeView) -> None:
-        self._node = node
+    def __init__(self, reports: Sequence[Report], ended: Counters) -> None:
+        self._reports = reports
+        self._ended = ended
 
     def collect(self) -> Iterable[Metric]:
         """All families."""
-        metrics = self._node.metrics
-        dispatch = self._node.server.dispatch
+        reports = self._reports
         yield InfoMetricFamily("mqtt_build", "Version of the node.", value={"version": __version__})
-        yield GaugeMetricFamily("mqtt_connections", "Open connections.", value=metrics.connections)
-        yield GaugeMetricFamily(
-            "mqtt_subscriptions", "Subscriptions known to this node.", value=dispatch.subscription_count()
+        yield _gauge("mqtt_connections", "Open connections.", sum(report.connections for report in reports))
+        # Each node knows those of the others' persistent sessions too: no sum.
+        yield _gauge(
+            "mqtt_subscriptions",
+            "Subscriptions known to a node.",
+            max((report.subscriptions for report in reports), default=0),
         )
-        yield GaugeMetricFamily(
-            "mqtt_store_available", "1 while the store answers.", value=int(self._node.cluster.health().available)
+        yield _gauge(
+            "mqtt_store_available",
+            "1 while the store answers.",
+            int(all(report.available for report in reports) and bool(reports)),
         )
-        reactor = self._node.server.reactor
-        yield CounterMetricFamily("mqtt_bytes_received", "Bytes read from clients.", value=reactor.received_bytes)
-        yield CounterMetricFamily("mqtt_bytes_sent", "Bytes written to clients.", value=reactor.sent_bytes)
-        yield _by_index("mqtt_packets_received", "Packets received.", "type", KIND_NAMES, metrics.packets_received)
-        yield _by_index(
-            "mqtt_packets_sent", "Packets sent, other than PUBLISH.", "type", KIND_NAMES, metrics.packets_sent
+        yield _gauge(
+            "mqtt_cluster_members",
+            "Live nodes of the cluster, this one included.",
+            max((len(report.members) for report in reports), default=0),
         )
-        yield _by_index("mqtt_messages_received", "PUBLISH received.", "qos", "012", metrics.messages_received)
-        sent = list(metrics.messages_sent)
-        sent[0] += sum(connection.sent_qos0 for connection in self._node.server.connections)
-        yield _by_index("mqtt_messages_sent", "PUBLISH sent.", "qos", "012", sent)
-        yield CounterMetricFamily("mqtt_sessions_resumed", "Sessions taken up again.", value=metrics.sessions_resumed)
-        yield CounterMetricFamily("mqtt_messages_retransmitted", "PUBLISH sent with DUP.", value=metrics.redelivered)
-        yield _by_reason("mqtt_messages_dropped", "Messages a receiver did not get.", metrics.dropped)
-        yield _by_reason("mqtt_connects", "CONNECT by outcome.", metrics.connects)
-        yield _by_reason("mqtt_disconnects", "Ended connections.", metrics.disconnects)
-        yield _by_reason("mqtt_connections_rejected", "Sockets turned away.", metrics.rejected)
-        yield _by_reason("mqtt_packet_errors", "Packets that broke the rules.", metrics.packet_errors)
+        groups = _groups(reports)
+        yield _gauge("mqtt_shared_groups", "Shared subscriptions with connected members here.", len(groups))
+        yield _gauge(
+            "mqtt_shared_group_lag",
+            "Messages of all shared subscriptions that no member was given yet.",
+            sum(group[0] for group in groups),
+        )
+        yield _gauge(
+            "mqtt_shared_group_lag_max",
+            "The same of the shared subscription that has most.",
+            max((group[0] for group in groups), default=0),
+        )
+        yield _gauge(
+            "mqtt_shared_group_pending",
+            "Messages of all shared subscriptions that a member was given and has not acknowledged.",
+            sum(group[1] for group in groups),
+        )
+        yield _gauge(
+            "mqtt_shared_group_oldest_seconds",
+            "Age of the oldest message of any shared subscription.",
+            max((group[2] for group in groups), default=0) / 1000,
+        )
+        counters = total([self._ended, *(report.counters for report in reports)])
+        for name, text in _PLAIN.items():
+            yield CounterMetricFamily(name, text, value=counters.get(name, 0))  # type: ignore[arg-type]
+        for name, (text, label, names) in _BY_INDEX.items():
+            yield _labelled(name, text, label, zip(names, counters.get(name, ()), strict=False))  # type: ignore[arg-type]
+        for name, text in _BY_REASON.items():
+            yield _labelled(name, text, "reason", dict(counters.get(name, {})).items())  # type: ignore[arg-type]
 
 
-def _by_index(name: str, text: str, label: str, names: Iterable[str], values: Iterable[int]) -> Metric:
+def _groups(reports: Sequence[Report]) -> list[list[int]]:
+    """Each group once: nodes that share it tell the same of it, give or take a moment."""
+    found: dict[str, list[int]] = {}
+    for report in reports:
+        for name, state in report.groups.items():
+            found[name] = [max(pair) for pair in zip(found.get(name, [0, 0, 0]), state, strict=True)]
+    return list(found.values())
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _labelled(name: str, text: str, label: str, values: Iterable[tuple[str, int]]) -> Metric:
     family = CounterMetricFamily(name, text, labels=[label])
-    for key, value in zip(names, values, strict=True):
+    for key, value in values:
         if key != "RESERVED":
             family.add_metric([key], value)
-    return family
-
-
-def _by_reason(name: str, text: str, values: dict[str, int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=["reason"])
-    for key, value in values.items():
-        family.add_metric([key], value)
     return family

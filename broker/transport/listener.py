@@ -20,21 +20,40 @@ PAUSE_S = 0.5
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
+#: Connections that wait to be accepted.
+BACKLOG = 4096
+
+
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A socket that takes the address, and connections from `listen` on; with `shared` other processes of this user may
+    take the same one (SO_REUSEPORT). Raises ConfigError if it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, protocol)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind(address[:2])
+        except OSError:
+            taken.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"listen = {host}:{port}: {error.strerror or error}") from None
+    return taken
+
+
 class TcpListener:
-    """One listening socket. Raises ConfigError if the address cannot be used."""
+    """Accepts on a bound socket from `start` on. One that is not served for a while lets its clients wait."""
 
     def __init__(
-        self, host: str, port: int, reactor: Reactor, output_bound: int, accept: Callable[[TcpStream], None]
+        self, taken: socket.socket, reactor: Reactor, output_bound: int, accept: Callable[[TcpStream], None]
     ) -> None:
-        try:
-            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-                0
-            ]
-            self._socket = socket.create_server(
-                address[:2], family=family, backlog=4096, reuse_port=False, dualstack_ipv6=False
-            )
-        except OSError as error:
-            raise ConfigError(f"listen = {host}:{port}: {error.strerror or error}") from None
+        self._socket = taken
         self._socket.setblocking(False)
         self._reactor = reactor
         self._accept = accept
@@ -46,8 +65,12 @@ class TcpListener:
         self.port: int = name[1]
 
     def start(self) -> None:
-        """Begin to accept."""
-        self._reactor.register(self._socket.fileno(), self)
+        """Begin to accept. Raises ConfigError if somebody else listens there by now."""
+        try:
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"listen = {self.host}:{self.port}: {error.strerror or error}") from None
+        self._reactor.register_client(self._socket.fileno(), self)
 
     def readable(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -76,8 +99,12 @@ class TcpListener:
     def check_deadline(self, now: float) -> float:
         """Try again whether there are descriptors."""
         if self._socket.fileno() >= 0:
-            self._reactor.register(self._socket.fileno(), self)
+            self._reactor.register_client(self._socket.fileno(), self)
         return 0.0
+
+    def abort(self) -> None:
+        """Accept nobody any more, but keep the address: for the next listener on this socket."""
+        self._reactor.unregister(self._socket.fileno())
 
     def close(self) -> None:
         """Stop listening. Idempotent."""

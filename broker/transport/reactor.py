@@ -31,6 +31,9 @@ BYTES_PER_TURN = 1024 * 1024
 #: Turns that may follow each other while there is work before other tasks get their chance.
 TURNS_PER_WAKE = 8
 
+#: Pause between turns that may not serve clients.
+HOLD_S = 0.01
+
 #: Seconds between two looks at the deadlines.
 TICK_S = 0.5
 
@@ -49,6 +52,13 @@ class Resumable(Protocol):
         """Go on."""
 
 
+class Client(Readiness, Protocol):
+    """What serves the socket of a client, or the one that clients come by."""
+
+    def abort(self) -> None:
+        """Stop at once."""
+
+
 class Watched(Protocol):
     """Something with a deadline in the timer wheel."""
 
@@ -63,6 +73,7 @@ class Reactor:
         self._epoll = select.epoll()
         self._handlers: dict[int, Readiness] = {}
         self._masks: dict[int, int] = {}
+        self._clients: dict[int, Client] = {}
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._woken = False
@@ -73,6 +84,9 @@ class Reactor:
         self._log = get_logger("reactor")
         self.in_turn = False
         self._finishing = False
+        #: Asked at the beginning of a turn. True: what clients sent stays in the kernel, and nothing is sent to them.
+        self.hold: Callable[[], bool] = _never
+        self._held = False
         #: Monotonic seconds at the beginning of the turn.
         self.now = time.monotonic()
         #: Called at the end of each turn, before the sockets are flushed.
@@ -83,6 +97,11 @@ class Reactor:
         #: By all streams since the start.
         self.received_bytes = 0
         self.sent_bytes = 0
+
+    def register_client(self, fd: int, handler: Client) -> None:
+        """Watch for reading, except while `hold` says otherwise."""
+        self._clients[fd] = handler
+        self.register(fd, handler)
 
     def register(self, fd: int, handler: Readiness) -> None:
         """Watch for reading."""
@@ -107,6 +126,7 @@ class Reactor:
         """Forget the descriptor; call before closing it."""
         if self._handlers.pop(fd, None) is not None:
             del self._masks[fd]
+            self._clients.pop(fd, None)
             self._epoll.unregister(fd)
 
     def wake(self) -> None:
@@ -138,7 +158,9 @@ class Reactor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick)
             while True:
-                if self._again:
+                if self._held:
+                    await trio.sleep(HOLD_S)
+                elif self._again:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(fd)
@@ -146,23 +168,29 @@ class Reactor:
                     if not self._turn():
                         break
 
+    def drop_clients(self) -> None:
+        """Nothing is read from any client or sent to one any more."""
+        for client in list(self._clients.values()):
+            client.abort()
+
     def close(self) -> None:
-        """Frees the descriptors of the reactor itself."""
+        """Drops all clients and frees the descriptors of the reactor itself."""
+        self.drop_clients()
         self._epoll.close()
         os.close(self._wake_fd)
 
     def _turn(self) -> bool:
         """One turn; False if there was nothing to do."""
         events = self._epoll.poll(0, EVENTS_PER_TURN)
-        if not events and not self._again:
+        held = self._held = self.hold()
+        if not events and (held or not (self._again or self._dirty)):  # dirty: since the hold, which is over
             return False
         self.in_turn = True
         self.turns += 1
         self.bytes_read = 0
         self.now = time.monotonic()
-        again = self._again
-        if again:
-            self._again = []
+        if self._again and not held:
+            again, self._again = self._again, []
             for stream in again:
                 try:
                     stream.resume()
@@ -173,6 +201,8 @@ class Reactor:
             handler = handlers.get(fd)
             if self.bytes_read > BYTES_PER_TURN:
                 break  # whoever is left is ready again in the next turn
+            if held and fd in self._clients:
+                continue
             if handler is None:  # the wake-up descriptor, or closed earlier in this turn
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
@@ -187,7 +217,7 @@ class Reactor:
                 self._log.exception("reactor.handler_failed", fd=fd)
         self.received_bytes += self.bytes_read
         self._finish()
-        return True
+        return not held
 
     def _finish(self) -> None:
         """Hands the batch to the store and flushes, until nothing is left of this turn."""
@@ -197,7 +227,7 @@ class Reactor:
                 hook()
             except Exception:
                 self._log.exception("reactor.hook_failed")
-        while self._dirty:
+        while self._dirty and not self._held:
             dirty, self._dirty = self._dirty, []
             for stream in dirty:
                 try:
@@ -209,6 +239,9 @@ class Reactor:
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_S)
+            self._held = self.hold()
+            if self._held:
+                continue
             self.in_turn = True
             now = self.now = time.monotonic()
             last = int(now / TICK_S)
@@ -223,3 +256,7 @@ class Reactor:
                     if at:
                         self.watch_deadline(watched, max(at, now + TICK_S))
             self._finish()
+
+
+def _never() -> bool:
+    return False

@@ -97,7 +97,7 @@ class TcpStream:
     def start(self, protocol: StreamProtocol) -> None:
         """Begin to read; `protocol` gets what comes."""
         self.protocol = protocol
-        self._reactor.register(self.fd, self)
+        self._reactor.register_client(self.fd, self)
 
     @property
     def closed(self) -> bool:

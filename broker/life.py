@@ -1,0 +1,169 @@
+"""One life of a node: from joining the cluster to leaving it, or to being taken for dead by the others.
+
+All that a connection of this life holds (its reactor, the server, the routes, the member of the cluster) is made with
+it and ends with it, so nothing can leak into the next.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from broker.auth.api import Authenticators
+from broker.config import Settings
+from broker.errors import Fenced
+from broker.log import get_logger
+from broker.metrics import Metrics
+from broker.server import Server
+from broker.session.quotas import Quotas
+from broker.transport.listener import TcpListener
+from broker.transport.reactor import Reactor
+from cluster.api import Cluster
+
+#: How long clients are left alone after the lease ran out, before the node goes on as without its store.
+HOLD_S = 2.0
+
+_log = get_logger("node")
+
+
+def quotas_of(settings: Settings) -> Quotas:
+    """The limits that connections know."""
+    return Quotas(
+        receive_maximum=settings.receive_maximum,
+        max_inflight=settings.max_inflight,
+        topic_alias_maximum=settings.topic_alias_maximum,
+        max_packet_size=settings.max_packet_size,
+        max_packet_size_before_auth=settings.max_packet_size_before_auth,
+        max_queued_messages=settings.max_queued_messages,
+        max_queued_bytes=settings.max_queued_bytes,
+        session_expiry_max_s=settings.session_expiry_max_s,
+        session_expiry_v3_s=settings.session_expiry_v3_s,
+        max_keep_alive_s=settings.max_keep_alive_s,
+        maximum_qos=settings.max_qos,
+        retain_available=settings.retain_available,
+        wildcard_available=settings.wildcard_available,
+        shared_available=settings.shared_available,
+        subscription_ids_available=settings.subscription_ids_available,
+        max_subscriptions=settings.max_subscriptions_per_client,
+        validate_payload_format=settings.validate_payload_format,
+        response_information=settings.response_information,
+    )
+
+
+class Life:
+    """`run` it once. `cluster` has not joined before `joined` is true."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics, authenticators: Authenticators) -> None:
+        self.cluster = cluster
+        self.metrics = metrics
+        self.reactor = Reactor()
+        self.server = Server(
+            self.reactor,
+            cluster,
+            metrics,
+            quotas_of(settings),
+            authenticators,
+            connect_timeout_s=settings.connect_timeout_s,
+            stall_timeout_s=settings.stall_timeout_s,
+            output_buffer_bytes=settings.output_buffer_bytes,
+            store_grace_s=settings.store_grace_s,
+            max_connections=settings.max_connections,
+            max_group_queue=settings.max_group_queue,
+        )
+        self.joined = False
+        self._output_bound = settings.output_buffer_bytes
+        self._listeners: list[TcpListener] = []
+        #: When the lease was first seen to be over, 0.0 while it holds.
+        self._lapsed_s = 0.0
+
+    async def run(self, sockets: Sequence[socket.socket], serve: Callable[[], Awaitable[None]]) -> None:
+        """Join, accept clients on the bound `sockets` until `serve` returns, leave.
+
+        Raises (in a group) Fenced if other nodes took this one for dead, ClusterError if the store cannot be used,
+        ConfigError if an address is taken.
+        """
+        carrying = trio.CancelScope(shield=True)
+        try:
+            async with trio.open_nursery() as carrier:
+                carrier.start_soon(self._carry, carrying)
+                try:
+                    await self._live(sockets, serve)
+                finally:
+                    carrying.cancel()  # last: until here it carried the member's goodbye
+        finally:
+            self._end()
+
+    async def _live(self, sockets: Sequence[socket.socket], serve: Callable[[], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.server.run)
+            await nursery.start(self._be_member)
+            self.joined = True
+            self.reactor.hold = self._hold
+            for taken in sockets:
+                listener = TcpListener(taken, self.reactor, self._output_bound, self.server.accept)
+                listener.start()
+                self._listeners.append(listener)
+            await serve()
+            nursery.cancel_scope.cancel()
+
+    async def _carry(self, scope: trio.CancelScope) -> None:
+        self.reactor.turn_hooks.append(self.cluster.flush)
+        with scope:
+            await self.reactor.run()
+
+    async def _be_member(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await self.cluster.serve(self.server, self.reactor, task_status=task_status)
+        except Fenced:
+            self._drop_everything()
+            raise
+
+    def _drop_everything(self) -> None:
+        """At once: nobody may get anything of this life any more, and nothing of it may reach the store."""
+        self.reactor.turn_hooks.clear()
+        self.server.abandon("fenced")
+        self.reactor.drop_clients()
+
+    def close_listeners(self) -> None:
+        """Accept nobody any more. Idempotent."""
+        for listener in self._listeners:
+            listener.close()
+
+    def counted(self) -> dict[str, int]:
+        """What is not in the metrics yet: bytes, and QoS 0 messages of open connections, by the name of the family."""
+        return {
+            "mqtt_bytes_received": self.reactor.received_bytes,
+            "mqtt_bytes_sent": self.reactor.sent_bytes,
+            "mqtt_messages_sent": sum(connection.sent_qos0 for connection in self.server.connections),
+        }
+
+    def _end(self) -> None:
+        self.server.abandon("stopped")
+        self.reactor.close()
+        self.metrics.bytes_received += self.reactor.received_bytes
+        self.metrics.bytes_sent += self.reactor.sent_bytes
+        self.reactor.received_bytes = self.reactor.sent_bytes = 0
+
+    def _hold(self) -> bool:
+        """Whether clients have to wait: this node may have been taken for dead while it was paused, and not know it.
+
+        A beat's answer decides it. Should none come, the node goes on as it does without its store.
+        """
+        if self.cluster.holds_lease():
+            if self._lapsed_s:
+                self._lapsed_s = 0.0
+                self.server.dispatch.suspend(False)
+            return False
+        if self.server.dispatch.suspended:
+            return False
+        now = time.monotonic()
+        if not self._lapsed_s:
+            self._lapsed_s = now
+            _log.warning("node.lease_over")
+        if now - self._lapsed_s < HOLD_S:
+            return True
+        self.server.dispatch.suspend(True)
+        return False

@@ -1,0 +1,61 @@
+"""What every process of the broker does the same way: its end, its limits, the file that says it is ready."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from broker.errors import BrokerError, ConfigError
+
+OK = 0
+FAILED = 1
+MISCONFIGURED = 2
+
+
+def run_to_the_end(serve: Callable[[], Awaitable[int]]) -> int:
+    """Run `serve` and return the exit status: what it returns, or the one for its error, told in one line on standard
+    error. What is no error of the broker or of the system is a defect, and raised."""
+    try:
+        return trio.run(serve)
+    except BaseExceptionGroup as group:
+        error = next(causes(group))
+        if isinstance(error, KeyboardInterrupt):
+            return OK
+        if not isinstance(error, BrokerError | OSError):
+            raise
+    except (BrokerError, OSError) as single:
+        error = single
+    sys.stderr.write(f"rookery: {error}\n")
+    return MISCONFIGURED if isinstance(error, ConfigError) else FAILED
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group of groups; the error itself if it is none."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from causes(each)
+    else:
+        yield error
+
+
+def raise_file_limit() -> None:
+    """As many descriptors as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def authority(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def write_ready(path: Path, content: dict[str, object]) -> None:
+    """Whoever waits for the file finds all of it."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(path)

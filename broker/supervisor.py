@@ -1,0 +1,223 @@
+"""The parent of several workers: it holds the embedded store, the ports and HTTP, and keeps the workers running.
+
+Each worker is a node (`broker.worker`) that listens on the same ports (SO_REUSEPORT): the system spreads connections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+import trio
+
+from broker import __version__
+from broker.auth.users import UserFile
+from broker.config import Endpoint, Settings, reloaded
+from broker.errors import ConfigError
+from broker.http.app import HttpServer
+from broker.http.report import JOINING, READY, RESTARTING, STARTING, Counters, Report, total
+from broker.log import configure, get_logger
+from broker.process import FAILED, OK, authority, raise_file_limit, write_ready
+from broker.stores import Address, open_store
+from broker.transport.listener import bind
+from broker.workers import WorkerProcess
+
+#: Pauses before a worker that ended is started again; the shortest again after one that ran for so long.
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 10.0
+SETTLED_S = 30.0
+
+#: How long after the end of its drain a worker may take before it is killed.
+STOP_S = 15.0
+
+
+class Supervisor:
+    """`settings.workers` nodes, called `<node_name>-1` and so on."""
+
+    def __init__(self, settings: Settings, reload: Callable[[], Settings] | None = None) -> None:
+        self.settings = settings
+        self.log = get_logger("supervisor")
+        self._reload = reload
+        self._reserved: list[socket.socket] = []
+        self._listen: tuple[Endpoint, ...] = ()
+        self._address: Address | None = None
+        self._workers = [WorkerProcess(f"{settings.node_name}-{number + 1}") for number in range(settings.workers)]
+        self._ended: Counters = {}
+        self._was_ready = False
+        self._status = OK
+        self._stops = 0
+        self._stopping = trio.Event()
+        self._starting = trio.CancelScope()
+
+    @property
+    def name(self) -> str:
+        """What the names of the workers begin with."""
+        return self.settings.node_name
+
+    async def serve(self) -> int:
+        """Start everything, keep it running until told to stop; returns the exit status."""
+        settings = self.settings
+        raise_file_limit()
+        if settings.scram_file is not None:
+            UserFile(settings.scram_file)
+        self._reserve()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._obey_signals)
+            http = None
+            if settings.http is not None:
+                http = HttpServer(self, settings.http)
+                await nursery.start(http.serve)
+            async with trio.open_nursery() as store_nursery:
+                with self._starting:
+                    self._address = await open_store(settings, store_nursery)
+                if not self._stopping.is_set():
+                    await self._keep_all(http)
+                store_nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+        self.log.info("supervisor.stopped")
+        return self._status
+
+    def _reserve(self) -> None:
+        """Take the ports without listening: they stay the same whatever becomes of the workers."""
+        for endpoint in self.settings.listen:
+            if endpoint.port:  # shared ports would let other brokers in silently
+                bind(endpoint.host, endpoint.port).close()
+            self._reserved.append(bind(endpoint.host, endpoint.port, shared=True))
+        addresses = [taken.getsockname() for taken in self._reserved]
+        self._listen = tuple(Endpoint("tcp", address[0], address[1]) for address in addresses)
+
+    # -- the workers
+
+    async def _keep_all(self, http: HttpServer | None) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce, http)
+            nursery.start_soon(self._bound_stop)
+            async with trio.open_nursery() as keeping:
+                for worker in self._workers:
+                    keeping.start_soon(self._keep, worker)
+            nursery.cancel_scope.cancel()
+
+    async def _keep(self, worker: WorkerProcess) -> None:
+        """One process after the other, until told to stop."""
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            since = trio.current_time()
+            status = await worker.live(self._settings_of(worker))
+            if worker.last is not None:
+                self._ended = total([self._ended, worker.last.counters])
+            if self._stopping.is_set():
+                return
+            if status > 0 and not self._was_ready:  # it told why; later ones are tried again for ever
+                self._status = status
+                self._stop()
+                return
+            if trio.current_time() - since > SETTLED_S:
+                pause_s = FIRST_PAUSE_S
+            how = f"signal {-status}" if status < 0 else f"status {status}"
+            self.log.error("worker.ended", worker=worker.name, how=how, again_in_s=pause_s)
+            with trio.move_on_after(pause_s):
+                await self._stopping.wait()
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
+
+    def _settings_of(self, worker: WorkerProcess) -> Settings:
+        settings = dataclasses.replace(
+            self.settings,
+            config=None,
+            node_name=worker.name,
+            workers=1,
+            ready_file=None,
+            listen=self._listen,
+            http=None,
+            partitions=self.settings.partition_count,
+        )
+        if settings.store == "embedded" and self._address is not None:
+            settings = dataclasses.replace(settings, store=str(self._address))
+        return settings
+
+    async def _announce(self, http: HttpServer | None) -> None:
+        """Once all are ready."""
+        for worker in self._workers:
+            while worker.last is None or worker.last.status != READY:
+                await worker.changed()
+        self._was_ready = True
+        urls = [f"tcp://{authority(endpoint.host, endpoint.port)}" for endpoint in self._listen]
+        self.log.info("supervisor.ready", version=__version__, workers=len(self._workers))
+        for url in urls:
+            self.log.info("listener.ready", url=url)
+        at = http.authority if http is not None else None
+        if at is not None:
+            self.log.info("http.ready", url=f"http://{at}")
+        if self.settings.ready_file is not None:
+            write_ready(self.settings.ready_file, {"listeners": urls, "http": at, "pid": os.getpid()})
+
+    # -- stopping
+
+    async def _obey_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._take_settings()
+                    continue
+                self.log.info("supervisor.stopping", signal=signal.Signals(number).name)
+                if self._stops > 1:
+                    for worker in self._workers:
+                        worker.kill()
+                    os._exit(FAILED)
+                self._stop()
+
+    def _stop(self) -> None:
+        """The first time the workers drain, the second time they hurry."""
+        self._stops += 1
+        self._stopping.set()
+        self._starting.cancel()
+        for worker in self._workers:
+            worker.stop()
+
+    async def _bound_stop(self) -> None:
+        await self._stopping.wait()
+        await trio.sleep(self.settings.drain_delay_s + self.settings.drain_timeout_s + STOP_S)
+        for worker in self._workers:
+            if worker.pid:
+                self.log.error("worker.killed", worker=worker.name, pid=worker.pid)
+                worker.kill()
+
+    def _take_settings(self) -> None:
+        """Read the settings again; each worker is given what may change, and reads the users."""
+        try:
+            new = self._reload() if self._reload is not None else self.settings
+        except ConfigError as error:
+            self.log.warning("supervisor.not_reloaded", error=str(error))
+            return
+        self.settings, _, needs_restart = reloaded(self.settings, new)
+        configure(self.settings.log_level, self.settings.log_format)
+        for worker in self._workers:
+            worker.configure(self._settings_of(worker))
+        if needs_restart:
+            self.log.warning("supervisor.restart_needed", settings=needs_restart)
+
+    # -- what it tells
+
+    async def reports(self) -> list[Report]:
+        """Of each worker. One that was restarted and does not listen yet is in nobody's way."""
+        found: dict[str, Report] = {}
+
+        async def ask(worker: WorkerProcess) -> None:
+            found[worker.name] = await worker.report()
+
+        async with trio.open_nursery() as nursery:
+            for worker in self._workers:
+                nursery.start_soon(ask, worker)
+        reports = [found[worker.name] for worker in self._workers]
+        if self._was_ready:
+            for report in reports:
+                if report.status in (STARTING, JOINING):
+                    report.status = RESTARTING
+        return reports
+
+    def ended(self) -> Counters:
+        """Of processes that are gone, as of their last report."""
+        return self._ended

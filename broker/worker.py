@@ -1,0 +1,86 @@
+"""One of several nodes on one machine: `python -m broker.worker NAME FD`, started by `broker.supervisor`.
+
+Its settings come through the inherited socket FD, its reports leave through it; when the parent is gone, it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from broker.channel import Channel
+from broker.config import Settings, from_texts
+from broker.log import bind, configure, get_logger
+from broker.node import Node
+from broker.process import FAILED, OK, run_to_the_end
+
+#: How long a worker without a parent may take to end.
+ORPHAN_S = 10.0
+
+_log = get_logger("worker")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until the parent says otherwise or is gone; returns the exit status."""
+    name, descriptor = arguments
+    bind(node=name)
+    end = socket.socket(fileno=int(descriptor))
+    end.set_inheritable(False)
+    return run_to_the_end(Worker(end).serve)
+
+
+class Worker:
+    """The child's side."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._settings: Settings
+        self._node: Node
+        self._channel: Channel
+
+    async def serve(self) -> int:
+        """As `Node.serve`."""
+        channel = self._channel = Channel(self._end)
+        first = await channel.receive()
+        if first is None:
+            return OK
+        self._take(first)
+        self._node = Node(self._settings, self._latest, shared_ports=True, changed=self._tell)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.run)
+            nursery.start_soon(self._listen)
+            status = await self._node.serve()
+            nursery.cancel_scope.cancel()
+        return status
+
+    def _latest(self) -> Settings:
+        return self._settings
+
+    def _take(self, message: dict[str, Any]) -> None:
+        self._settings = from_texts(message["settings"])
+        configure(self._settings.log_level, self._settings.log_format)
+
+    def _tell(self, asked: int = 0) -> None:
+        self._channel.send({"asked": asked, "report": self._node.report().packed()})
+
+    async def _listen(self) -> None:
+        while (message := await self._channel.receive()) is not None:
+            if "settings" in message:
+                self._take(message)
+                self._node.obey(signal.SIGHUP)
+            else:
+                self._tell(message["asked"])
+        _log.error("worker.orphaned")
+        self._node.stop_at_once()
+        await trio.sleep(ORPHAN_S)
+        os._exit(FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,119 @@
+"""A worker process as its parent sees it: started, asked, told, and seen to end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+
+import trio
+
+from broker.channel import Channel
+from broker.config import Settings, as_texts
+from broker.http.report import SILENT, STARTING, Report
+
+#: How long /metrics and the like wait for a worker.
+ANSWER_S = 1.0
+
+
+class WorkerProcess:
+    """One place among the workers; processes come and go in it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        #: The last thing that the present process said; None before it has said anything.
+        self.last: Report | None = None
+        self._process: trio.Process | None = None
+        self._channel: Channel | None = None
+        self._stopped = False
+        self._asked = 0
+        self._answered = 0
+        self._news = trio.Event()
+
+    @property
+    def pid(self) -> int:
+        """Of the present process, or 0."""
+        return self._process.pid if self._process is not None else 0
+
+    async def live(self, settings: Settings) -> int:
+        """Start the process and wait for its end; returns its status (negative: the signal that killed it)."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "broker.worker", self.name, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                process_group=0,  # Ctrl-C is for the parent, which passes it on
+            )
+        self.last = None
+        self._process = process
+        if self._stopped:  # while it was being started
+            process.send_signal(signal.SIGTERM)
+        self._channel = channel = Channel(ours)
+        self._asked = self._answered = 0
+        channel.send({"settings": as_texts(settings)})
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(channel.run)
+                nursery.start_soon(self._listen, channel)
+                status = await process.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+            channel.close()
+            self._process = self._channel = None
+            self._tell()
+        return status
+
+    async def _listen(self, channel: Channel) -> None:
+        while (message := await channel.receive()) is not None:
+            self.last = Report(**message["report"])
+            self._answered = max(self._answered, message["asked"])
+            self._tell()
+
+    def _tell(self) -> None:
+        news, self._news = self._news, trio.Event()
+        news.set()
+
+    async def changed(self) -> None:
+        """Returns when there is a new report, or the process has ended."""
+        await self._news.wait()
+
+    def stop(self) -> None:
+        """Have it drain; called again, have it hurry."""
+        self._stopped = True
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    def configure(self, settings: Settings) -> None:
+        """Give new settings to the present process."""
+        if self._channel is not None:
+            self._channel.send({"settings": as_texts(settings)})
+
+    async def report(self) -> Report:
+        """How it is now; without counters if there is no process, or none that answers in time."""
+        channel = self._channel
+        if channel is None:
+            return Report(self.name, STARTING)
+        self._asked += 1
+        asked = self._asked
+        channel.send({"asked": asked})
+        with trio.move_on_after(ANSWER_S):
+            while self._answered < asked and self._channel is channel:
+                await self.changed()
+        if self._channel is not channel or self.last is None:
+            return Report(self.name, STARTING, pid=self.pid)
+        if self._answered < asked:
+            self.last.status = SILENT
+        return self.last
