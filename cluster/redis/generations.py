@@ -20,10 +20,13 @@ class Generations:
         self.numbers = [0] * len(keys.partitions)
         self._keys = keys
 
-    async def register(self, call: Call) -> None:
-        """On each new connection, before anything else. Raises StoreUnavailable."""
+    async def register(self, call: Call, serves: Callable[[bytes], bool] | None = None) -> None:
+        """On each new connection, before anything else; `serves` tells which prefixes live on that server (all).
+        Raises StoreUnavailable."""
         replid = await _replication_id(call)
         for position, prefix in enumerate(self._keys.partitions):
+            if serves is not None and not serves(prefix):
+                continue
             number = await call("FCALL", "rk1_generation", 1, prefix, replid)
             self.numbers[position] = max(self.numbers[position], cast(int, number))
 

@@ -13,11 +13,12 @@ import trio
 
 from broker.log import get_logger
 from cluster.keys import SIGNALS, Keys
-from cluster.redis.link import RedisLink
+from cluster.redis.deployment import make_push_link
 
 if TYPE_CHECKING:
     from cluster.api import Poller
-    from cluster.redis.address import StoreAddress
+    from cluster.redis.address import Deployment
+    from cluster.redis.link import RedisLink
     from cluster.redis.membership import Membership
 
 _BEAT, _KICK, _FREED = range(3)
@@ -46,30 +47,37 @@ def freed(number: int) -> bytes:
 class Signals:
     """Listens for this node, on a connection of its own; to be served when the node has joined."""
 
-    def __init__(self, address: StoreAddress, poller: Poller, keys: Keys, member: Membership) -> None:
+    def __init__(self, address: Deployment, poller: Poller, keys: Keys, member: Membership) -> None:
         #: client id, asker, its number
         self.on_kick: Callable[[str, bytes, int], None] = lambda *_: None
         self.on_freed: Callable[[int], None] = lambda _: None
+        self._address = address
+        self._poller = poller
         self._keys = keys
         self._member = member
-        self._link = RedisLink(address, poller, on_up=self._up, on_push=self._push, name="rookery-signals")
+        self._link: RedisLink | None = None
 
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Stays connected until `close`; has started when it listens. Raises what `RedisLink.connect` does."""
+        own = channel(self._keys, self._member.member)
+
+        async def listen(link: RedisLink) -> None:
+            link.subscribe("SSUBSCRIBE", [own])
+            # Answered in order: this says that the subscription is in force.
+            await link.setup_call("PING")
+
+        self._link = make_push_link(self._address, self._poller, own, on_push=self._push, on_up=listen)
         await self._link.keep_connected(task_status)
 
     def flush(self) -> None:
         """The end of a turn."""
-        self._link.flush()
+        if self._link is not None:
+            self._link.flush()
 
     def close(self) -> None:
         """Ends the connection. Final."""
-        self._link.close()
-
-    async def _up(self, *_: object) -> None:
-        self._link.subscribe("SSUBSCRIBE", [channel(self._keys, self._member.member)])
-        # Answered in order: this says that the subscription is in force.
-        await self._link.setup_call("PING")
+        if self._link is not None:
+            self._link.close()
 
     def _push(self, push: list[object]) -> None:
         if push[0] != b"smessage":
