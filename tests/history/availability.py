@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
+from itertools import pairwise
 from math import inf
 
 from tests.history import events as ev
@@ -37,7 +38,9 @@ def nothing_acked(
                     f"while it had no store since {begin:.3f}"
                 )
         elif event.kind == ev.CONNACK and event.code == 0 and sent[(event.connection, ev.CONNECT)] > begin:
-            problems.append(f"{event.node} accepted {event.client} at {event.at:.3f}, without a store since {begin:.3f}")
+            problems.append(
+                f"{event.node} accepted {event.client} at {event.at:.3f}, without a store since {begin:.3f}"
+            )
     return problems
 
 
@@ -63,7 +66,7 @@ def recovery_times(timeline: Timeline, at: float) -> dict[str, float]:
 def longest_gap(timeline: Timeline, client: str) -> float:
     """The longest time in which a client got no message, in seconds."""
     times = [event.at for event in timeline.history.of(ev.DELIVER) if event.client == client]
-    return max((after - before for before, after in zip(times, times[1:], strict=False)), default=0.0)
+    return max((after - before for before, after in pairwise(times)), default=0.0)
 
 
 def disconnections(timeline: Timeline, restarted: Collection[str]) -> list[str]:
@@ -82,5 +85,7 @@ def disconnections(timeline: Timeline, restarted: Collection[str]) -> list[str]:
 def counted(accepted: int, received: int, refused: float) -> list[str]:
     """G15: what was accepted from publishers and did not come was counted by the nodes, each once."""
     if accepted - received != refused:
-        return [f"{accepted} accepted, {received} received: {accepted - received} are missing, {refused:g} were counted"]
+        return [
+            f"{accepted} accepted, {received} received: {accepted - received} are missing, {refused:g} were counted"
+        ]
     return []

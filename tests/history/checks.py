@@ -103,7 +103,8 @@ def order(timeline: Timeline) -> list[str]:
                     continue
                 if index < last:
                     problems.append(f"order: {session} got {payload} before {before}, which was sent earlier")
-                last, before = index, payload
+                else:
+                    last, before = index, payload
     return problems
 
 
@@ -169,7 +170,9 @@ def one_owner(timeline: Timeline, ends: bool = True) -> list[str]:
                 and publication.acked
                 and set(publication.connections) == {connection.number}
             ):
-                problems.append(f"two owners: {event.payload} was acked on connection {connection.number} after it ended")
+                problems.append(
+                    f"two owners: {event.payload} was acked on connection {connection.number} after it ended"
+                )
         if ends and connection.closed_at == inf:
             problems.append(f"two owners: connection {connection.number} of {connection.client} was never closed")
         if connection.disconnected not in (-1, 0x8E, 0x89, 0x8B, 0x8D):

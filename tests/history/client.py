@@ -239,13 +239,16 @@ class RecordedClient:
         self._answer = None
         link.write(self._connect_packet(link))
         nursery.start_soon(link.serve)
-        while self._answer is None and not (link.closed.is_set() or link.given_up or self._away or self._stopped):
+        while self._waits_for_answer(link):
             self._wake = trio.Event()
             await self._wake.wait()
-        if self._answer is None or self._answer.reason_code:
+        if self.link is not link:
             link.reset()
             return None
         return link
+
+    def _waits_for_answer(self, link: Link) -> bool:
+        return self._answer is None and not (link.closed.is_set() or link.given_up or self._away or self._stopped)
 
     def _connect_packet(self, link: Link) -> Connect:
         profile = self.profile
@@ -261,7 +264,9 @@ class RecordedClient:
             if profile.version == V5:
                 will_properties = Properties()
                 will_properties.will_delay_interval = profile.will.delay_s
-            will = Will(profile.will.topic, will_payload.encode(), profile.will.qos, profile.will.retain, will_properties)
+            will = Will(
+                profile.will.topic, will_payload.encode(), profile.will.qos, profile.will.retain, will_properties
+            )
         clean_start = profile.clean_start or not profile.expiry_s
         expiry_s = profile.expiry_s if profile.version == V5 else (V3_EXPIRY_S if profile.expiry_s else 0)
         self._note(
@@ -363,9 +368,7 @@ class RecordedClient:
 
     def _send(self, link: Link, outgoing: Outgoing, packet_id: int, dup: bool) -> None:
         qos, retain, payload, topic = outgoing.qos, outgoing.retain, outgoing.payload, outgoing.topic
-        self._note(
-            ev.PUBLISH, link, packet_id=packet_id, payload=payload, topic=topic, qos=qos, dup=dup, retain=retain
-        )
+        self._note(ev.PUBLISH, link, packet_id=packet_id, payload=payload, topic=topic, qos=qos, dup=dup, retain=retain)
         link.write(Publish(topic, payload.encode(), qos, retain, dup, packet_id))
 
     def _ask(self, topic_filter: str) -> None:

@@ -28,9 +28,7 @@ def groups(timeline: Timeline, exactly: bool = False) -> list[str]:
     return problems
 
 
-def _group(
-    timeline: Timeline, name: str, pairs: list[tuple[Session, Subscription]], exactly: bool
-) -> Iterable[str]:
+def _group(timeline: Timeline, name: str, pairs: list[tuple[Session, Subscription]], exactly: bool) -> Iterable[str]:
     plain = pairs[0][1].plain
     granted = min(subscription.qos for _, subscription in pairs)
     times = _existence(pairs)
@@ -66,7 +64,11 @@ def _group(
             for session in who:
                 if session.persistent and copies[(id(session), publication.payload)] > 1:
                     yield f"group {name}: QoS 2 message {publication.payload} came again to {session}"
-        elif exactly and publication.sends == 1 and (len(who) > 1 or sum(copies[id(s), publication.payload] for s in who) > 1):
+        elif (
+            exactly
+            and publication.sends == 1
+            and (len(who) > 1 or sum(copies[id(s), publication.payload] for s in who) > 1)
+        ):
             yield f"group {name}: {publication.payload} came more than once, to {who}"
         if not publication.acked or not _lasted(times, publication):
             continue

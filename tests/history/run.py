@@ -86,9 +86,7 @@ class Run:
             return
         raise AssertionError(f"{what}: not within {limit_s:g} s")
 
-    async def drain(
-        self, limit_s: float = DRAIN_S, also: Callable[[Timeline], list[str]] | None = None
-    ) -> Timeline:
+    async def drain(self, limit_s: float = DRAIN_S, also: Callable[[Timeline], list[str]] | None = None) -> Timeline:
         """Wait until all that was published is acknowledged and all that was acknowledged has come; else just end.
 
         The checkers tell what is missing then. `also` is one more that has to pass.
@@ -118,9 +116,7 @@ class Run:
         """What a new subscriber on each live node gets, by reader; waits until each has as many topics as asked."""
         wanted = set(topics)
         readers = {
-            f"reader-{node}": self.client(
-                f"reader-{node}", node, Profile(subscriptions=((topic_filter, 1),))
-            )
+            f"reader-{node}": self.client(f"reader-{node}", node, Profile(subscriptions=((topic_filter, 1),)))
             for node in self.targets.live
         }
         with trio.move_on_after(DRAIN_S):

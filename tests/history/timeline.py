@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
+from typing import ClassVar
 
 from tests.history import events as ev
 from tests.history.events import Event, History, split_delay, split_share, topic_matches
@@ -259,7 +260,7 @@ class Timeline:
                 return subscription if subscription.gone == inf else None
         return None
 
-    _HANDLERS = {
+    _HANDLERS: ClassVar[Mapping[str, Callable[[Timeline, Event], None]]] = {
         ev.CONNECT: _connect,
         ev.CONNACK: _connack,
         ev.BYE: _left,

@@ -107,7 +107,9 @@ class Workload:
             nursery.start_soon(self._publish, publisher, RETAINED, 1, mix.retained_rate, True)
         if mix.delayed_rate:
             publisher = self._client("pub-later", expiry_s=HOUR_S)
-            nursery.start_soon(self._publish, publisher, ("$delayed/2/later/a", "$delayed/3/later/b"), 2, mix.delayed_rate)
+            nursery.start_soon(
+                self._publish, publisher, ("$delayed/2/later/a", "$delayed/3/later/b"), 2, mix.delayed_rate
+            )
         if mix.churn:
             nursery.start_soon(self._churn)
         if mix.wills:

@@ -166,7 +166,7 @@ class _Proxy:
 
     def run(self) -> None:
         orders = sys.stdin
-        print(self.port, flush=True)
+        _say(str(self.port))
         last = time.monotonic()
         while True:
             wanted = self._wanted()
@@ -176,7 +176,7 @@ class _Proxy:
                 selector.register(self._listener, selectors.EVENT_READ)
             for each, events in wanted.items():
                 selector.register(each, events)
-            ready = {key.fileobj: events for key, events in selector.select(self._next_s())}
+            ready: dict[object, int] = {key.fileobj: events for key, events in selector.select(self._next_s())}
             selector.close()
             now = time.monotonic()
             if orders in ready:
@@ -184,7 +184,7 @@ class _Proxy:
                 if not line:
                     return
                 self.order(line.split())
-                print("ok", flush=True)
+                _say("ok")
                 continue  # what was ready may be gone
             if self._listener is not None and self._listener in ready:
                 self._accept()
@@ -262,6 +262,11 @@ class _Proxy:
         if way.ended and not way.waiting and not way.shut:
             way.shut = True
             way.sink.shutdown(socket.SHUT_WR)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _reset_socket(each: socket.socket) -> None:
