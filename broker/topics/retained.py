@@ -69,6 +69,10 @@ class RetainedIndex:
     def __contains__(self, topic: str) -> bool:
         return topic in self._stamps
 
+    def __iter__(self) -> Iterator[str]:
+        """All names, in no order; the set may change meanwhile."""
+        return iter(list(self._stamps))
+
     def touch(self, topic: str) -> None:
         """Advance `clock` and make it the stamp of the topic, if the topic is in the set."""
         self.clock += 1

@@ -7,17 +7,20 @@ leave no gap and no doubt about what follows (GUARANTEES section 4, rule 5), and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import hiredis
 
 from broker.errors import ClusterError, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from cluster.redis.membership import Membership
-from cluster.redis.pipeline import Part, Pipeline
+from cluster.redis.pipeline import Part
 from cluster.redis.replies import error_from
 
-_OK, _GAP, _LATE, _FENCED, _FREE = range(5)
+if TYPE_CHECKING:
+    from cluster.redis.links import Link
+
+_OK, _GAP, _LATE, _FENCED, _FREE, _BUSY = range(6)
 
 _log = get_logger("cluster")
 
@@ -32,10 +35,13 @@ class Outbox:
         self.later: list[Lane] = []
 
     def pump(self) -> None:
-        """Sends what is due. To be called only while there is a connection and a lease."""
+        """Sends what is due, where the store can be reached. To be called only while there is a lease."""
         lanes, self.due = self.due, []
         for lane in lanes:
-            lane.pump()
+            if lane.reachable():
+                lane.pump()
+            else:
+                self.due.append(lane)
 
     def retry(self) -> None:
         """What was put off is due again."""
@@ -50,7 +56,7 @@ class Lane:
 
     __slots__ = ("_call", "_link", "_member", "_number", "_outbox", "_uncertain", "dirty", "prefix", "sent", "waits")
 
-    def __init__(self, prefix: bytes, link: Pipeline, member: Membership, outbox: Outbox) -> None:
+    def __init__(self, prefix: bytes, link: Link, member: Membership, outbox: Outbox) -> None:
         self.prefix = prefix
         self._link = link
         self._member = member
@@ -65,6 +71,10 @@ class Lane:
         self._uncertain = False
         #: In the outbox for later.
         self.waits = False
+
+    def reachable(self) -> bool:
+        """Whether the part of the store that this lane leads to can be reached."""
+        return self._link.up_for(self.prefix)
 
     def put_off(self) -> None:
         """There is something to send, but the store said not now: with the next beat, or when more comes."""
@@ -87,6 +97,8 @@ class Lane:
             self._call = self.build()
             if self._call is None:
                 return
+        else:
+            self._call = self.renewed(self._call)
         name, *arguments = self._call
         self._send(cast(bytes, name), arguments, self._answered)
 
@@ -107,6 +119,7 @@ class Lane:
                 *arguments,
             ),
             then,
+            durable=True,
         )
 
     def _answered(self, reply: object) -> None:
@@ -127,8 +140,12 @@ class Lane:
                 self._number = int(value)
             elif status == _LATE:
                 self._member.heard(int(value))
+            elif status == _BUSY:
+                self._uncertain = False
+                self.busy()
+                return
             else:
-                self._member.superseded = True
+                self._member.fenced()
             self.touch()
             return
         if isinstance(reply, StoreUnavailable):
@@ -170,6 +187,14 @@ class Lane:
     def build(self) -> tuple[Part, ...] | None:
         """The function's name and its arguments from the fifth on; None if there is nothing to do."""
         raise NotImplementedError
+
+    def renewed(self, call: tuple[Part, ...]) -> tuple[Part, ...]:
+        """The call that was built last, before it is sent once more."""
+        return call
+
+    def busy(self) -> None:
+        """The call that was built last found its receiver's stream full, and left nothing behind."""
+        self.put_off()
 
     def done(self, value: bytes) -> None:
         """The call that was built last was executed, just now or before."""

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Protocol
 
-from broker.errors import ClusterError
-from cluster.api import GroupTarget, Publication, Target
+from broker.errors import ClusterError, StoreFull
+from cluster.api import REFUSED_GONE, GroupEntry, GroupTarget, Publication, Target
 from cluster.policy import MAX_CALL_BYTES, MAX_CALL_SESSIONS, ClusterLimits
-from cluster.records import pack_arguments, queue_prefix, unpack_answer
+from cluster.records import FORMAT, pack_arguments, queue_prefix, unpack_answer
 from cluster.redis.lanes import Lane, Outbox
 from cluster.redis.membership import Membership
-from cluster.redis.pipeline import Part, Pipeline
+from cluster.redis.pipeline import Part
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from cluster.redis.links import Link
 
 #: What a target costs in a call besides the body.
 _TARGET_BYTES = 64
+_RECORD_HEAD = bytes((FORMAT,))
+#: Instead of a message id's place: QoS 0, nothing is stored.
+_UNSTORED = -1
+#: Instead of a seq: the session unsubscribed from something since the message was matched.
+_STALE = -3
+#: Where the arguments of `rk1_enqueue` have the store generation.
+_GENERATION = 4
 
 
 class Item:
-    """A publication with the number of answers that it waits for."""
+    """A publication with the number of answers that it waits for.
 
-    __slots__ = ("body", "finished", "publication", "waiting")
+    `checked`: one of them is the version of the route table. `size` counts against what may wait for the store."""
+
+    __slots__ = ("body", "checked", "finished", "publication", "size", "waiting")
 
     def __init__(self, publication: Publication, body: bytes, finished: Callable[[Item], None]) -> None:
         self.publication = publication
         self.body = body
         self.waiting = 0
         self.finished = finished
+        self.checked = False
+        self.size = 0
 
     def answered(self) -> None:
         """One part was answered; the last one ends the publication."""
@@ -38,37 +50,87 @@ class Item:
             self.finished(self)
 
 
-class PartitionLane(Lane):
-    """Messages for the sessions and groups of one partition."""
+#: A message for a session, with the version of the route table that it was matched with.
+Pair = tuple[Item, Target, int]
 
-    __slots__ = ("_arguments", "_group_pairs", "_pairs", "groups", "pending")
+
+class Stores(Protocol):
+    """What a lane of a partition has to do with the rest of the node."""
+
+    def generation(self, partition: int) -> int:
+        """The number of the store's generation there."""
+
+    def stale(self, then: Callable[[int], None]) -> None:
+        """Calls `then` with the version that is adopted, once that is one read after this call."""
+
+    def group_stored(self, group_id: bytes, entry_id: bytes, depth: int) -> bool:
+        """A message came into a group's queue, or (`depth` <= 0) did not; `entry_id` if it is for a member here.
+        False if this node has got that entry already."""
+
+
+class PartitionLane(Lane):
+    """Messages for the sessions and groups of one partition, and delayed ones."""
+
+    __slots__ = (
+        "_arguments",
+        "_delayed",
+        "_group_pairs",
+        "_held",
+        "_max_delayed",
+        "_pairs",
+        "_partition",
+        "_stores",
+        "delays",
+        "groups",
+        "pending",
+    )
 
     def __init__(
-        self, prefix: bytes, link: Pipeline, member: Membership, outbox: Outbox, limits: ClusterLimits
+        self,
+        partition: int,
+        prefix: bytes,
+        link: Link,
+        member: Membership,
+        outbox: Outbox,
+        limits: ClusterLimits,
+        stores: Stores,
     ) -> None:
         super().__init__(prefix, link, member, outbox)
-        self.pending: deque[tuple[Item, Target]] = deque()
+        self.pending: deque[Pair] = deque()
         self.groups: deque[tuple[Item, GroupTarget]] = deque()
-        self._pairs: list[tuple[Item, Target]] = []
+        #: Messages to be kept, and when (store time in ms) they are due.
+        self.delays: deque[tuple[Item, int]] = deque()
+        self._pairs: list[Pair] = []
         self._group_pairs: list[tuple[Item, GroupTarget]] = []
+        self._delayed: list[tuple[Item, int]] = []
+        #: Nothing more goes out before what is stale was looked at.
+        self._held = False
+        self._partition = partition
+        self._stores = stores
         self._arguments = (limits.max_queued_messages, limits.max_queued_bytes, limits.max_group_queue)
+        self._max_delayed = limits.max_delayed
 
     def has_more(self) -> bool:
         """See `Lane`."""
-        return bool(self.pending) or bool(self.groups)
+        return not self._held and bool(self.pending or self.groups or self.delays)
 
     def build(self) -> tuple[Part, ...] | None:
         """See `Lane`. Bodies go once, sessions with all their messages, both bounded."""
+        if self._held:
+            return None
+        if self.delays:
+            return self._build_delays()
         bodies: list[bytes] = []
         ids: list[bytes] = []
         sessions: dict[bytes, list[object]] = {}
-        order: dict[bytes, list[tuple[Item, Target]]] = {}
+        order: dict[bytes, list[Pair]] = {}
         size = body_index = id_index = 0
         last: Item | None = None
         pending = self.pending
+        oldest = pending[0][2] if pending else 0
         while pending and size < MAX_CALL_BYTES:
             pair = pending[0]
-            item, target = pair
+            item, target, version = pair
             session = sessions.get(target.session_id)
             if session is None:
                 if len(sessions) == MAX_CALL_SESSIONS:
@@ -80,12 +142,18 @@ class PartitionLane(Lane):
             else:
                 order[target.session_id].append(pair)
             pending.popleft()
+            if version < oldest:
+                oldest = version
             if item is not last:
                 last = item
                 bodies.append(item.body)
                 body_index = len(bodies)
                 id_index = self._index_of_id(item, ids)
-            session += (body_index, queue_prefix(target.qos, target.retain, target.subscription_ids), id_index)
+            session += (
+                body_index,
+                queue_prefix(target.qos, target.retain, target.subscription_ids),
+                id_index if target.qos else _UNSTORED,
+            )
             size += len(item.body) + _TARGET_BYTES
         groups: list[tuple[bytes, int, int]] = []
         while self.groups and size < MAX_CALL_BYTES and len(groups) < MAX_CALL_SESSIONS:
@@ -98,7 +166,29 @@ class PartitionLane(Lane):
             return None
         for pairs in order.values():
             self._pairs += pairs
-        return (b"rk1_enqueue", *self._arguments, pack_arguments((bodies, list(sessions.values()), groups, ids)))
+        return (
+            b"rk1_enqueue",
+            *self._arguments,
+            self._stores.generation(self._partition),
+            oldest,
+            pack_arguments((bodies, list(sessions.values()), groups, ids)),
+        )
+
+    def _build_delays(self) -> tuple[Part, ...]:
+        batch: list[tuple[bytes, int, bytes]] = []
+        size = 0
+        while self.delays and size < MAX_CALL_BYTES and len(batch) < MAX_CALL_SESSIONS:
+            item, due_ms = self.delays.popleft()
+            self._delayed.append((item, due_ms))
+            batch.append((item.publication.message.message_id, due_ms, _RECORD_HEAD + item.body))
+            size += len(item.body) + _TARGET_BYTES
+        return (b"rk1_delay", self._max_delayed, pack_arguments(batch))
+
+    def renewed(self, call: tuple[Part, ...]) -> tuple[Part, ...]:
+        """See `Lane`. The store may be another than the one it was built for."""
+        if call[0] != b"rk1_enqueue":
+            return call
+        return (*call[:_GENERATION], self._stores.generation(self._partition), *call[_GENERATION + 1 :])
 
     def _index_of_id(self, item: Item, ids: list[bytes]) -> int:
         """The place of the message id among those to remember; 0 for none."""
@@ -109,16 +199,61 @@ class PartitionLane(Lane):
 
     def done(self, value: bytes) -> None:
         """See `Lane`."""
+        if self._delayed:
+            self._delays_kept(value)
+            return
         answers = unpack_answer(value)
         pairs, self._pairs = self._pairs, []
         groups, self._group_pairs = self._group_pairs, []
-        for (item, target), seq in zip(pairs, answers, strict=False):
+        stale: list[Pair] = []
+        for pair, seq in zip(pairs, answers, strict=False):
+            item, target, _ = pair
+            if seq == _STALE:
+                stale.append(pair)
+                continue
             target.seq = seq  # type: ignore[assignment]
             item.waiting -= 1
             if item.waiting == 0:
                 item.finished(item)
-        for (item, group), entry_id in zip(groups, answers[len(pairs) :], strict=True):
-            group.entry_id = entry_id  # type: ignore[assignment]
+        if groups:
+            self._groups_stored(groups, answers[len(pairs) :])
+        if stale:
+            self.pending.extendleft(reversed(stale))
+            self._held = True
+            count = len(stale)
+            self._stores.stale(lambda version: self._look_again(count, version))
+
+    def _groups_stored(self, groups: list[tuple[Item, GroupTarget]], answers: Sequence[int | bytes]) -> None:
+        at = 0
+        for item, group in groups:
+            entry_id, member, depth = answers[at : at + 3]
+            at += 3
+            group.depth = depth  # type: ignore[assignment]
+            if self._stores.group_stored(group.group_id, entry_id, depth) and entry_id:  # type: ignore[arg-type]
+                group.entry = GroupEntry(entry_id, item.publication.message, b"", member)  # type: ignore[arg-type]
+            item.answered()
+
+    def _look_again(self, count: int, version: int) -> None:
+        """The newest routes are known: what its session still wants goes out before all else."""
+        self._held = False
+        fresh: list[Pair] = []
+        for _ in range(count):
+            if not self.pending:  # a full store may have refused some
+                break
+            item, target, _ = self.pending.popleft()
+            if item.publication.wants(target):
+                fresh.append((item, target, version))
+            else:
+                target.seq = REFUSED_GONE
+                item.answered()
+        self.pending.extendleft(reversed(fresh))
+        self.touch()
+
+    def _delays_kept(self, value: bytes) -> None:
+        delayed, self._delayed = self._delayed, []
+        for item, _ in delayed:
+            if value:
+                item.publication.error = StoreFull("too many delayed messages")
             item.answered()
 
     def failed(self, error: ClusterError, full: bool) -> bool:
@@ -126,28 +261,32 @@ class PartitionLane(Lane):
         overtakes what is refused, and what waits is alone in the lane until more comes."""
         pairs, self._pairs = self._pairs, []
         groups, self._group_pairs = self._group_pairs, []
+        delayed, self._delayed = self._delayed, []
         refused: list[Item] = []
+        unstored: list[Item] = []
         if full:
-            pairs += self.pending
-            groups += self.groups
-            self.pending = deque(_patient(pairs, refused))
-            self.groups = deque(_patient(groups, refused))
+            for pair in (*pairs, *self.pending):
+                if not pair[1].qos:
+                    unstored.append(pair[0])
+            self.pending = deque(pair for pair in (*pairs, *self.pending) if pair[1].qos and _waits(pair[0], refused))
+            self.groups = deque(pair for pair in (*groups, *self.groups) if _waits(pair[0], refused))
+            self.delays = deque(pair for pair in (*delayed, *self.delays) if _waits(pair[0], refused))
         else:
-            refused += [item for item, _ in pairs]
+            refused += [pair[0] for pair in pairs]
             refused += [item for item, _ in groups]
+            refused += [item for item, _ in delayed]
         waiting = full and self.has_more()
+        for item in unstored:
+            item.answered()
         for item in refused:
             item.publication.error = error
             item.answered()
         return waiting
 
 
-def _patient(pairs: Sequence[tuple[Item, T]], refused: list[Item]) -> list[tuple[Item, T]]:
-    """Those that wait for room, in their order; the others go to `refused`."""
-    waiting: list[tuple[Item, T]] = []
-    for pair in pairs:
-        if pair[0].publication.patient:
-            waiting.append(pair)
-        else:
-            refused.append(pair[0])
-    return waiting
+def _waits(item: Item, refused: list[Item]) -> bool:
+    """Whether it waits for room; else it goes to `refused`."""
+    if item.publication.patient:
+        return True
+    refused.append(item)
+    return False

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+import trio
 
 from broker.errors import ClusterError
 from broker.log import get_logger
 from broker.message import Message
+from broker.topics.names import has_wildcard
 from broker.topics.retained import RetainedIndex
 from cluster.api import Poller
-from cluster.keys import RETAINED, Keys, shard_of
+from cluster.keys import RETAINED, RETAINED_LOG, RETAINED_VERSION, Keys, shard_of
 from cluster.policy import MAX_CALL_BYTES, MAX_CALL_SESSIONS
-from cluster.records import FORMAT, unpack_message
+from cluster.records import FORMAT, unpack_answer, unpack_message
 from cluster.redis.calls import gather
 from cluster.redis.lanes import Lane, Outbox
-from cluster.redis.link import RedisLink
 from cluster.redis.membership import Membership
-from cluster.redis.pipeline import Part, Pipeline
+from cluster.redis.pipeline import Part
 from cluster.redis.publish import Item
 from cluster.redis.requests import result
+from cluster.redis.versions import Versions
+
+if TYPE_CHECKING:
+    from cluster.redis.links import Link
 
 _SCAN_COUNT = 500
+_LOG_COUNT = 1000
+_CATCH_UP_S = 1.0
 _RECORD_HEAD = bytes((FORMAT,))
 
 _log = get_logger("cluster")
@@ -33,7 +41,7 @@ class RetainedLane(Lane):
 
     __slots__ = ("_items", "_retained", "pending")
 
-    def __init__(self, prefix: bytes, link: Pipeline, member: Membership, outbox: Outbox, retained: Retained) -> None:
+    def __init__(self, prefix: bytes, link: Link, member: Membership, outbox: Outbox, retained: Retained) -> None:
         super().__init__(prefix, link, member, outbox)
         self.pending: deque[Item] = deque()
         self._items: list[Item] = []
@@ -100,14 +108,21 @@ class RetainedLane(Lane):
 class Retained:
     """The retained set: `index` knows a topic from `publish` on, until its removal was answered."""
 
-    def __init__(self, keys: Keys, link: RedisLink, poller: Poller, member: Membership, outbox: Outbox) -> None:
+    def __init__(
+        self, keys: Keys, link: Link, poller: Poller, member: Membership, outbox: Outbox, versions: Versions
+    ) -> None:
         self.index = RetainedIndex()
         self._link = link
+        self._member = member
+        self._versions = versions
         self._poller = poller
         self._prefixes = keys.retained
         self._lanes = [RetainedLane(prefix, link, member, outbox, self) for prefix in keys.retained]
         #: Topics whose latest publication is not answered yet.
         self._latest: dict[bytes, Item] = {}
+        #: Up to which change of its names the index knows each shard.
+        self._cursors = [0] * len(keys.retained)
+        self._catching_up = trio.Lock()
 
     def add(self, item: Item) -> None:
         """A publication with `retain`."""
@@ -125,6 +140,8 @@ class Retained:
     def answered(self, item: Item) -> None:
         """The store has written or refused it."""
         message = item.publication.message
+        if item.checked:
+            self._versions.read(item)
         if self._latest.get(message.topic) is not item:
             return
         del self._latest[message.topic]
@@ -134,21 +151,106 @@ class Retained:
     def forget(self) -> None:
         """The store is empty; what is on its way to it is not."""
         self.index = RetainedIndex()
+        self._cursors = [0] * len(self._cursors)
         for topic, item in self._latest.items():
             if item.publication.message.payload:
                 self.index.add(topic.decode())
 
     async def load(self) -> None:
-        """Fills the mirror from the store."""
-        for prefix in self._prefixes:
-            cursor: object = b"0"
-            while True:
-                reply = await self._link.call("HSCAN", prefix + RETAINED, cast(bytes, cursor), "COUNT", _SCAN_COUNT)
-                cursor, fields = cast("list[object]", reply)
-                for topic in cast("list[bytes]", fields)[::2]:
-                    self.index.add(topic.decode())
-                if cursor == b"0":
-                    break
+        """Fills the mirror from the store. Raises ClusterError."""
+        versions = await self._read_versions()
+        for shard, version in enumerate(versions):
+            await self._load_shard(shard, version)
+
+    async def _read_versions(self) -> list[int]:
+        replies = await gather(
+            self._link, self._poller, [("GET", prefix + RETAINED_VERSION) for prefix in self._prefixes]
+        )
+        return [int(cast("bytes | None", result(reply)) or 0) for reply in replies]
+
+    async def _load_shard(self, shard: int, version: int) -> None:
+        """The names of one shard, as of this version or later."""
+        before = {topic for topic in self.index if shard_of(topic.encode()) == shard}
+        stamps = {topic: self.index.stamp_of(topic) for topic in before}
+        cursor: object = b"0"
+        while True:
+            reply = await self._link.call(
+                "HSCAN", self._prefixes[shard] + RETAINED, cast(bytes, cursor), "COUNT", _SCAN_COUNT
+            )
+            cursor, fields = cast("list[object]", reply)
+            for name in cast("list[bytes]", fields)[::2]:
+                topic = name.decode()
+                before.discard(topic)
+                if name not in self._latest:
+                    self.index.add(topic)
+            if cursor == b"0":
+                break
+        for topic in before:
+            self._forget(topic, stamps[topic])
+        self._cursors[shard] = version
+
+    async def catch_up(self, topic_filters: Sequence[str]) -> None:
+        """When it returns, the mirror knows all that matches and was stored before. Raises ClusterError."""
+        if self._member.alone():
+            return
+        exact = [each.encode() for each in topic_filters if not has_wildcard(each)]
+        if len(exact) < len(topic_filters):
+            await self._catch_up()
+            return
+        replies = await gather(
+            self._link,
+            self._poller,
+            [("HEXISTS", self._prefixes[shard_of(topic)] + RETAINED, topic) for topic in exact],
+        )
+        for topic, reply in zip(exact, replies, strict=True):
+            if result(reply) and topic not in self._latest:
+                self.index.add(topic.decode())
+
+    async def _catch_up(self) -> None:
+        # Whoever comes while another is at it has to look for itself: what it must see may be younger.
+        async with self._catching_up:
+            versions = await self._read_versions()
+            alone = self._member.alone()
+            for shard, version in enumerate(versions):
+                if alone:
+                    self._cursors[shard] = version  # nobody else changed anything
+                elif version < self._cursors[shard]:
+                    await self._load_shard(shard, version)  # another history of the store
+                elif version > self._cursors[shard]:
+                    await self._read_log(shard, version)
+
+    async def _read_log(self, shard: int, version: int) -> None:
+        while self._cursors[shard] < version:
+            cursor, clock = self._cursors[shard], self.index.clock
+            reply = await self._link.call(
+                "XRANGE", self._prefixes[shard] + RETAINED_LOG, b"(0-%d" % cursor, "+", "COUNT", _LOG_COUNT
+            )
+            entries = cast("list[tuple[bytes, list[bytes]]]", reply)
+            if not entries or int(entries[0][0][2:]) != cursor + 1:
+                await self._load_shard(shard, version)
+                return
+            for entry_id, fields in entries:
+                values = unpack_answer(fields[1])
+                for present, name in zip(values[::2], values[1::2], strict=True):
+                    if name in self._latest:
+                        continue  # what is on its way from here comes later
+                    topic = cast(bytes, name).decode()
+                    if present:
+                        self.index.add(topic)
+                    elif self.index.stamp_of(topic) <= clock:
+                        self.index.discard(topic)
+                self._cursors[shard] = int(entry_id[2:])
+
+    async def serve(self) -> None:
+        """Keeps the mirror from falling far behind; until cancelled."""
+        while True:
+            await trio.sleep(_CATCH_UP_S)
+            if not self._link.up:
+                continue
+            try:
+                await self._catch_up()
+            except ClusterError as error:
+                _log.warning("cluster.retained_delayed", reason=str(error)[:200])
 
     async def values(self, topics: Sequence[str], now_ms: int) -> list[Message | None]:
         """See `Cluster.retained_values`. What is not written yet counts as written."""
