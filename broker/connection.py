@@ -31,7 +31,7 @@ from broker.log import get_logger
 from broker.message import Message
 from broker.output import Output
 from broker.reasons import reason_name
-from broker.routes import Subscriber
+from broker.routes import Route, Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
 from broker.session.machine import CLOSED, NEW, OPEN, ConnectionMachine
 from broker.session.negotiation import Agreement
@@ -84,6 +84,7 @@ class Connection(Output):
         "inbound",
         "keep_alive_s",
         "last_received",
+        "lost",
         "machine",
         "opened_at",
         "ref",
@@ -102,6 +103,8 @@ class Connection(Output):
         self.ref: SessionRef | None = None
         self.subscriber: Subscriber | None = None
         self.inbound: Inbound | None = None
+        #: Another connection owns the session: nothing that is done here counts for it any more.
+        self.lost = False
         self.expiry_s = 0
         self.keep_alive_s = 0
         self.bridge = False
@@ -232,7 +235,9 @@ class Connection(Output):
                             and (body < end and data[body] == 0 if family == 5 else body <= end)
                         ):
                             direct += 1
-                            dispatch.forward_verbatim(route.live0, topic, data[at:end], family, body - at)
+                            frame = data[at:end]
+                            if dispatch.forward_verbatim(route.live0, topic, frame, family, body - at) or route.nodes:
+                                self._forward_on(route, topic, frame, family, body - at)
                         else:
                             self._publish(head, data, start, end)
                     else:
@@ -317,6 +322,10 @@ class Connection(Output):
         assert inbound is not None
         inbound.publish(head, data[start + 2 : body], data, body, end)
 
+    def _forward_on(self, route: Route, topic: bytes, frame: bytes, family: int, body_at: int) -> None:
+        assert self.ref is not None
+        self._server.dispatch.forward_on(route, topic, frame, family, body_at, self.ref.session_id)
+
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         session = self.session
         inbound = self.inbound
@@ -383,6 +392,10 @@ class Connection(Output):
 
     def group_done(self, entry: GroupDelivery) -> None:
         self._server.group_done(entry)
+
+    def missing(self) -> None:
+        if self.session is not None:
+            self._server.watch_gap(self.session)
 
     def dropped(self, message: Message, reason: str) -> None:
         self.metrics.dropped[reason] += 1

@@ -1,4 +1,4 @@
-"""Who gets a message: the node's table of subscriptions, and the way of one message through it.
+"""The way of one message through the node.
 
 Everything here is synchronous and happens within a turn of the reactor. What must be safe before it is
 acknowledged goes to the cluster as a `Publication`; its answer comes back in a later turn.
@@ -6,54 +6,92 @@ acknowledged goes to the cluster as a `Publication`; its answer comes back in a 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 from broker.codec.packets import V5
-from broker.errors import MalformedPacket
-from broker.groups import Group, GroupMember
+from broker.errors import PeerError
+from broker.extensions import delayed
 from broker.message import Message
 from broker.metrics import Metrics
-from broker.routes import AckSlot, Entry, Route, Subscriber, Subscription, merge
+from broker.routes import AckSlot, Entry, Route, Subscriber
 from broker.session.encoding import Encoding
-from broker.topics.cache import MatchCache
-from broker.topics.names import check_topic_name, is_shared, split_shared
-from broker.topics.trie import TopicTrie
-from cluster.api import REFUSED_GONE, Cluster, GroupTarget, Publication, StoredSubscription, Target, shared_group_id
-
-#: Topics whose routes are remembered.
-ROUTE_CACHE_SIZE = 65536
+from broker.table import Table, round_robin
+from cluster.api import REFUSED_FULL, REFUSED_GONE, Cluster, Extension, GroupTarget, NodeTarget, Publication, Target
 
 
 class Delivery(Publication):
-    """A message that had to be stored, with what happens afterwards."""
+    """A message that had to be stored, with what happens afterwards.
 
-    __slots__ = ("_dispatch", "encoding", "entries", "route_groups", "slot")
+    `entries` and `route_groups` are what `targets` and `groups` were made of, in the same order."""
+
+    __slots__ = ("_dispatch", "_route", "encoding", "entries", "route_groups", "slot")
 
     def __init__(
         self,
         dispatch: Dispatch,
         message: Message,
         encoding: Encoding,
+        route: Route,
         targets: Sequence[Target],
         entries: Sequence[Entry],
-        groups: Sequence[GroupTarget],
-        route_groups: Sequence[Group],
-        retain: bool,
         deduplicate: bool,
         slot: AckSlot | None,
     ) -> None:
-        super().__init__(message, targets, groups, retain, deduplicate)
+        groups = [GroupTarget(group.group_id) for group in route.groups] if route.groups else ()
+        super().__init__(message, targets, groups, message.retain, deduplicate, route.nodes)
         self._dispatch = dispatch
+        self._route = route
         self.encoding = encoding
         self.entries = entries
-        self.route_groups = route_groups
+        self.route_groups = route.groups
         self.slot = slot
 
     @property
     def patient(self) -> bool:
         """As the publisher is."""
         return self.slot is not None and self.slot.patient
+
+    def rematch(self) -> Extension | None:
+        """Add who was not known when it was matched. Ephemeral sessions of this node were: it is their node."""
+        route = self._dispatch.route(self.message.topic)
+        if route is self._route:
+            return None
+        self._route = route
+        message = self.message
+        known = {(target.session_id, target.birth) for target in self.targets if target.qos}
+        targets: list[Target] = []
+        entries: list[Entry] = []
+        for item in route.entries:
+            entry = item.without_own(message.publisher)
+            if entry is None or not entry.subscriber.persistent:
+                continue
+            subscriber = entry.subscriber
+            granted = min(entry.qos, message.qos)
+            if granted and (subscriber.session_id, subscriber.birth) not in known:
+                targets.append(make_target(entry, granted, message))
+                entries.append(entry)
+        groups = {group.group_id for group in self.groups}
+        new_groups = [group for group in route.groups if group.group_id not in groups]
+        group_targets = [GroupTarget(group.group_id) for group in new_groups]
+        nodes = {node.node for node in self.nodes}
+        new_nodes = [node for node in route.nodes if node.node not in nodes]
+        if not targets and not new_groups and not new_nodes:
+            return None
+        self.targets = [*self.targets, *targets]
+        self.entries = [*self.entries, *entries]
+        self.groups = [*self.groups, *group_targets]
+        self.route_groups = [*self.route_groups, *new_groups]
+        self.nodes = [*self.nodes, *new_nodes]
+        return Extension(targets, group_targets, new_nodes)
+
+    def wants(self, target: Target) -> bool:
+        """Whether the session has a subscription that matches."""
+        for item in self._dispatch.route(self.message.topic).entries:
+            subscriber = item.subscriber
+            if subscriber.session_id == target.session_id and subscriber.birth == target.birth:
+                return item.without_own(self.message.publisher) is not None
+        return False
 
     def stored(self) -> None:
         """Acknowledge, and send what was stored to the sessions and members that are here."""
@@ -63,7 +101,7 @@ class Delivery(Publication):
                 slot.settle(self.error)
             return
         message = self.message
-        if message.expiry_s >= 0 and self.targets:
+        if message.expiry_s >= 0 and (self.targets or self.groups):
             self.encoding = Encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
         for target, entry in zip(self.targets, self.entries, strict=True):
             seq = target.seq
@@ -74,135 +112,50 @@ class Delivery(Publication):
                 else:
                     entry.subscriber.stored_seq = seq
             elif seq < 0:
-                self._dispatch.metrics.dropped["queue_full" if seq == -1 else "session_gone"] += 1
+                self._dispatch.metrics.dropped["queue_full" if seq == REFUSED_FULL else "session_gone"] += 1
                 if seq == REFUSED_GONE and entry.subscriber.connection is not None:
                     entry.subscriber.connection.session_gone()
-            elif session is not None and session.persistent:
+            elif target.qos and session is not None and session.persistent:
                 session.look()  # stored before, by a publication whose answer was lost
         for group_target, group in zip(self.groups, self.route_groups, strict=True):
-            if group_target.entry_id:
-                group.offer(group_target.entry_id, message, self.encoding)
-                if slot is not None and group.hold(slot):
-                    slot = None
-            elif not self.deduplicate:
-                self._dispatch.metrics.dropped["group_queue_full"] += 1
+            depth = group_target.depth
+            if depth > 0:
+                group.holding.depth = depth
+            elif depth < 0:
+                reason = "group_queue_full" if depth == REFUSED_FULL else "group_gone"
+                self._dispatch.metrics.dropped[reason] += 1
+            if group_target.entry is not None:
+                group.offer(group_target.entry, self.encoding)
+            if depth > 0 and slot is not None and group.hold(slot):
+                slot = None
         if slot is not None:
             slot.settle(None)
 
 
-class _Forgetful(MatchCache[Route]):
-    """A cache that keeps nothing, so that no message takes the direct way."""
-
-    __slots__ = ()
-
-    def put(self, key: bytes, value: Route) -> None:
-        """Keeps nothing."""
+def make_target(entry: Entry, granted: int, message: Message) -> Target:
+    """What the store shall keep for a session."""
+    subscriber = entry.subscriber
+    retain = message.retain and entry.retain_as_published
+    return Target(subscriber.session_id, subscriber.birth, granted, retain, entry.subscription_ids)
 
 
-class Dispatch:
-    """The subscriptions this node knows, and delivery."""
+class Dispatch(Table):
+    """Delivery, to those here and by the cluster to all others."""
 
     def __init__(
-        self, cluster: Cluster, metrics: Metrics, new_message_id: Callable[[], bytes], max_group_queue: int = 10_000
+        self,
+        cluster: Cluster,
+        metrics: Metrics,
+        new_message_id: Callable[[], bytes],
+        max_group_queue: int = 10_000,
+        strategy_of: Callable[[str], str] = round_robin,
+        delayed_available: bool = True,
     ) -> None:
-        self.cluster = cluster
-        #: Publishers wait for their acknowledgements while a group with members has more than this.
-        self.group_high_water = max_group_queue // 2
-        self.metrics = metrics
+        super().__init__(cluster, metrics, max_group_queue, strategy_of, delayed_available)
         self.new_message_id = new_message_id
         self._own_ids = new_message_id()[:8]
-        self.subscribers: dict[bytes, Subscriber] = {}
-        self.groups: dict[bytes, Group] = {}
-        self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
-        self._trie: TopicTrie[bytes, Subscription | Group] = TopicTrie()
         #: Topics whose retained messages are about to be sent, with the sets of whoever wants to know of newer ones.
         self._in_hand: dict[bytes, list[set[bytes]]] = {}
-        #: Starts a task of the node; set before the first client.
-        self.spawn: Callable[[Callable[[], Awaitable[None]]], None]
-
-    # -- subscriptions
-
-    def subscription_count(self) -> int:
-        """Subscriptions, members of shared ones included."""
-        return sum(len(subscriber.subscriptions) for subscriber in self.subscribers.values())
-
-    def add(self, subscriber: Subscriber, stored: StoredSubscription) -> bool:
-        """Add or replace a subscription; True if the filter is new for this session."""
-        topic_filter = stored.topic_filter
-        is_new = topic_filter not in subscriber.subscriptions
-        subscription = Subscription(subscriber, stored.options, stored.subscription_identifier)
-        subscriber.subscriptions[topic_filter] = subscription
-        self.subscribers[subscriber.session_id] = subscriber
-        share_name, plain = split_shared(topic_filter)
-        if share_name:
-            gid = shared_group_id(topic_filter)
-            group = self.groups.get(gid)
-            if group is None:
-                group = self.groups[gid] = Group(gid, self, share_name, plain)
-                self._trie.set(plain, gid, group)
-                self.routes.invalidate(plain)
-            group.join(GroupMember(subscriber, subscription))
-        else:
-            self._trie.set(plain, subscriber.session_id, subscription)
-            self.routes.invalidate(plain)
-        return is_new
-
-    def remove(self, subscriber: Subscriber, topic_filter: str) -> Group | None:
-        """Remove a subscription if it exists; returns the shared group that lost its last member, if so."""
-        if subscriber.subscriptions.pop(topic_filter, None) is None:
-            return None
-        if not subscriber.subscriptions:
-            self.subscribers.pop(subscriber.session_id, None)
-        share_name, plain = split_shared(topic_filter)
-        if not share_name:
-            self._trie.discard(plain, subscriber.session_id)
-            self.routes.invalidate(plain)
-            return None
-        gid = shared_group_id(topic_filter)
-        group = self.groups[gid]
-        group.part(subscriber)
-        if group.members:
-            return None
-        del self.groups[gid]
-        self._trie.discard(plain, gid)
-        self.routes.invalidate(plain)
-        return group
-
-    def drop(self, subscriber: Subscriber) -> list[Group]:
-        """Remove all subscriptions of a session that ended; returns the groups that lost their last member."""
-        emptied = [self.remove(subscriber, topic_filter) for topic_filter in list(subscriber.subscriptions)]
-        return [group for group in emptied if group is not None]
-
-    def groups_of(self, subscriber: Subscriber) -> list[Group]:
-        """The shared groups that the session is a member of."""
-        names = subscriber.subscriptions
-        return [self.groups[shared_group_id(name)] for name in names if is_shared(name)]
-
-    # -- routes
-
-    @property
-    def suspended(self) -> bool:
-        """The node may have been replaced by others: QoS 0 is dropped."""
-        return isinstance(self.routes, _Forgetful)
-
-    def suspend(self, suspended: bool) -> None:
-        """The store was away for longer than the node's lease, or it is back."""
-        self.routes = _Forgetful(1) if suspended else MatchCache(ROUTE_CACHE_SIZE)
-
-    def route(self, topic: bytes) -> Route:
-        """Where messages of this topic go. Raises PeerError if the topic name is invalid."""
-        route = self.routes.entries.get(topic)
-        if route is None:
-            try:
-                name = topic.decode()
-            except UnicodeDecodeError:
-                raise MalformedPacket("the topic name is not valid UTF-8") from None  # [MQTT-3.3.2-1]
-            if "\x00" in name:
-                raise MalformedPacket("the topic name contains U+0000")  # [MQTT-1.5.4-2]
-            check_topic_name(name)
-            route = merge(name, topic, self._trie.match(name))
-            self.routes.put(topic, route)
-        return route
 
     @contextmanager
     def in_hand(self, topics: Sequence[str]) -> Generator[set[bytes], None, None]:
@@ -220,107 +173,126 @@ class Dispatch:
                 if not waiting:
                     del self._in_hand[name]
 
-    # -- messages
+    def retained_passes(self, topic: bytes) -> None:
+        """A retained message of this topic is on its way to all that match."""
+        for newer in self._in_hand.get(topic, ()):
+            newer.add(topic)
+
+    # -- messages of clients of this node
 
     def publish(
         self,
         message: Message,
         route: Route,
-        publisher: Subscriber | None,
         slot: AckSlot | None,
         deduplicate: bool = False,
         again: bool = False,
     ) -> bool:
         """Deliver a message. True if it may be acknowledged at once; otherwise `slot.settle` is called later.
 
-        `publisher` is the publishing session (No Local) and `deduplicate` as in `Publication`. `again`: the client
-        repeats a QoS 2 message after it came back. The store knows who has it already; whoever has no queue there got
-        it at the first time, if that was this node.
+        `deduplicate` is as in `Publication`. `again`: the client repeats a QoS 2 message after it came back. The store
+        knows who has it already; whoever has no queue there got it at the first time, if that was this node.
         """
+        if route.delay is not None:
+            if route.delay.seconds:
+                delayed.keep(self, message, route.delay, slot)
+                return False
+            message.topic = route.delay.topic
+            route = self.route(message.topic)
         again = again and message.message_id.startswith(self._own_ids)
         encoding = Encoding(message, message.expiry_s)
         qos = message.qos
         if message.retain:
-            for newer in self._in_hand.get(message.topic, ()):
-                newer.add(message.topic)
+            self.retained_passes(message.topic)
             if not message.accepted_at_ms:
                 message.accepted_at_ms = self.cluster.now_ms()
         if not qos:
-            for item in route.entries:
-                self._deliver_qos0(item, encoding, message, publisher)
-            for group in route.groups:
-                group.offer_qos0(message, encoding)
-            if message.retain:
-                self.cluster.publish(Publication(message, retain=True))
+            self._publish_qos0(message, route, encoding)
             return True
         targets: list[Target] | None = None
         entries: list[Entry] | None = None
         for item in route.entries:
-            entry: Entry | None = item
-            if item.no_local and item.subscriber is publisher:
-                entry = item.own
-                if entry is None:
+            entry = item
+            if item.no_local and item.subscriber.session_id == message.publisher:
+                if item.own is None:
                     continue  # [MQTT-3.8.3-3]
-            else:
-                entry = item
+                entry = item.own
             granted = entry.qos if entry.qos < qos else qos
             subscriber = entry.subscriber
-            if not granted:
-                if not again:
-                    self._deliver_qos0(entry, encoding, message, publisher)
-            elif subscriber.persistent:
+            if subscriber.persistent and (granted or subscriber.connection is None):
+                # At QoS 0 only whoever is connected to another node gets it: nobody if there is none.
+                if not granted and (again or self.cluster.alone()):
+                    continue
                 if targets is None or entries is None:
                     targets, entries = [], []
-                retain = message.retain and entry.retain_as_published
-                targets.append(Target(subscriber.session_id, subscriber.birth, granted, retain, entry.subscription_ids))
+                targets.append(make_target(entry, granted, message))
                 entries.append(entry)
-            elif not again:
+            elif again:
+                continue
+            elif not granted:
+                self._send_qos0(entry, encoding, message)
+            else:
                 session = subscriber.session
                 if session is not None:
                     session.deliver(
                         encoding, granted, message.retain and entry.retain_as_published, entry.subscription_ids
                     )
-        groups = route.groups
-        if targets is None and not groups and not message.retain and self.cluster.alone():
+        if targets is None and not route.groups and not message.retain and self.cluster.alone():
             return True
         if not message.accepted_at_ms:
             message.accepted_at_ms = self.cluster.now_ms()
-        self.cluster.publish(
-            Delivery(
-                self,
-                message,
-                encoding,
-                targets or (),
-                entries or (),
-                [GroupTarget(group.group_id) for group in groups] if groups else (),
-                groups,
-                message.retain,
-                deduplicate,
-                slot,
-            )
-        )
+        self.cluster.publish(Delivery(self, message, encoding, route, targets or (), entries or (), deduplicate, slot))
         return False
 
-    def _deliver_qos0(self, entry: Entry, encoding: Encoding, message: Message, publisher: Subscriber | None) -> None:
-        if entry.no_local and entry.subscriber is publisher:
-            if entry.own is None:
-                return
-            entry = entry.own
+    def _publish_qos0(self, message: Message, route: Route, encoding: Encoding) -> None:
+        targets: list[Target] = []
+        for item in route.entries:
+            entry = item.without_own(message.publisher)
+            if entry is None:
+                continue
+            if entry.subscriber.connection is not None:
+                self._send_qos0(entry, encoding, message)
+            elif entry.subscriber.persistent and not self.cluster.alone():
+                targets.append(make_target(entry, 0, message))
+        nodes = route.nodes
+        if route.groups:
+            nodes = self._group_copies(message, route, encoding)
+        if message.retain or targets or nodes:
+            self.cluster.publish(Publication(message, targets, retain=message.retain, nodes=nodes))
+
+    def _group_copies(self, message: Message, route: Route, encoding: Encoding) -> Sequence[NodeTarget]:
+        """Give a QoS 0 message to a member of each group, here or elsewhere; returns all nodes that get it."""
+        elsewhere: dict[bytes, list[bytes]] = {}
+        for group in route.groups:
+            node = group.choose_node(message)
+            if node:
+                elsewhere.setdefault(node, []).append(group.group_id)
+            else:
+                group.give_qos0(message, encoding)
+        if not elsewhere:
+            return route.nodes
+        nodes = [NodeTarget(node.node, True, elsewhere.pop(node.node, ())) for node in route.nodes]
+        return [*nodes, *(NodeTarget(node, False, groups) for node, groups in elsewhere.items())]
+
+    def _send_qos0(self, entry: Entry, encoding: Encoding, message: Message) -> None:
         connection = entry.subscriber.connection
         if connection is not None:
             connection.send_qos0(encoding, message.retain and entry.retain_as_published, entry.subscription_ids)
 
     def forward_verbatim(
         self, receivers: Sequence[Subscriber], topic: bytes, frame: bytes, family: int, body_at: int
-    ) -> None:
+    ) -> bool:
         """Deliver a QoS 0 packet without properties to plain receivers (`Route.live0`): the way with the least work.
 
         `frame` is the packet as received, `body_at` where its payload (family 5: the empty property length) starts.
+        Returns whether any of them is not connected here.
         """
         other: bytes | None = None
+        absent = False
         for subscriber in receivers:
             connection = subscriber.connection
             if connection is None:
+                absent = True
                 continue
             if connection.plain == family:
                 connection.stream.write(frame)
@@ -334,3 +306,67 @@ class Dispatch:
                 connection.sent_qos0 += 1
             else:
                 connection.send_qos0(encoding, False, ())
+        return absent
+
+    def forward_on(self, route: Route, topic: bytes, frame: bytes, family: int, body_at: int, publisher: bytes) -> None:
+        """What `forward_verbatim` leaves: the packet goes to other nodes, and to persistent sessions there."""
+        if route.nodes:
+            self.cluster.forward(route.nodes, family, frame)
+        if not self.cluster.alone():
+            message = Message(topic, frame[body_at + (family == V5) :], 0, False, publisher=publisher)
+            targets = [
+                make_target(entry, 0, message)
+                for entry in route.entries
+                if entry.subscriber.connection is None and entry.subscriber.persistent
+            ]
+            if targets:
+                self.cluster.publish(Publication(message, targets))
+
+    # -- messages of other nodes: nothing of it leaves this one
+
+    def arrived(self, message: Message, live: bool, groups: Iterable[bytes]) -> None:
+        """A message of another node, for the ephemeral sessions here and for members of `groups` (QoS 0)."""
+        try:
+            route = self.route(message.topic)
+        except PeerError:
+            return
+        encoding = Encoding(message, message.remaining_s(self.cluster.now_ms()))
+        if message.retain:
+            self.retained_passes(message.topic)
+        for item in route.entries if live else ():
+            entry = item.without_own(message.publisher)
+            if entry is None or entry.subscriber.persistent:
+                continue
+            granted = min(entry.qos, message.qos)
+            session = entry.subscriber.session
+            if not granted:
+                self._send_qos0(entry, encoding, message)
+            elif session is not None:
+                session.deliver(encoding, granted, message.retain and entry.retain_as_published, entry.subscription_ids)
+        for group_id in groups:
+            group = self.groups.get(group_id)
+            if group is not None:
+                group.give_qos0(message, encoding)
+            else:
+                self.metrics.dropped["no_member_online"] += 1
+
+    def frame_arrived(self, family: int, frame: bytes) -> None:
+        """A QoS 0 packet without properties of another node, for the ephemeral sessions here."""
+        start = 2
+        while frame[start - 1] & 128:
+            start += 1
+        body = start + 2 + (frame[start] << 8 | frame[start + 1])
+        topic = frame[start + 2 : body]
+        route = self.routes.entries.get(topic)
+        if route is None:
+            try:
+                route = self.route(topic)
+            except PeerError:
+                return
+        plain, others = route.arrivals()
+        self.forward_verbatim(plain, topic, frame, family, body)
+        if others:
+            message = Message(topic, frame[body + (family == V5) :], 0, False)
+            encoding = Encoding(message)
+            for entry in others:
+                self._send_qos0(entry, encoding, message)

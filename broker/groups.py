@@ -1,35 +1,43 @@
 """Shared subscriptions: each message goes to one member, and stays in the group's queue until that member is done.
 
-The queue is in the store. The node keeps the entries it has seen and not given away, up to a bound; what is
-beyond is read in pages.
+The queue is in the store, which gives each node no more of it than the windows of the node's connected members take.
+Here it is decided which of these members gets what. An entry that none can take now waits in memory; where other
+nodes have members too it does not wait long.
 """
 
 from __future__ import annotations
 
+import random
+import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
-from broker.errors import ClusterError
+from broker.announcing import RETRY_S, Announcing
+from broker.handover import Handover
+from broker.holding import Holding
 from broker.message import Message
 from broker.routes import AckSlot, Subscriber, Subscription
 from broker.session.encoding import Encoding
 from broker.session.session import GroupDelivery, Session
-from cluster.api import PAGE_LIMIT, REFUSED_FULL, GroupEntry, Publication, Target
+from cluster.api import (
+    HASH_CLIENTID,
+    HASH_TOPIC,
+    LEAST_INFLIGHT,
+    LOCAL,
+    RANDOM,
+    STICKY,
+    GroupEntry,
+    GroupMemberState,
+)
 
 if TYPE_CHECKING:
-    from broker.dispatch import Dispatch
+    from broker.table import Table
 
-#: How long acknowledgements of publishers are kept back for a group that has too much to do.
-HOLD_S = 5.0
-
-#: Pause before an entry is offered again to a store that did not take it.
-RETRY_S = 1.0
-
-#: Entries that wait in the memory of the node.
-WAITING_LIMIT = 1000
+#: How long an entry waits for a busy member here before the members of other nodes may have it.
+PATIENCE_S = 1.0
 
 
 class GroupMember:
@@ -47,256 +55,356 @@ class GroupMember:
         return (self.subscription.identifier,) if self.subscription.identifier else ()
 
 
-class Handover(Publication):
-    """A QoS 2 message of the group on its way into the queue of the persistent member that it was given to for good.
-
-    The queue of the group keeps whose it is until this is stored, so that after a crash nobody else gets it.
-    """
-
-    __slots__ = ("_encoding", "_entry", "_group", "_promised", "_subscriber")
-
-    def __init__(
-        self,
-        group: Group,
-        subscriber: Subscriber,
-        subscription_ids: Sequence[int],
-        entry: GroupEntry,
-        encoding: Encoding,
-    ) -> None:
-        target = Target(subscriber.session_id, subscriber.birth, 2, False, subscription_ids)
-        super().__init__(entry.message, [target], deduplicate=True)
-        self._group = group
-        self._subscriber = subscriber
-        self._entry = entry
-        self._encoding = encoding
-        self._promised = subscriber.session
-        if self._promised is not None:
-            self._promised.promised += 1
-
-    def stored(self) -> None:
-        """The session has it now: the group is done with it."""
-        if self._promised is not None:
-            self._promised.promised -= 1
-        if self.error is not None:
-            self._group.give_back_later(self._entry)
-            return
-        self._group.done(self._entry.entry_id)
-        target = self.targets[0]
-        session = self._subscriber.session
-        if target.seq < 0:
-            self._group.lost("queue_full" if target.seq == REFUSED_FULL else "session_gone")
-        elif session is None:
-            self._subscriber.stored_seq = max(self._subscriber.stored_seq, target.seq)
-        elif target.seq:
-            session.stored(target.seq, self._encoding, 2, False, target.subscription_ids)
-        else:
-            session.look()
-
-
 class Group:
-    """The members of one shared subscription on this node, and who is next."""
+    """The members of one shared subscription, on this node and on others, and who of those here is next."""
 
     __slots__ = (
-        "_dispatch",
-        "_held",
-        "_last_id",
-        "_missed",
-        "_more",
+        "_given",
+        "_here",
+        "_named",
         "_next",
-        "_paging",
+        "_next_node",
         "_refused",
+        "_returned",
+        "_table",
         "_waiting",
-        "depth",
+        "_watching",
+        "announcing",
         "group_id",
+        "holding",
         "members",
+        "nodes",
+        "online",
+        "routed",
         "share_name",
+        "strategy",
         "topic_filter",
     )
 
-    def __init__(self, gid: bytes, dispatch: Dispatch, share_name: str, topic_filter: str) -> None:
-        self.group_id = gid
+    def __init__(self, group_id: bytes, table: Table, share_name: str, topic_filter: str, strategy: str) -> None:
+        self.group_id = group_id
         self.share_name = share_name
         self.topic_filter = topic_filter
-        self.members: list[GroupMember] = []
-        self._dispatch = dispatch
-        self._held: deque[AckSlot] = deque()
-        #: Entries that were stored since this node started and are not done.
-        self.depth = 0
-        #: Entries that the store could not hand over just now.
-        self._refused: list[GroupEntry] = []
-        self._next = 0
+        self.strategy = strategy
+        self._table = table
+        #: By session id: all sessions of this node and the persistent ones of others.
+        self.members: dict[bytes, GroupMember] = {}
+        #: Those that are connected here.
+        self.online: list[GroupMember] = []
+        #: Other nodes with connected members.
+        self.nodes: list[bytes] = []
+        #: Messages are matched with it.
+        self.routed = False
+        self.announcing = Announcing(table, self)
+        self.holding = Holding(table)
+        #: Ids of the entries that this node has to do with.
+        self._here: set[bytes] = set()
+        #: Entries that wait for any member, and for a certain one.
         self._waiting: deque[GroupEntry] = deque()
-        #: The newest entry that came into memory; the store has entries after it while `_more`.
-        self._last_id = b""
-        self._more = False
-        self._paging = False
-        #: A message was stored since the page that is under way was asked for.
-        self._missed = False
+        self._named: dict[bytes, deque[GroupEntry]] = {}
+        #: Entries that the store could not hand over just now, and those that it gets back once it knows who left.
+        self._refused: list[GroupEntry] = []
+        self._returned: list[GroupEntry] = []
+        self._next = 0
+        self._next_node = 0
+        #: How many entries that waited were given out; a task looks whether that moves.
+        self._given = 0
+        self._watching = False
+
+    @property
+    def name(self) -> str:
+        """The whole filter."""
+        return f"$share/{self.share_name}/{self.topic_filter}"
+
+    # -- members
 
     def join(self, member: GroupMember) -> None:
         """Add a member, or change its options."""
-        self.members = [other for other in self.members if other.subscriber is not member.subscriber]
-        self.members.append(member)
+        session_id = member.subscriber.session_id
+        known = self.members.get(session_id)
+        self.members[session_id] = member
+        if known is not None and known in self.online:
+            self.online[self.online.index(known)] = member
+        elif member.subscriber.session is not None:
+            self.came(member.subscriber)
 
     def part(self, subscriber: Subscriber) -> None:
         """Remove a member."""
-        self.members = [other for other in self.members if other.subscriber is not subscriber]
-        self.member_left()
+        self.left(subscriber)
+        self.members.pop(subscriber.session_id, None)
 
-    def member_left(self) -> None:
-        """Nobody is held up for a group without connected members."""
-        if self._held and not self.online():
-            self.release()
+    def came(self, subscriber: Subscriber) -> None:
+        """A member is connected here."""
+        self.online.append(self.members[subscriber.session_id])
+        self.announcing.changed()
+        self.feed()
 
-    def backlog(self) -> None:
-        """Entries of an earlier life of this node may be in the store: read them when a member is there."""
-        self._more = True
+    def left(self, subscriber: Subscriber) -> None:
+        """A member is not connected here any more; what it had comes back with `give_back`."""
+        member = self.members.get(subscriber.session_id)
+        if member not in self.online:
+            return
+        self.online.remove(member)
+        self.announcing.changed()
+        named = self._named.pop(subscriber.session_id, None)
+        if named:
+            self._send_back(named)
+        if not self.online:
+            self._return_waiting()
+            if not self.nodes:  # nobody is held up for a group without connected members
+                self.holding.release()
+
+    def node_came(self, node: bytes) -> None:
+        """Another node has connected members."""
+        if node not in self.nodes:
+            self.nodes.append(node)
+            self._watch()
+
+    def node_left(self, node: bytes) -> None:
+        """It has none any more."""
+        if node in self.nodes:
+            self.nodes.remove(node)
+            if not self.nodes and not self.online:
+                self.holding.release()
+
+    def member_states(self) -> list[GroupMemberState]:
+        """The connected members here."""
+        return [
+            GroupMemberState(
+                member.subscriber.session_id, member.subscriber.birth, member.subscriber.persistent, session.window
+            )
+            for member in self.online
+            if (session := member.subscriber.session) is not None
+        ]
+
+    def members_told(self) -> None:
+        """The cluster knows who is here, and who is not: what those had goes to others."""
+        returned, self._returned = self._returned, []
+        self._send_back(returned)
+        self._table.tidy(self)
+
+    # -- QoS 0
+
+    def choose_node(self, message: Message) -> bytes | None:
+        """Who gives a QoS 0 message to a member: another node, b"" for this one, or None where nobody is connected.
+
+        In turn; the strategies that look at the message choose by it as long as the nodes stay the same.
+        """
+        nodes = self.nodes
+        if not nodes:
+            return b"" if self.online else None
+        if self.online:
+            if self.strategy == LOCAL:
+                return b""
+            nodes = [b"", *nodes]
+        if self.strategy in _CHOSEN:
+            return nodes[self._hash(message) % len(nodes)]
+        self._next_node += 1
+        return nodes[self._next_node % len(nodes)]
+
+    def give_qos0(self, message: Message, encoding: Encoding) -> None:
+        """Send a QoS 0 message to one member here, or drop it."""
+        online = self.online
+        if not online:
+            self.lost("no_member_online")
+            return
+        if self.strategy in _CHOSEN:
+            self._next = self._hash(message) % len(online)
+        else:
+            self._next = (self._next + 1) % len(online)
+        member = online[self._next]
+        connection = member.subscriber.connection
+        if connection is not None:
+            connection.send_qos0(encoding, False, member.subscription_ids)
+
+    def _hash(self, message: Message) -> int:
+        if self.strategy == STICKY:
+            return 0
+        return zlib.crc32(message.topic if self.strategy == HASH_TOPIC else message.publisher)
 
     # -- giving out
 
-    def offer_qos0(self, message: Message, encoding: Encoding) -> None:
-        """Send a QoS 0 message to one connected member, or drop it."""
-        members = self.members
-        for _ in range(len(members)):
-            self._next = (self._next + 1) % len(members)
-            member = members[self._next]
-            connection = member.subscriber.connection
-            if connection is not None:
-                connection.send_qos0(encoding, False, member.subscription_ids)
-                return
-        self._dispatch.metrics.dropped["no_member_online"] += 1
-
-    def offer(self, entry_id: bytes, message: Message, encoding: Encoding) -> None:
-        """A message was stored in the group's queue: give it to a member, or let it wait its turn."""
-        entry = GroupEntry(entry_id, message)
-        self.depth += 1
-        if self._more:  # behind: it is read in its turn, perhaps after the page that is under way
-            self._missed = True
-            self.feed()
+    def offer(self, entry: GroupEntry, encoding: Encoding) -> None:
+        """The store gave this node an entry: give it to a member, or let it wait its turn."""
+        if entry.entry_id in self._here:
             return
-        self._last_id = entry_id
-        if self._waiting or not self._give(entry, encoding):
-            if len(self._waiting) >= WAITING_LIMIT:
-                self._more = True
-                self._last_id = self._waiting[-1].entry_id
-                return
+        self._here.add(entry.entry_id)
+        if entry.kept_for:
+            self._give_owner(entry, encoding)
+        elif entry.member:
+            self._offer_named(entry, encoding)
+        elif not self.online:
+            self._send_back((entry,))
+        elif self._waiting or not self._give(self._pick(), entry, encoding):
             self._waiting.append(entry)
             self._set_hungry()
+            self._watch()
+
+    def _offer_named(self, entry: GroupEntry, encoding: Encoding) -> None:
+        member = self.members.get(entry.member)
+        if member is None or member not in self.online:
+            self._send_back((entry,))
+            return
+        queue = self._named.get(entry.member)
+        if queue or not self._give(_if_idle(member), entry, encoding):
+            if queue is None:
+                queue = self._named[entry.member] = deque()
+            queue.append(entry)
+            self._set_hungry()
+
+    def take(self, entries: Iterable[GroupEntry]) -> None:
+        """Entries that came otherwise than in answer to a publication; perhaps old ones."""
+        now_ms = self._table.cluster.now_ms()
+        for entry in entries:
+            remaining = entry.message.remaining_s(now_ms)
+            if remaining or entry.kept_for:
+                self.offer(entry, Encoding(entry.message, remaining))
+            else:
+                self._expired(entry)
 
     def feed(self) -> None:
         """A member has room: give out what waits, in order."""
-        waiting = self._waiting
-        now_ms = self._dispatch.cluster.now_ms()
-        while waiting:
-            entry = waiting[0]
+        if self._named:
+            for session_id, queue in list(self._named.items()):
+                self._feed_from(queue, self.members[session_id])
+                if not queue:
+                    del self._named[session_id]
+        if self._waiting:
+            self._feed_from(self._waiting, None)
+        if self._named or self._waiting:
+            self._set_hungry()
+
+    def _feed_from(self, queue: deque[GroupEntry], only: GroupMember | None) -> None:
+        now_ms = self._table.cluster.now_ms()
+        while queue:
+            entry = queue[0]
             remaining = entry.message.remaining_s(now_ms)
             if remaining == 0:
-                self._dispatch.metrics.dropped["expired"] += 1
-                self.done(entry.entry_id)
-            elif not self._give(entry, Encoding(entry.message, remaining)):
-                self._set_hungry()
+                self._expired(entry)
+            elif not self._give(
+                self._pick() if only is None else _if_idle(only), entry, Encoding(entry.message, remaining)
+            ):
                 return
-            waiting.popleft()
-        if self._more and not self._paging:
-            if self._pick(False) is None:
-                self._set_hungry()
-                return
-            self._paging = True
-            self._dispatch.spawn(self.page)
-
-    async def page(self) -> None:
-        """Read the next entries of the queue."""
-        self._missed = False
-        try:
-            entries = await self._dispatch.cluster.group_page(self.group_id, self._last_id, PAGE_LIMIT)
-        except ClusterError:
-            self._paging = False
-            self._set_hungry()
-            return
-        self._paging = False
-        if entries:
-            self._last_id = entries[-1].entry_id
-            self._waiting.extend(entries)
-        self._more = bool(entries) or self._missed
-        self.feed()
+            self._given += 1
+            queue.popleft()
 
     def give_back(self, entries: Sequence[GroupEntry]) -> None:
         """A member left before it acknowledged these (oldest first): others get them, before anything newer."""
-        merged = sorted([*entries, *self._waiting], key=_entry_order)
-        self._waiting = deque(merged)
-        if merged:
-            self.feed()
+        now_ms = self._table.cluster.now_ms()
+        for at, entry in enumerate(entries):
+            if entry.member:
+                self._send_back((entry,))
+                continue
+            encoding = Encoding(entry.message, entry.message.remaining_s(now_ms))
+            if encoding.remaining_s == 0:
+                self._expired(entry)
+            elif not self._give(self._pick(), entry, encoding):
+                # What waits is newer: it goes back with the rest, which the store gives out in order.
+                waiting, self._waiting = self._waiting, deque()
+                self._send_back([*entries[at:], *waiting])
+                return
+
+    def _send_back(self, entries: Iterable[GroupEntry]) -> None:
+        """The store gives them to others; first it has to know who is not here any more."""
+        if self.announcing.busy:
+            self._returned += entries
+            return
+        for entry in entries:
+            self._here.discard(entry.entry_id)
+            self._table.cluster.group_acknowledge(self.group_id, entry.entry_id, None, again=True)
 
     def give_back_later(self, entry: GroupEntry) -> None:
         """The store did not take what was to be done with this one: try again after a while."""
         if not self._refused:
-            self._dispatch.spawn(self._try_again)
+            self._table.spawn(self._try_again)
         self._refused.append(entry)
 
     async def _try_again(self) -> None:
         await trio.sleep(RETRY_S)
-        entries, self._refused = self._refused, []
-        self.give_back(entries)
+        entries, self._refused = sorted(self._refused, key=_entry_order), []
+        now_ms = self._table.cluster.now_ms()
+        anyones: list[GroupEntry] = []
+        for entry in entries:
+            if entry.kept_for:
+                self._give_owner(entry, Encoding(entry.message, entry.message.remaining_s(now_ms)))
+            elif entry.member:
+                self._here.discard(entry.entry_id)
+                self.take((entry,))
+            else:
+                anyones.append(entry)
+        self._waiting.extendleft(reversed(anyones))
+        if self.online:
+            self.feed()
+            self._watch()
+        else:
+            self._return_waiting()
+
+    def _return_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        self._send_back(waiting)
+
+    def _watch(self) -> None:
+        if self._waiting and self.nodes and not self._watching:
+            self._watching = True
+            self._table.spawn(self._wait_a_while)
+
+    async def _wait_a_while(self) -> None:
+        """Entries that nobody here takes go to members elsewhere."""
+        while self._waiting and self.nodes:
+            given = self._given
+            await trio.sleep(PATIENCE_S)
+            if given == self._given:
+                self._return_waiting()
+        self._watching = False
 
     def lost(self, reason: str) -> None:
         """Count a message that reaches nobody."""
-        self._dispatch.metrics.dropped[reason] += 1
+        self._table.metrics.dropped[reason] += 1
 
-    def done(self, entry_id: bytes) -> None:
+    def _expired(self, entry: GroupEntry) -> None:
+        self.lost("expired")
+        self.done(entry)
+
+    def done(self, entry: GroupEntry) -> None:
         """The entry may leave the queue."""
-        self._dispatch.cluster.group_acknowledge(self.group_id, entry_id, None)
-        self._less()
-
-    # -- backpressure
+        self._here.discard(entry.entry_id)
+        self._table.cluster.group_acknowledge(self.group_id, entry.entry_id, None)
+        self.holding.less()
 
     def hold(self, slot: AckSlot) -> bool:
-        """Keep back a publisher's acknowledgement while members have a long queue to do; False if not needed."""
-        if self.depth <= self._dispatch.group_high_water or not self.online():
-            return False
-        if not self._held:
-            self._dispatch.spawn(self._hold_a_while)
-        self._held.append(slot)
-        return True
+        """Keep back a publisher's acknowledgement while connected members have a long queue to do; False if not."""
+        return bool(self.online or self.nodes) and self.holding.hold(slot)
 
-    def online(self) -> bool:
-        """A member is connected."""
-        return any(member.subscriber.session is not None for member in self.members)
+    # -- to one member
 
-    async def _hold_a_while(self) -> None:
-        """Members that do not move in this time do not hold anybody up: the queue's bound does the rest."""
-        await trio.sleep(HOLD_S)
-        self.release()
-
-    def release(self) -> None:
-        """Let all waiting acknowledgements go."""
-        while self._held:
-            self._held.popleft().settle(None)
-
-    def _less(self) -> None:
-        self.depth = max(0, self.depth - 1)
-        if self._held and self.depth <= self._dispatch.group_high_water:
-            self._held.popleft().settle(None)
-
-    def _pick(self, advance: bool = True) -> GroupMember | None:
-        """The next member in turn that has room in its window."""
-        members = self.members
-        count = len(members)
-        at = self._next
+    def _pick(self) -> GroupMember | None:
+        """The next member that has room in its window."""
+        online = self.online
+        count = len(online)
+        if self.strategy == LEAST_INFLIGHT:
+            return self._pick_freest()
+        at = random.randrange(count) if self.strategy == RANDOM and count else self._next
         for _ in range(count):
             at = (at + 1) % count
-            member = members[at]
+            member = online[at]
             session = member.subscriber.session
             if session is not None and session.idle():
-                if advance:
-                    self._next = at
+                self._next = at
                 return member
         return None
 
-    def _give(self, entry: GroupEntry, encoding: Encoding) -> bool:
-        if entry.kept_for:
-            self._give_owner(entry, encoding)
-            return True
-        member = self._pick()
+    def _pick_freest(self) -> GroupMember | None:
+        best: GroupMember | None = None
+        most = 0
+        for member in self.online:
+            session = member.subscriber.session
+            if session is not None and session.idle():
+                credit = session.credit() - session.promised
+                if credit > most:
+                    best, most = member, credit
+        return best
+
+    def _give(self, member: GroupMember | None, entry: GroupEntry, encoding: Encoding) -> bool:
         if member is None:
             return False
         subscriber = member.subscriber
@@ -304,12 +412,11 @@ class Group:
         assert session is not None and connection is not None
         qos = min(entry.message.qos, member.subscription.qos)
         if qos == 1:
-            delivery = GroupDelivery(self, entry.entry_id, entry.message, member.subscription_ids)
-            if not session.deliver_group(encoding, 1, delivery):
-                self.done(entry.entry_id)
+            if not session.deliver_group(encoding, 1, GroupDelivery(self, entry, member.subscription_ids)):
+                self.done(entry)
         elif qos == 0:
             connection.send_qos0(encoding, False, member.subscription_ids)
-            self.done(entry.entry_id)
+            self.done(entry)
         elif subscriber.persistent:
             self._keep(member, session, entry, encoding)
         else:
@@ -329,18 +436,18 @@ class Group:
             self._give_owner(entry, encoding)
 
         session.promised += 1
-        self._dispatch.cluster.group_acknowledge(self.group_id, entry.entry_id, kept, session_id)
+        self._table.cluster.group_acknowledge(self.group_id, entry.entry_id, kept, session_id)
 
     def _give_owner(self, entry: GroupEntry, encoding: Encoding) -> None:
         """Move a message into the queue of the session that it belongs to, or drop it if that has ended."""
-        subscriber = self._dispatch.subscribers.get(entry.kept_for)
+        subscriber = self._table.subscribers.get(entry.kept_for)
         if subscriber is None:
-            self.done(entry.entry_id)
+            self.done(entry)
             self.lost("session_gone")
             return
-        subscription = subscriber.subscriptions.get(f"$share/{self.share_name}/{self.topic_filter}")
+        subscription = subscriber.subscriptions.get(self.name)
         ids = (subscription.identifier,) if subscription is not None and subscription.identifier else ()
-        self._dispatch.cluster.publish(Handover(self, subscriber, ids, entry, encoding))
+        self._table.cluster.publish(Handover(self, subscriber, ids, entry, encoding))
 
     def _take(self, member: GroupMember, session: Session, entry: GroupEntry, encoding: Encoding) -> None:
         """A QoS 2 message for an ephemeral member: it is nobody else's from now on [MQTT-4.8.2-5]."""
@@ -350,20 +457,31 @@ class Group:
             if error is not None:
                 self.give_back_later(entry)
                 return
-            self._less()
+            self._here.discard(entry.entry_id)
+            self.holding.less()
             if session.closed:
                 self.lost("session_gone")
             else:
                 session.deliver(encoding, 2, False, member.subscription_ids)
 
         session.promised += 1
-        self._dispatch.cluster.group_acknowledge(self.group_id, entry.entry_id, taken)
+        self._table.cluster.group_acknowledge(self.group_id, entry.entry_id, taken)
 
     def _set_hungry(self) -> None:
-        for member in self.members:
+        for member in self.online:
             session = member.subscriber.session
             if session is not None:
                 session.hungry = True
+
+
+#: Strategies that look at the message.
+_CHOSEN = frozenset((STICKY, HASH_TOPIC, HASH_CLIENTID))
+
+
+def _if_idle(member: GroupMember) -> GroupMember | None:
+    """The member, if it has room in its window."""
+    session = member.subscriber.session
+    return member if session is not None and session.idle() else None
 
 
 def _entry_order(entry: GroupEntry) -> tuple[int, int]:

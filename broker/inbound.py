@@ -151,16 +151,21 @@ class Inbound:
             subscriber.session_id if subscriber is not None else b"",
         )
         invalid = quotas.validate_payload_format and properties and _invalid_text(properties, payload)
+        refusal = 0x99 if invalid else 0
+        if route.delay is not None:
+            if not qos or not self._v5:
+                route.delay.check()
+            refusal = refusal or route.delay.refusal
         if qos == 1:
-            self._publish1(message, route, packet_id, 0x99 if invalid else 0)
+            self._publish1(message, route, packet_id, refusal)
         elif qos == 2:
-            self._publish2(message, route, packet_id, 0x99 if invalid else 0)
+            self._publish2(message, route, packet_id, refusal)
         elif invalid:
             raise PeerError(0x99, "the payload is not the UTF-8 text that its format indicator says")
         elif dispatch.suspended:
             server.metrics.dropped["store_unavailable"] += 1
         else:
-            dispatch.publish(message, route, subscriber, None)
+            dispatch.publish(message, route, None)
 
     def _resolve(self, alias: int, topic: bytes) -> bytes:
         if alias > self._server.quotas.topic_alias_maximum:  # [MQTT-3.3.2-9]
@@ -179,9 +184,9 @@ class Inbound:
         acks = self._acks
         if acks:
             self._check_window()
-        reason_code = refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and not route.entries and not route.groups else 0)
+        reason_code = refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and route.nobody else 0)
         slot = PublishSlot(self, PUBACK, packet_id, reason_code)
-        if refusal or self._server.dispatch.publish(message, route, self._connection.subscriber, slot):
+        if refusal or self._server.dispatch.publish(message, route, slot):
             if not acks:
                 self._connection.send_ack(PUBACK, packet_id, reason_code)
                 return
@@ -228,7 +233,7 @@ class Inbound:
             self,
             PUBREC,
             packet_id,
-            refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and not route.entries and not route.groups else 0),
+            refusal or (NO_MATCHING_SUBSCRIBERS if self._v5 and route.nobody else 0),
         )
         connection = self._connection
         if refusal:
@@ -248,16 +253,17 @@ class Inbound:
         elif retry:
             self._publish2_now(message, route, slot, True, True)
         else:
-            self._reserve(message, route, slot)
+            self._reserve(message, slot)
 
-    def _reserve(self, message: Message, route: Route, slot: PublishSlot) -> None:
+    def _reserve(self, message: Message, slot: PublishSlot) -> None:
         connection = self._connection
 
         def reserved(error: Exception | None) -> None:
             if error is not None:
                 self.settled(slot, error)
             elif connection.machine.state != CLOSED:  # else the client sends it again, and those before it
-                self._publish2_now(message, route, slot, True)
+                # Matched anew: the route may have changed meanwhile.
+                self._publish2_now(message, self._server.dispatch.route(message.topic), slot, True)
 
         assert connection.ref is not None
         self._server.cluster.reserve(connection.ref, slot.packet_id, message.message_id, reserved)
@@ -265,8 +271,7 @@ class Inbound:
     def _publish2_now(
         self, message: Message, route: Route, slot: PublishSlot, deduplicate: bool = False, again: bool = False
     ) -> None:
-        dispatch = self._server.dispatch
-        if dispatch.publish(message, route, self._connection.subscriber, slot, deduplicate, again):
+        if self._server.dispatch.publish(message, route, slot, deduplicate, again):
             self.settled(slot, None)
 
     def released(self, packet_id: int) -> None:

@@ -144,19 +144,17 @@ class Opening:
             raise StoreUnavailable("the session is still owned by an older connection")
         self._server.clients[client_id] = connection
         will = self._stored_will(connection, connect, agreement)
-        try:
-            attachment = await self._server.cluster.attach(
-                AttachRequest(client_id, agreement.clean_start, agreement.expiry_s, will)
-            )
-        except BaseException:
-            if connection.ref is None:
+        with self._server.early.opening():
+            try:
+                attachment = await self._server.cluster.attach(
+                    AttachRequest(client_id, agreement.clean_start, agreement.expiry_s, will)
+                )
+            except BaseException:
                 self._server.forget(connection)
-            raise
-        connection.ref = attachment.ref
-        connection.expiry_s = agreement.expiry_s
-        self._settle_ended(attachment)
-        with self._server.subscribing.declared(attachment.subscriptions) as group_ids:
-            await self._server.subscribing.declare(group_ids)
+                raise
+            connection.ref = attachment.ref
+            connection.expiry_s = agreement.expiry_s
+            self._settle_ended(attachment)
             self._attached(connection, agreement, attachment, will, authentication_data)
 
     def _attached(
@@ -182,16 +180,19 @@ class Opening:
         dispatch = self._server.dispatch
         persistent = agreement.expiry_s > 0 or attachment.session_present
         subscriber = dispatch.subscribers.get(ref.session_id)
+        if subscriber is not None and subscriber.birth > ref.birth:
+            # A client elsewhere ended this session and has a new one, whose routes came before the answer to `attach`.
+            connection.lost = True
+            connection.refuse(0x88, "another connection uses this client id")
+            return
         if subscriber is not None and subscriber.birth != ref.birth:
-            self._server.drop(subscriber)
+            dispatch.drop(subscriber)
             subscriber = None
         if subscriber is None:
             subscriber = Subscriber(ref.session_id, ref.client_id, ref.birth, persistent)
         in_force = {stored.topic_filter for stored in attachment.subscriptions}
         for topic_filter in [name for name in subscriber.subscriptions if name not in in_force]:
-            emptied = dispatch.remove(subscriber, topic_filter)
-            if emptied is not None:
-                self._server.end_group(emptied.group_id)
+            dispatch.remove(subscriber, topic_filter)
         for stored in attachment.subscriptions:
             # The store decides: a SUBSCRIBE may have reached it whose SUBACK was never sent.
             known = subscriber.subscriptions.get(stored.topic_filter)
@@ -223,17 +224,16 @@ class Opening:
         self._server.log.debug("client.connected", client_id=ref.client_id, peer=connection.stream.peer)
         if persistent:
             # Stored after the store answered `attach`, and answered before this task came to run.
-            last_seq = max(attachment.last_seq, subscriber.stored_seq)
+            last_seq = max(attachment.last_seq, subscriber.stored_seq, self._server.early.take(ref.session_id))
             session.resume(last_seq, attachment.lowest_seq, attachment.sent_seq, sorted(attachment.releasing))
-        for group in dispatch.groups_of(subscriber):
-            group.feed()
+        dispatch.connected(subscriber)
 
     def _settle_ended(self, attachment: Attachment) -> None:
         """A clean start ended an older session: its routes go, and its will if it was still due."""
         ref = attachment.ref
         old = self._server.dispatch.subscribers.get(ref.session_id)
-        if old is not None and old.birth != ref.birth:
-            self._server.drop(old)
+        if old is not None and old.birth < ref.birth:
+            self._server.dispatch.drop(old)
         if attachment.ended_will is not None:
             self._server.publish_ended_will(attachment.ended_will)
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker.session.encoding import Encoding
 from broker.session.session import Session
+from cluster.api import NodeTarget, RouteChange
 
 if TYPE_CHECKING:
+    from broker.extensions.delayed import Delay
     from broker.groups import Group
     from broker.transport.stream import TcpStream
 
@@ -47,12 +49,13 @@ class AckSlot:
 
 
 class Subscriber:
-    """A session that has subscriptions, connected to this node or not."""
+    """A session that has subscriptions or is connected here: persistent ones of all nodes, ephemeral ones of this."""
 
     __slots__ = (
         "birth",
         "client_id",
         "connection",
+        "later",
         "persistent",
         "session",
         "session_id",
@@ -71,6 +74,8 @@ class Subscriber:
         self.subscriptions: dict[str, Subscription] = {}
         #: The last message that was stored while no session was here to be told.
         self.stored_seq = 0
+        #: Changes by other nodes while it was connected here: those of a newer owner, in force when this one has gone.
+        self.later: list[RouteChange] | None = None
 
 
 class Subscription:
@@ -117,28 +122,83 @@ class Entry:
             if others:
                 self.own = Entry(others)
 
+    def without_own(self, publisher: bytes) -> Entry | None:
+        """What the session gets of a message of this publisher (a session id); None: nothing [MQTT-3.8.3-3]."""
+        return self.own if self.no_local and self.subscriber.session_id == publisher else self
+
+
+class RemoteNode:
+    """Another node, with the plain filters that it has ephemeral sessions for."""
+
+    __slots__ = ("filters", "target")
+
+    def __init__(self, member: bytes) -> None:
+        self.target = NodeTarget(member)
+        #: Those of shared subscriptions as well, with their `$share/name/`.
+        self.filters: set[str] = set()
+
 
 class Route:
-    """All receivers of one topic. `live0` lists them if QoS 0 packets may be passed on unchanged to all."""
+    """All receivers of one topic, on all nodes.
 
-    __slots__ = ("entries", "groups", "live0", "topic", "topic_name")
+    `live0` lists the sessions if QoS 0 packets may be passed on unchanged to all. `nodes` are other nodes with
+    matching ephemeral sessions. `delay` is set for a topic that only says when and where to publish.
+    """
 
-    def __init__(self, topic_name: str, topic: bytes, entries: Sequence[Entry], groups: Sequence[Group]) -> None:
+    __slots__ = (
+        "_arrivals",
+        "delay",
+        "entries",
+        "groups",
+        "live0",
+        "nobody",
+        "nodes",
+        "topic",
+        "topic_name",
+    )
+
+    def __init__(
+        self,
+        topic_name: str,
+        topic: bytes,
+        entries: Sequence[Entry],
+        groups: Sequence[Group],
+        nodes: Sequence[NodeTarget] = (),
+        delay: Delay | None = None,
+    ) -> None:
         self.topic_name = topic_name
         self.topic = topic
         self.entries = entries
         self.groups = groups
-        simple = not groups and not any(entry.no_local or entry.subscription_ids for entry in entries)
+        self.nodes = nodes
+        self.delay = delay
+        #: What a publisher is told as "no matching subscribers".
+        self.nobody = not entries and not groups and not nodes and delay is None
+        simple = not groups and delay is None and not any(entry.no_local or entry.subscription_ids for entry in entries)
         self.live0 = [entry.subscriber for entry in entries] if simple else None
+        self._arrivals: tuple[list[Subscriber], list[Entry]] | None = None
+
+    def arrivals(self) -> tuple[list[Subscriber], list[Entry]]:
+        """The ephemeral sessions here, for a QoS 0 packet of another node: those that get it unchanged, and others."""
+        found = self._arrivals
+        if found is None:
+            ephemeral = [entry for entry in self.entries if not entry.subscriber.persistent]
+            plain = [entry.subscriber for entry in ephemeral if not entry.subscription_ids]
+            found = self._arrivals = plain, [entry for entry in ephemeral if entry.subscription_ids]
+        return found
 
 
-def merge(topic_name: str, topic: bytes, matched: Iterable[Subscription | Group]) -> Route:
-    """Combine overlapping subscriptions of each session."""
+def merge(topic_name: str, topic: bytes, matched: Iterable[Subscription | Group | RemoteNode]) -> Route:
+    """Combine overlapping subscriptions of each session, and of each other node."""
     by_subscriber: dict[bytes, list[Subscription]] = {}
     groups: list[Group] = []
+    nodes: dict[bytes, NodeTarget] = {}
     for item in matched:
         if isinstance(item, Subscription):
             by_subscriber.setdefault(item.subscriber.session_id, []).append(item)
+        elif isinstance(item, RemoteNode):
+            nodes[item.target.node] = item.target
         else:
             groups.append(item)
-    return Route(topic_name, topic, [Entry(items) for items in by_subscriber.values()], groups)
+    entries = [Entry(items) for items in by_subscriber.values()]
+    return Route(topic_name, topic, entries, groups, tuple(nodes.values()))

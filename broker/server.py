@@ -14,33 +14,31 @@ from broker.codec.packets import Subscribe, Unsubscribe
 from broker.connection import Connection
 from broker.dispatch import Dispatch
 from broker.errors import ClusterError, PeerError, SessionLost, StoreUnavailable
+from broker.gaps import Gaps
 from broker.groups import Group
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.opening import Opening
-from broker.routes import AckSlot, Subscriber
+from broker.remote import ClusterSide
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.quotas import Quotas
-from broker.session.session import GroupDelivery, StoredDelivery
+from broker.session.session import GroupDelivery, Session, StoredDelivery
 from broker.subscribing import Subscribing
+from broker.table import round_robin
 from broker.transport.reactor import Reactor
 from broker.transport.stream import Nobody, TcpStream
-from cluster.api import LEASE_S, PAGE_LIMIT, Cluster, GroupEntry, SessionRef, StoredWill
+from cluster.api import LEASE_S, PAGE_LIMIT, Cluster, GroupEntry, StoredWill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from cluster.api import Route, StoredSubscription
-
-#: Pause before a subscription is offered again to a store that was away.
-STORE_RETRY_S = 0.25
 
 #: Pause before a message is offered again to a full store.
 FULL_RETRY_S = 1.0
 
 
-class Server:
+class Server(ClusterSide):
     """Implements `cluster.api.ClusterEvents`."""
 
     def __init__(
@@ -57,7 +55,10 @@ class Server:
         store_grace_s: float = 15.0,
         max_connections: int = 0,
         max_group_queue: int = 10_000,
+        strategy_of: Callable[[str], str] = round_robin,
+        delayed_available: bool = True,
     ) -> None:
+        super().__init__()
         self.reactor = reactor
         self.cluster = cluster
         self.metrics = metrics
@@ -69,9 +70,10 @@ class Server:
         self.store_grace_s = store_grace_s
         self.max_connections = max_connections
         self.log = get_logger("server")
-        self.dispatch = Dispatch(cluster, metrics, _message_ids(), max_group_queue)
+        self.dispatch = Dispatch(cluster, metrics, _message_ids(), max_group_queue, strategy_of, delayed_available)
         self.subscribing = Subscribing(self)
         self.opener = Opening(self)
+        self._gaps = Gaps(self.start)
         self.connections: set[Connection] = set()
         #: The connection that owns each client id here, from CONNECT until its session was let go.
         self.clients: dict[str, Connection] = {}
@@ -137,17 +139,16 @@ class Server:
         if subscriber.session is session:
             subscriber.session = None
             subscriber.connection = None
+            self.dispatch.disconnected(subscriber)
         self._return_entries(session.take_group_entries())
-        for group in self.dispatch.groups_of(subscriber):
-            group.member_left()
         self.let_go(connection)
 
     def _return_entries(self, entries: Iterable[GroupDelivery]) -> None:
         by_group: dict[int, tuple[Group, list[GroupEntry]]] = {}
         for delivery in entries:
-            group = delivery.group
-            assert isinstance(group, Group)
-            by_group.setdefault(id(group), (group, []))[1].append(GroupEntry(delivery.entry_id, delivery.message))
+            group, entry = delivery.group, delivery.entry
+            assert isinstance(group, Group) and isinstance(entry, GroupEntry)
+            by_group.setdefault(id(group), (group, []))[1].append(entry)
         for group, returned in by_group.values():
             group.give_back(returned)
 
@@ -166,10 +167,17 @@ class Server:
             return
         if ends:
             subscriber = connection.subscriber
-            if subscriber is None and connection.ref is not None:  # resumed, and gone before CONNACK
-                subscriber = self.dispatch.subscribers.get(connection.ref.session_id)
-            if subscriber is not None:
-                self.drop(subscriber)
+            ref = connection.ref
+            if subscriber is None and ref is not None:  # resumed, and gone before CONNACK
+                subscriber = self.dispatch.subscribers.get(ref.session_id)
+            # A persistent session that another connection took over goes on there.
+            if (
+                subscriber is not None
+                and ref is not None
+                and subscriber.birth == ref.birth
+                and not (connection.lost and subscriber.persistent)
+            ):
+                self.dispatch.drop(subscriber)
         self._ending += 1
 
         async def work() -> None:
@@ -203,40 +211,6 @@ class Server:
         if connection.finished is not None:
             connection.finished.set()
 
-    def drop(self, subscriber: Subscriber) -> None:
-        """A session ended: its subscriptions go, and groups that have nobody left."""
-        for group in self.dispatch.drop(subscriber):
-            self.end_group(group.group_id)
-
-    def end_group(self, group_id: bytes) -> None:
-        """The last member is gone; nothing happens if there is a new one by now."""
-
-        async def work() -> None:
-            if group_id in self.dispatch.groups or group_id in self.subscribing.declaring:
-                return
-            try:
-                await self.cluster.declare_group(group_id, False)
-            except ClusterError as error:
-                self.log.warning("group.not_deleted", error=str(error))
-
-        self.start(work)
-
-    async def publish_will(self, will: StoredWill) -> None:
-        """Publish a will that is due, effectively once. Raises ClusterError if the store does not take it."""
-        message = will.message
-        message.accepted_at_ms = self.now_ms
-        try:
-            route = self.dispatch.route(message.topic)
-        except PeerError:
-            return
-        slot = _WillSlot()
-        if not self.dispatch.publish(message, route, None, slot, deduplicate=True):
-            self.reactor.wake()
-            await slot.settled.wait()
-            if slot.error is not None:
-                raise slot.error
-        self.reactor.wake()
-
     def publish_ended_will(self, will: StoredWill) -> None:
         """Publish the will of a session that a clean start ended; a full store is asked until it has room."""
 
@@ -258,16 +232,12 @@ class Server:
 
         async def work() -> None:
             try:
-                while connection.machine.state != CLOSED:
-                    try:
-                        await self.subscribing.change(connection, packet)
-                        return
-                    except StoreUnavailable:
-                        # Nothing was answered, and trying again does no harm; `store_grace` ends it.
-                        await trio.sleep(STORE_RETRY_S)
+                if connection.machine.state != CLOSED:
+                    await self.subscribing.change(connection, packet)
             except PeerError as error:
                 connection.fail(error)
             except SessionLost:
+                connection.lost = True
                 connection.disconnect(0x8E, "another connection uses this client id")
             finally:
                 connection.work_done()
@@ -305,42 +275,15 @@ class Server:
 
     def group_done(self, delivery: GroupDelivery) -> None:
         """A member acknowledged a message of a shared subscription."""
-        group = delivery.group
-        assert isinstance(group, Group)
-        group.done(delivery.entry_id)
+        group, entry = delivery.group, delivery.entry
+        assert isinstance(group, Group) and isinstance(entry, GroupEntry)
+        group.done(entry)
+
+    def watch_gap(self, session: Session) -> None:
+        """See `Services`."""
+        self._gaps.watch(session)
 
     # -- ClusterEvents
-
-    def restore(self, routes: Iterable[Route]) -> None:
-        """The subscriptions of persistent sessions, before the first client."""
-        dispatch = self.dispatch
-        for route in routes:
-            subscriber = dispatch.subscribers.get(route.session_id)
-            if subscriber is None:
-                subscriber = Subscriber(route.session_id, route.client_id, route.birth, True)
-            dispatch.add(subscriber, route.subscription)
-        for group in dispatch.groups.values():
-            group.backlog()
-
-    async def will_due(self, client_id: str, will: StoredWill) -> None:
-        """A delayed will, or one left by a node that died."""
-        self.log.info("will.due", client_id=client_id)
-        await self.publish_will(will)
-
-    async def session_ended(
-        self, client_id: str, session_id: bytes, birth: int, subscriptions: Sequence[StoredSubscription]
-    ) -> None:
-        """A session expired."""
-        self.log.debug("session.expired", client_id=client_id)
-        subscriber = self.dispatch.subscribers.get(session_id)
-        if subscriber is not None and subscriber.birth == birth:
-            self.drop(subscriber)
-
-    def session_lost(self, ref: SessionRef) -> None:
-        """The session has another owner."""
-        connection = self.clients.get(ref.client_id)
-        if connection is not None and connection.ref is ref:
-            connection.disconnect(0x8E, "another connection uses this client id")
 
     def store_changed(self, available: bool) -> None:
         """Without the store, clients are let go after a grace period; with it again, sessions go on."""
@@ -375,7 +318,7 @@ class Server:
         for connection in list(self.connections):
             connection.disconnect(0x83, "the store lost its data")
         for subscriber in list(self.dispatch.subscribers.values()):
-            self.drop(subscriber)
+            self.dispatch.drop(subscriber)
 
     def abandon(self, reason: str) -> None:
         """Drop all connections without a word to them or to the store."""
@@ -385,41 +328,28 @@ class Server:
 
     # -- draining
 
-    async def drain(self, rate: float, timeout_s: float) -> None:
-        """Disconnect all clients at `rate` a second and wait until their sessions are stored."""
+    async def drain(self, rate: float, timeout_s: float, server_reference: str = "") -> None:
+        """Disconnect all clients at `rate` a second and wait until their sessions are stored.
+
+        `server_reference` is where clients are told to go (MQTT 5), if not empty."""
         self.draining = True
         with trio.move_on_after(timeout_s):
             count = max(1, len(self.connections))
-            await self._disconnect_all(0x8B, "the server is shutting down", count / rate)
+            await self._disconnect_all(0x8B, "the server is shutting down", count / rate, server_reference)
             while self._ending:
                 self._all_ended = trio.Event()
                 await self._all_ended.wait()
 
-    async def _disconnect_all(self, reason_code: int, text: str, over_s: float) -> None:
+    async def _disconnect_all(self, reason_code: int, text: str, over_s: float, server_reference: str = "") -> None:
         connections = list(self.connections)
         pause = over_s / max(1, len(connections))
         owed = 0.0
         for connection in connections:
-            connection.disconnect(reason_code, text)
+            connection.disconnect(reason_code, text, server_reference)
             owed += pause
             if owed > 0.05:
                 await trio.sleep(owed)
                 owed = 0.0
-
-
-class _WillSlot(AckSlot):
-    """Tells when a will is stored: before that, it must not be marked as published."""
-
-    __slots__ = ("error", "settled")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.settled = trio.Event()
-        self.error: Exception | None = None
-
-    def settle(self, error: Exception | None) -> None:
-        self.error = error
-        self.settled.set()
 
 
 def _message_ids() -> Callable[[], bytes]:

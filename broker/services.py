@@ -9,7 +9,7 @@ from broker.dispatch import Dispatch
 from broker.metrics import Metrics
 from broker.session.effects import ContinueAuthentication
 from broker.session.quotas import Quotas
-from broker.session.session import GroupDelivery
+from broker.session.session import GroupDelivery, Session
 from broker.transport.reactor import Reactor
 from cluster.api import Cluster
 
@@ -51,6 +51,9 @@ class Services(Protocol):
 
     def fetch_page(self, connection: Connection, after_seq: int, limit: int) -> None:
         """Read a page of the session's queue; `session.page` or `session.page_failed` follows."""
+
+    def watch_gap(self, session: Session) -> None:
+        """A message came before an older one, which is on its way: have the session look for it if it does not come."""
 
     def group_done(self, delivery: GroupDelivery) -> None:
         """A member acknowledged a message of a shared subscription."""

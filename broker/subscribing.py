@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 import trio
 
 from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
-from broker.errors import PeerError, StoreFull, StoreUnavailable
+from broker.errors import PeerError, SessionLost, StoreFull, StoreUnavailable
 from broker.message import Message
 from broker.metrics import Metrics
-from broker.routes import Subscriber
+from broker.routes import Subscriber, Subscription
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.session import Session
@@ -25,6 +23,9 @@ if TYPE_CHECKING:
     from broker.server import Server
 
 _NOTHING = ""
+
+#: Pause before a subscription is offered again to a store that was away.
+STORE_RETRY_S = 0.25
 
 #: About so many bytes of retained messages are read at a time; at first they are taken for large.
 PAGE_BYTES = 512 * 1024
@@ -71,8 +72,6 @@ class Subscribing:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        #: Groups that a SUBSCRIBE under way will have members for.
-        self.declaring: Counter[bytes] = Counter()
 
     async def change(self, connection: Connection, packet: Subscribe | Unsubscribe) -> None:
         """Carry out and answer. Raises PeerError, SessionLost or StoreUnavailable; nothing is answered then."""
@@ -104,43 +103,62 @@ class Subscribing:
                 )
                 count += is_new
             codes.append(code)
+        # In force here first, then everywhere: whoever knows of it before SUBACK may send at once.
+        before = {each.topic_filter: subscriber.subscriptions.get(each.topic_filter) for each in accepted}
+        for stored in accepted:
+            dispatch.add(subscriber, stored)
+        persistent = subscriber.persistent
         try:
-            with self.declared(accepted) as group_ids:
-                await self.declare(group_ids)
-                if subscriber.persistent and accepted:
-                    await server.cluster.subscribe(ref, accepted)
-                if connection.machine.state != CLOSED:
-                    await self._subscribed(connection, subscriber, packet.packet_id, codes, accepted)
-                elif subscriber.persistent and connection.expiry_s and server.clients.get(ref.client_id) is connection:
-                    # Nobody was told, but the store has them, and the session goes on without its connection.
-                    for stored in accepted:
-                        dispatch.add(subscriber, stored)
-        except StoreFull:
+            if accepted:
+                await self._until_known(connection, lambda: server.cluster.subscribe(ref, accepted, persistent))
+                for stored in accepted:
+                    await self._members_known(connection, subscriber, stored.topic_filter)
+        except StoreUnavailable:
+            # Closed meanwhile. Nobody was told, but the store may have them, and the session goes on without its
+            # connection: what it finds when it comes back decides.
+            return
+        except (StoreFull, SessionLost) as error:
+            self._take_back(subscriber, before)
+            if isinstance(error, SessionLost):
+                raise
             # The session may have them while the route table has not: in force nowhere is what SUBACK says.
-            new = [each.topic_filter for each in accepted if each.topic_filter not in subscriber.subscriptions]
-            if subscriber.persistent and new:
-                await server.cluster.unsubscribe(ref, new)
+            new = [name for name, known in before.items() if known is None]
+            if new:
+                await self._until_known(connection, lambda: server.cluster.unsubscribe(ref, new, persistent))
             connection.send(Suback(packet.packet_id, [code if code >= 0x80 else 0x97 for code in codes]))
+            return
+        if connection.machine.state != CLOSED:
+            new_names = {name for name, known in before.items() if known is None}
+            await self._subscribed(connection, subscriber, packet.packet_id, codes, accepted, new_names)
 
-    @contextmanager
-    def declared(self, subscriptions: Sequence[StoredSubscription]) -> Generator[list[bytes], None, None]:
-        """Keeps the groups of these subscriptions from being ended, until they have their member or will have none."""
-        group_ids = [shared_group_id(name) for each in subscriptions if is_shared(name := each.topic_filter)]
-        self.declaring.update(group_ids)
-        try:
-            yield group_ids
-        finally:
-            self.declaring.subtract(group_ids)
-            self.declaring = +self.declaring
-            for group_id in group_ids:
-                if group_id not in self._server.dispatch.groups:
-                    self._server.end_group(group_id)
+    async def _until_known(self, connection: Connection, call: Callable[[], Awaitable[None]]) -> None:
+        """Ask again while the store is away: nothing was answered, and trying again does no harm.
 
-    async def declare(self, group_ids: Sequence[bytes]) -> None:
-        """See to it that the store has the queues of these groups."""
-        for group_id in group_ids:
-            if group_id not in self._server.dispatch.groups:
-                await self._server.cluster.declare_group(group_id, True)
+        `store_grace` ends it. Raises StoreUnavailable once the connection is closed; else what `call` raises."""
+        while True:
+            try:
+                await call()
+                return
+            except StoreUnavailable:
+                if connection.machine.state == CLOSED:
+                    raise
+                await trio.sleep(STORE_RETRY_S)
+
+    async def _members_known(self, connection: Connection, subscriber: Subscriber, topic_filter: str) -> None:
+        """A shared subscription: the cluster knows of the member here."""
+        group = self._server.dispatch.groups.get(shared_group_id(topic_filter)) if is_shared(topic_filter) else None
+        if group is not None and subscriber.session_id in group.members:
+            await self._until_known(connection, group.announcing.done)
+
+    def _take_back(self, subscriber: Subscriber, before: Mapping[str, Subscription | None]) -> None:
+        """The subscriptions are as they were, unless the session has ended."""
+        for topic_filter, known in before.items():
+            if topic_filter not in subscriber.subscriptions:
+                continue
+            if known is None:
+                self._server.dispatch.remove(subscriber, topic_filter)
+            else:
+                self._server.dispatch.add(subscriber, StoredSubscription(topic_filter, known.options, known.identifier))
 
     async def _subscribed(
         self,
@@ -149,20 +167,16 @@ class Subscribing:
         packet_id: int,
         codes: Sequence[int],
         accepted: Sequence[StoredSubscription],
+        new: Set[str],
     ) -> None:
-        """The store has them: from here on they match."""
-        server = self._server
-        dispatch = server.dispatch
+        """All nodes know them: answer, and send what is retained."""
         feeds: list[tuple[str, int, int]] = []
         for stored in accepted:
-            is_new = dispatch.add(subscriber, stored)
             handling = stored.options >> 4 & 3
-            if not is_shared(stored.topic_filter) and (handling == 0 or (handling == 1 and is_new)):
+            if not is_shared(stored.topic_filter) and (handling == 0 or (handling == 1 and stored.topic_filter in new)):
                 feeds.append((stored.topic_filter, stored.options & 3, stored.subscription_identifier))
         connection.send(Suback(packet_id, codes))  # [MQTT-3.8.4-1]
-        server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))
-        for group in dispatch.groups_of(subscriber):
-            group.feed()
+        self._server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))
         if feeds:
             await self._start_feed(connection, subscriber, feeds)
 
@@ -188,18 +202,30 @@ class Subscribing:
         subscriber = connection.subscriber
         ref = connection.ref
         assert subscriber is not None and ref is not None
+        dispatch = server.dispatch
+        persistent = subscriber.persistent
+        before = {
+            name: subscriber.subscriptions[name] for name in packet.topic_filters if name in subscriber.subscriptions
+        }
+        for topic_filter in before:
+            dispatch.remove(subscriber, topic_filter)
+        if before:
+            try:
+                await self._until_known(connection, lambda: server.cluster.unsubscribe(ref, list(before), persistent))
+            except (SessionLost, StoreUnavailable) as error:
+                # Not done: the session, wherever it goes on, has them still.
+                current = dispatch.subscribers.get(subscriber.session_id, subscriber)
+                if persistent and current is subscriber and connection.expiry_s:
+                    for name, known in before.items():
+                        dispatch.add(subscriber, StoredSubscription(name, known.options, known.identifier))
+                if isinstance(error, SessionLost):
+                    raise
+                return
+        left = set(before)
         codes = []
-        known = [name for name in dict.fromkeys(packet.topic_filters) if name in subscriber.subscriptions]
-        if subscriber.persistent and known:
-            await server.cluster.unsubscribe(ref, known)
         for topic_filter in packet.topic_filters:
-            if topic_filter in subscriber.subscriptions:
-                codes.append(0)
-                emptied = server.dispatch.remove(subscriber, topic_filter)
-                if emptied is not None:
-                    server.end_group(emptied.group_id)
-            else:
-                codes.append(0x11)
+            codes.append(0 if topic_filter in left else 0x11)
+            left.discard(topic_filter)
         connection.send(Unsuback(packet.packet_id, codes))  # [MQTT-3.10.4-4]
 
     # -- retained messages

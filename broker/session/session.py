@@ -5,7 +5,8 @@ messages share the in-flight window (the client's Receive Maximum):
 
 - of an ephemeral session: kept in memory, gone with the connection; packet ids 1..57344 in turn;
 - of a persistent session: the queue in the store is the truth, packet id = 1 + (seq mod 57344). Live messages
-  are sent as they are stored while the session keeps up; once it is behind, it is fed by pages only;
+  are sent as they are told of while the session keeps up (those of other nodes come another way than those of
+  this one: out of turn, but each in the order of its publisher); once it is behind, it is fed by pages only;
 - of a shared subscription: kept in the group's queue until acknowledged; packet ids 57345..65535.
 """
 
@@ -22,6 +23,9 @@ from broker.session.encoding import Encoding
 #: Packet ids of queued messages wrap here; those above belong to the connection (shared groups).
 SEQ_MODULUS = 57344
 _LAST_PACKET_ID = 65535
+
+#: Messages sent before older ones, at most: then the queue is looked into.
+AHEAD_LIMIT = 1000
 _DUP = 8
 _RETAIN = 1
 _QOS_MASK = 3
@@ -63,16 +67,18 @@ class SessionStore(Protocol):
     def has_room(self) -> None:
         """The window or the output buffer has room again: retained messages and groups may go on."""
 
+    def missing(self) -> None:
+        """A message came before an older one, which is to come another way: call `Session.look` if it does not."""
+
 
 class GroupDelivery:
     """A message of a shared subscription in the hands of one member."""
 
-    __slots__ = ("entry_id", "group", "message", "subscription_ids")
+    __slots__ = ("entry", "group", "subscription_ids")
 
-    def __init__(self, group: object, entry_id: bytes, message: Message, subscription_ids: Sequence[int]) -> None:
+    def __init__(self, group: object, entry: object, subscription_ids: Sequence[int]) -> None:
         self.group = group
-        self.entry_id = entry_id
-        self.message = message
+        self.entry = entry
         self.subscription_ids = subscription_ids
 
 
@@ -104,6 +110,7 @@ class Session:
     """The sending side of one session on one connection."""
 
     __slots__ = (
+        "_ahead",
         "_asked_top",
         "_cursor",
         "_dup_seq",
@@ -153,7 +160,10 @@ class Session:
         self._queue_bytes = 0
         self._next_packet_id = 0
         self._next_group_id = SEQ_MODULUS
+        #: All up to this seq were sent or are gone.
         self._cursor = 0
+        #: Seqs beyond the next one that were sent already.
+        self._ahead: set[int] | None = None
         #: The newest seq known, and what it was when a page was asked for.
         self._top = 0
         self._asked_top = 0
@@ -253,21 +263,51 @@ class Session:
             self._ask_page()
 
     def stored(self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> None:
-        """A live message was stored under `seq`: send it, if everything before it was."""
+        """A live message was stored under `seq`: send it, unless the session is behind."""
         if seq > self._top:
             self._top = seq
-        if self.closed or seq <= self._cursor:
+        if self.closed or seq <= self._cursor or (self._ahead is not None and seq in self._ahead):
             return
-        # A gap: something was stored that nobody told this session of; the queue has it.
-        gap = seq != self._cursor + 1
         if (
-            gap
-            or self.behind
+            self.behind
             or self.credit() <= 0
+            or (self._ahead is not None and len(self._ahead) >= AHEAD_LIMIT)
             or not self._send_stored(seq, encoding, qos, retain, subscription_ids)
         ):
             self.behind = True
             self._ask_page()
+        else:
+            self._told(seq)
+
+    def _told(self, seq: int) -> None:
+        """One more is sent: the cursor moves, or has to wait for those between."""
+        ahead = self._ahead
+        if seq != self._cursor + 1:
+            if ahead is None:
+                self._ahead = {seq}
+                self.store.missing()
+            else:
+                ahead.add(seq)
+            return
+        self._cursor = seq
+        if ahead is not None:
+            self._catch_up(seq)
+
+    def _catch_up(self, seq: int) -> None:
+        """All up to `seq` are sent or gone."""
+        ahead = self._ahead
+        if ahead is not None:
+            if seq > self._cursor + 1:
+                ahead = {other for other in ahead if other > seq}
+            while seq + 1 in ahead:
+                seq += 1
+                ahead.remove(seq)
+            self._ahead = ahead or None
+        self._cursor = seq
+
+    def gap(self) -> int:
+        """The seq before the oldest message that was not told of, if younger ones were; else -1."""
+        return self._cursor if self._ahead is not None and not self.behind else -1
 
     def look(self) -> None:
         """The queue may hold a message that this session was not told of."""
@@ -281,16 +321,19 @@ class Session:
         if self.closed:
             return
         for item in messages:
-            if item.seq <= self._cursor:
+            seq = item.seq
+            if seq <= self._cursor:
                 continue
-            if self.credit() <= 0 or not self._send_stored(
-                item.seq, item.encoding, item.qos, item.retain, item.subscription_ids
+            if (self._ahead is None or seq not in self._ahead) and (
+                self.credit() <= 0
+                or not self._send_stored(seq, item.encoding, item.qos, item.retain, item.subscription_ids)
             ):
                 return  # the rest is read again when there is room
+            self._catch_up(seq)
         if complete and self._cursor < self._asked_top:
             # Seqs without a message were acknowledged out of order or never used. What was stored after the page
             # was read may have been told before it came.
-            self._cursor = self._asked_top
+            self._catch_up(self._asked_top)
         if self._cursor >= self._top:
             self.behind = False
             if self.hungry:
@@ -315,7 +358,6 @@ class Session:
         flags = qos << 1 | retain
         if seq <= self._dup_seq:
             flags |= _DUP  # [MQTT-3.3.1-1]
-        self._cursor = seq
         if seq > self.sent_seq:
             self.sent_seq = seq
         if encoding.remaining_s == 0 and not (qos == 2 and flags & _DUP):  # [MQTT-4.3.3-7]

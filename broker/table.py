@@ -1,0 +1,260 @@
+"""The node's table of subscriptions: those of its own clients, of persistent sessions anywhere, and of other nodes.
+
+Changes by clients of this node are made here first and told to the others then; those by other nodes come as
+`RouteChange`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from broker.errors import MalformedPacket
+from broker.extensions.delayed import PREFIX as DELAYED
+from broker.extensions.delayed import Delay
+from broker.groups import Group, GroupMember
+from broker.metrics import Metrics
+from broker.routes import RemoteNode, Route, Subscriber, Subscription, merge
+from broker.topics.cache import MatchCache
+from broker.topics.names import check_topic_name, is_shared, split_shared
+from broker.topics.trie import TopicTrie
+from cluster.api import ROUND_ROBIN, Cluster, NodeRoute, RouteChange, StoredSubscription, shared_group_id
+from cluster.api import Route as SessionRoute
+
+#: Topics whose routes are remembered.
+ROUTE_CACHE_SIZE = 65536
+
+
+class _Forgetful(MatchCache[Route]):
+    """A cache that keeps nothing, so that no message takes the direct way."""
+
+    __slots__ = ()
+
+    def put(self, key: bytes, value: Route) -> None:
+        """Keeps nothing."""
+
+
+def round_robin(share_name: str) -> str:
+    """The strategy of shared subscriptions that nobody chose one for."""
+    return ROUND_ROBIN
+
+
+class Table:
+    """Who wants what. `strategy_of` tells how the members of a shared subscription take turns, by its share name."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        metrics: Metrics,
+        max_group_queue: int = 10_000,
+        strategy_of: Callable[[str], str] = round_robin,
+        delayed_available: bool = True,
+    ) -> None:
+        self.cluster = cluster
+        self.metrics = metrics
+        self.max_group_queue = max_group_queue
+        #: Publishers wait for their acknowledgements while a group with members has more than this.
+        self.group_high_water = max_group_queue // 2
+        self.delayed_available = delayed_available
+        self.subscribers: dict[bytes, Subscriber] = {}
+        self.groups: dict[bytes, Group] = {}
+        self.nodes: dict[bytes, RemoteNode] = {}
+        self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
+        self._strategy_of = strategy_of
+        self._trie: TopicTrie[bytes, Subscription | Group | RemoteNode] = TopicTrie()
+        #: Starts a task of the node; set before the first client.
+        self.spawn: Callable[[Callable[[], Awaitable[None]]], None]
+
+    # -- sessions
+
+    def subscription_count(self) -> int:
+        """Subscriptions, members of shared ones included."""
+        return sum(len(subscriber.subscriptions) for subscriber in self.subscribers.values())
+
+    def add(self, subscriber: Subscriber, stored: StoredSubscription) -> bool:
+        """Add or replace a subscription; True if the filter is new for this session."""
+        topic_filter = stored.topic_filter
+        is_new = topic_filter not in subscriber.subscriptions
+        subscription = Subscription(subscriber, stored.options, stored.subscription_identifier)
+        subscriber.subscriptions[topic_filter] = subscription
+        self.subscribers[subscriber.session_id] = subscriber
+        share_name, plain = split_shared(topic_filter)
+        if share_name:
+            self._group(topic_filter).join(GroupMember(subscriber, subscription))
+        else:
+            self._trie.set(plain, subscriber.session_id, subscription)
+            self.routes.invalidate(plain)
+        return is_new
+
+    def remove(self, subscriber: Subscriber, topic_filter: str) -> None:
+        """Remove a subscription if it exists."""
+        if subscriber.subscriptions.pop(topic_filter, None) is None:
+            return
+        share_name, plain = split_shared(topic_filter)
+        if share_name:
+            group = self.groups[shared_group_id(topic_filter)]
+            group.part(subscriber)
+            self.tidy(group)
+        else:
+            self._trie.discard(plain, subscriber.session_id)
+            self.routes.invalidate(plain)
+        self._forget(subscriber)
+
+    def drop(self, subscriber: Subscriber) -> None:
+        """Remove all subscriptions of a session that ended."""
+        for topic_filter in list(subscriber.subscriptions):
+            self.remove(subscriber, topic_filter)
+
+    def connected(self, subscriber: Subscriber) -> None:
+        """`subscriber.session` and `connection` are set: the session is here now, with what `attach` found."""
+        subscriber.later = None
+        self.subscribers[subscriber.session_id] = subscriber
+        for group in self.groups_of(subscriber):
+            group.came(subscriber)
+
+    def disconnected(self, subscriber: Subscriber) -> None:
+        """They are None again."""
+        for group in self.groups_of(subscriber):
+            group.left(subscriber)
+        later, subscriber.later = subscriber.later, None
+        for change in later or ():
+            self.apply(change)
+        self._forget(subscriber)
+
+    def _forget(self, subscriber: Subscriber) -> None:
+        if (
+            not subscriber.subscriptions
+            and subscriber.session is None
+            and self.subscribers.get(subscriber.session_id) is subscriber
+        ):
+            del self.subscribers[subscriber.session_id]
+
+    def groups_of(self, subscriber: Subscriber) -> list[Group]:
+        """The shared groups that the session is a member of."""
+        names = subscriber.subscriptions
+        return [self.groups[shared_group_id(name)] for name in names if is_shared(name)]
+
+    # -- groups
+
+    def _group(self, topic_filter: str) -> Group:
+        group_id = shared_group_id(topic_filter)
+        group = self.groups.get(group_id)
+        if group is None:
+            share_name, plain = split_shared(topic_filter)
+            group = self.groups[group_id] = Group(group_id, self, share_name, plain, self._strategy_of(share_name))
+        if not group.routed:
+            group.routed = True
+            self._trie.set(group.topic_filter, group_id, group)
+            self.routes.invalidate(group.topic_filter)
+        return group
+
+    def tidy(self, group: Group) -> None:
+        """Forget a group that nobody is a member of, here or anywhere, once the cluster knows of that."""
+        if group.members or group.nodes:
+            return
+        if group.routed:
+            group.routed = False
+            self._trie.discard(group.topic_filter, group.group_id)
+            self.routes.invalidate(group.topic_filter)
+        if not group.announcing.busy and self.groups.get(group.group_id) is group:
+            del self.groups[group.group_id]
+
+    # -- other nodes
+
+    def apply(self, change: RouteChange) -> None:
+        """Another node changed the table."""
+        if change.session is not None:
+            self._apply_session(change, change.session)
+        elif change.node is not None:
+            if change.removed:
+                self._remove_node_route(change.node.node, change.node.topic_filter)
+            else:
+                self.add_node_route(change.node)
+
+    def _apply_session(self, change: RouteChange, route: SessionRoute) -> None:
+        subscriber = self.subscribers.get(route.session_id)
+        topic_filter = route.subscription.topic_filter
+        if subscriber is not None and subscriber.session is not None:
+            # It was attached after all that came before: this is what a newer owner did, and the end is near.
+            if subscriber.later is None:
+                subscriber.later = []
+            subscriber.later.append(change)
+        elif change.removed:
+            if subscriber is not None and subscriber.birth <= route.birth:
+                self.remove(subscriber, topic_filter)
+        else:
+            self.add_route(route)
+
+    def add_route(self, route: SessionRoute) -> None:
+        """A subscription of a persistent session that is not connected here; of two lives the younger one counts."""
+        subscriber = self.subscribers.get(route.session_id)
+        if subscriber is not None and subscriber.birth != route.birth:
+            if subscriber.birth > route.birth:
+                return
+            self.drop(subscriber)
+            subscriber = None
+        if subscriber is None:
+            subscriber = Subscriber(route.session_id, route.client_id, route.birth, True)
+        self.add(subscriber, route.subscription)
+
+    def add_node_route(self, route: NodeRoute) -> None:
+        """Another node has ephemeral sessions for a filter, or connected members of a shared subscription."""
+        node = self.nodes.get(route.node)
+        if node is None:
+            node = self.nodes[route.node] = RemoteNode(route.node)
+        topic_filter = route.topic_filter
+        node.filters.add(topic_filter)
+        if is_shared(topic_filter):
+            self._group(topic_filter).node_came(route.node)
+        else:
+            self._trie.set(topic_filter, route.node, node)
+            self.routes.invalidate(topic_filter)
+
+    def _remove_node_route(self, member: bytes, topic_filter: str) -> None:
+        node = self.nodes.get(member)
+        if node is None or topic_filter not in node.filters:
+            return
+        node.filters.remove(topic_filter)
+        if not node.filters:
+            del self.nodes[member]
+        if is_shared(topic_filter):
+            group = self.groups[shared_group_id(topic_filter)]
+            group.node_left(member)
+            self.tidy(group)
+        else:
+            self._trie.discard(topic_filter, member)
+            self.routes.invalidate(topic_filter)
+
+    def remove_node(self, member: bytes) -> None:
+        """Another node is gone."""
+        node = self.nodes.get(member)
+        for topic_filter in list(node.filters) if node is not None else ():
+            self._remove_node_route(member, topic_filter)
+
+    # -- routes
+
+    @property
+    def suspended(self) -> bool:
+        """The node may have been replaced by others: QoS 0 is dropped."""
+        return isinstance(self.routes, _Forgetful)
+
+    def suspend(self, suspended: bool) -> None:
+        """The store was away for longer than the node's lease, or it is back."""
+        self.routes = _Forgetful(1) if suspended else MatchCache(ROUTE_CACHE_SIZE)
+
+    def route(self, topic: bytes) -> Route:
+        """Where messages of this topic go. Raises PeerError if the topic name is invalid."""
+        route = self.routes.entries.get(topic)
+        if route is None:
+            try:
+                name = topic.decode()
+            except UnicodeDecodeError:
+                raise MalformedPacket("the topic name is not valid UTF-8") from None  # [MQTT-3.3.2-1]
+            if "\x00" in name:
+                raise MalformedPacket("the topic name contains U+0000")  # [MQTT-1.5.4-2]
+            check_topic_name(name)
+            if topic.startswith(DELAYED):
+                route = Route(name, topic, (), (), (), Delay(topic, self.delayed_available))
+            else:
+                route = merge(name, topic, self._trie.match(name))
+            self.routes.put(topic, route)
+        return route
