@@ -80,7 +80,7 @@ class GroupSettler:
             waiting.popleft()
             batch.append(each)
             if each.kind == KEPT:
-                lists[KEPT] += (each.entry_id, each.session_id)
+                lists[KEPT].extend((each.entry_id, each.session_id))
             else:
                 lists[each.kind].append(each.entry_id)
         self._busy = True
