@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from broker.errors import ConfigError
 from broker.values import (
@@ -178,16 +178,28 @@ class Settings:
 
     store: str = _setting(_STORE, Store(), "embedded",
         "Where sessions, queues and retained messages live: embedded (a private server below the data folder), "
-        "memory (nothing survives the process), redis://HOST:PORT/DB, rediss://HOST:PORT/DB (TLS; "
-        "?ssl_ca_certs=, ssl_certfile=, ssl_keyfile= name PEM files) or unix:///PATH?db=DB.")
+        "memory (nothing survives the process), redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../PRIMARY, "
+        "redis+cluster://HOST:PORT,... or unix:///PATH?db=DB. rediss instead of redis is TLS "
+        "(?ssl_ca_certs=, ssl_certfile=, ssl_keyfile= name PEM files).")
     store_username: str = _setting(_STORE, Text(), "", "User name for the store; empty for its default user.")
     store_password: str = _setting(_STORE, Text(), "",
         "Password for the store. Prefer the environment or the file: a command line is visible to others.", secret=True)
+    sentinel_username: str = _setting(_STORE, Text(), "", "User name for the Sentinels; empty for none.")
+    sentinel_password: str = _setting(_STORE, Text(), "", "Password for the Sentinels.", secret=True)
     namespace: str = _setting(_STORE, Name(), "rookery",
         "Prefix of all keys in the store: clusters that share a store differ in it.")
     partitions: int = _setting(_STORE, Integer(), "0",
         "Parts the keys are divided into, fixed when a namespace is first used; 0 means 16, or 1 for the memory "
         "store and for the embedded store of one worker.", at_least=0, at_most=1024)
+    durability: str = _setting(_STORE,
+        Choice("auto", "memory", "aof", "fsync", "replicated", "replicated-fsync"), "auto",
+        "How safe a message is in the store before it is acknowledged; auto is what the store's own settings give. "
+        "The node does not start if the store cannot give it.")
+    durability_replicas: int = _setting(_STORE, Integer(), "1",
+        "For the replicated classes: how many replicas must have a message.", at_least=1, at_most=16)
+    durability_timeout_s: float = _setting(_STORE, Duration(), "2s",
+        "For the replicated classes: how long one question for that may take before it is asked again.",
+        at_least=0.01, at_most=60)
     store_grace_s: float = _setting(_STORE, Duration(), "15s",
         "How long the store may be unreachable before clients with sessions in it are disconnected.",
         at_least=0, at_most=3600)
@@ -423,9 +435,17 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 
 def _move_credentials(values: dict[str, Any], origins: dict[str, str]) -> None:
-    """Take user and password out of the store's URL, which is shown and logged; settings of their own win."""
+    """Take users and passwords out of the store's URL, which is shown and logged; settings of their own win."""
     store = str(values.get("store", ""))
     url = urlsplit(store)
+    query = dict(parse_qsl(url.query, keep_blank_values=True))
+    for attribute in ("sentinel_username", "sentinel_password"):
+        given = query.pop(attribute, None)
+        if given is not None:
+            values.setdefault(attribute, given)
+            origins[attribute] = f"{origins['store']} (in the URL)"
+            url = url._replace(query=urlencode(query, safe="/"))
+            values["store"] = store = urlunsplit(url)
     if "@" not in url.netloc:
         return
     for attribute, part in (("store_username", url.username), ("store_password", url.password)):

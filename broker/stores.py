@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import trio
 
 from broker.config import Settings
@@ -25,9 +27,15 @@ async def open_store(settings: Settings, nursery: trio.Nursery) -> Address | Non
         return None
     if settings.store == "embedded":
         return await nursery.start(EmbeddedServer(settings.data_dir).serve)  # type: ignore[no-any-return]
-    return parse_store_url(
-        settings.store, username=settings.store_username or None, password=settings.store_password or None
-    )
+    of_sentinels = {
+        name: value
+        for name in ("sentinel_username", "sentinel_password")
+        if (value := getattr(settings, name)) and "+sentinel:" in settings.store
+    }
+    url = settings.store
+    if of_sentinels:
+        url += ("&" if "?" in url else "?") + urlencode(of_sentinels)
+    return parse_store_url(url, username=settings.store_username or None, password=settings.store_password or None)
 
 
 def make_cluster(settings: Settings, address: Address | None) -> Cluster:
@@ -38,6 +46,8 @@ def make_cluster(settings: Settings, address: Address | None) -> Cluster:
         max_group_queue=settings.max_group_queue,
         will_failover_grace_s=settings.will_failover_grace_s,
         inflight=settings.max_inflight,
+        max_delayed=settings.max_delayed_messages,
+        will_failover=settings.will_failover,
     )
     if address is None:
         return MemoryCluster(settings.node_name, limits)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 #: As a session expiry: the session does not end (the value MQTT 5 gives to it).
 NEVER_S = 0xFFFFFFFF
@@ -329,7 +329,9 @@ class HttpAddress:
 class Store:
     """Where shared state lives."""
 
-    label = "embedded, memory, redis://, rediss:// or unix:// URL"
+    label = (
+        "embedded, memory, or a URL: redis://, redis+sentinel://, redis+cluster://, the same with rediss, or unix://"
+    )
     metavar = "STORE"
 
     def parse(self, raw: object) -> str:
@@ -338,30 +340,43 @@ class Store:
             return text.lower()
         try:
             url = urlsplit(text)
-            port = url.port
             options = {key for key, _ in parse_qsl(url.query, keep_blank_values=True)}
+            servers = [urlsplit(f"//{server}") for server in url.netloc.rpartition("@")[2].split(",")]
+            ports = [server.port for server in servers]
         except ValueError:
             raise ValueError("is no valid URL") from None
-        if url.scheme not in ("redis", "rediss", "unix"):
+        base, _, kind = url.scheme.partition("+")
+        if (base not in ("redis", "rediss") and url.scheme != "unix") or kind not in ("", "sentinel", "cluster"):
             raise ValueError(
-                "must be embedded, memory, redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH?db=DB"
+                "must be embedded, memory, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,HOST:PORT/PRIMARY, "
+                "redis+cluster://HOST:PORT,HOST:PORT, one of these with rediss (TLS), or unix:///PATH?db=DB"
             )
-        known = {"db"} | (_TLS_OPTIONS if url.scheme == "rediss" else set())
+        known = {"db"} | (_TLS_OPTIONS if base == "rediss" else set())
+        if kind == "sentinel":
+            known |= {"sentinel_username", "sentinel_password"}
         if options - known or url.fragment:
             raise ValueError(f"may have only {', '.join(sorted(known))} after the question mark")
-        self._check(url, port)
-        return text
-
-    def _check(self, url: SplitResult, port: int | None) -> None:
         if url.scheme == "unix":
             if not url.path.startswith("/") or url.hostname:
                 raise ValueError("must name an absolute path: unix:///PATH")
-            return
-        if not url.hostname:
+            return text
+        if not all(server.hostname for server in servers):
             raise ValueError("must name a host")
-        if port == 0:
+        if 0 in ports:
             raise ValueError("must have a port from 1 to 65535")
-        if not re.fullmatch(r"(/\d{0,5})?", url.path, re.ASCII):
+        self._check_path(url.path, kind, len(servers))
+        return text
+
+    def _check_path(self, path: str, kind: str, servers: int) -> None:
+        if kind == "sentinel":
+            if not re.fullmatch(r"/[^/]+/?", path):
+                raise ValueError("must end in the name by which the Sentinels know the primary, such as /mymaster")
+        elif kind == "cluster":
+            if path not in ("", "/", "/0"):
+                raise ValueError("has a database number, but a Redis Cluster has only database 0")
+        elif servers > 1:
+            raise ValueError("has several hosts; redis+sentinel:// and redis+cluster:// take them")
+        elif not re.fullmatch(r"(/\d{0,5})?", path, re.ASCII):
             raise ValueError("must end in a database number, such as /0")
 
     def show(self, value: object) -> str:
@@ -370,7 +385,7 @@ class Store:
 
 def hide_password(url: str) -> str:
     """The URL with `***` for the user and password in it; to be safe with any text, not only with valid URLs."""
-    return re.sub(r"//.*@", "//***@", url)
+    return re.sub(r"sentinel_password=[^&#]*", "sentinel_password=***", re.sub(r"//.*@", "//***@", url))
 
 
 def _number_and_unit(raw: object, expected: str) -> tuple[float, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import DEFAULT, SETTINGS, Loaded, Setting, Settings, load
+from broker.config import DEFAULT, SETTINGS, Loaded, Setting, Settings, as_texts, from_texts, load, reloaded
 from broker.errors import ConfigError
 from broker.values import Endpoint, Flag
 
@@ -20,6 +20,7 @@ EXAMPLES = {
     "http": "127.0.0.1:1998",
     "store": "memory",
     "log_level": "debug",
+    "durability": "fsync",
     "log_format": "json",
     "node_name": "other",
     "namespace": "other",
@@ -195,6 +196,16 @@ def test_service_links_of_kubernetes_are_no_settings() -> None:
         ({"store": "redis://h:0"}, "must have a port from 1 to 65535"),
         ({"store": "redis://h:x"}, "is no valid URL"),
         ({"store": "redis://h?timeout=5"}, "may have only db after"),
+        ({"store": "redis://a,b/0"}, "redis+sentinel:// and redis+cluster:// take them"),
+        ({"store": "redis+sentinel://a,b"}, "must end in the name by which the Sentinels know the primary"),
+        ({"store": "redis+cluster://a,b/1"}, "a Redis Cluster has only database 0"),
+        ({"store": "redis+cluster://a,,b"}, "must name a host"),
+        ({"store": "redis+sentinel://a,b:x/m"}, "is no valid URL"),
+        ({"store": "unix+sentinel://a/m"}, "must be embedded, memory, redis://"),
+        ({"store": "redis+cluster://a?sentinel_password=x"}, "may have only db after"),
+        ({"workers": "0"}, "must be at least 1"),
+        ({"workers": "2", "store": "memory"}, "workers meet in their store, and store = memory"),
+        ({"workers": "10", "node_name": "n" * 62}, "too long for workers"),
         ({"store": "unix://relative"}, "must name an absolute path"),
         ({"namespace": "a{b}"}, "must be 1 to 64 of A-Z"),
         ({"node_name": ""}, "must be 1 to 64 of A-Z"),
@@ -279,3 +290,49 @@ def test_declaration_is_consistent() -> None:
     assert all(s.at_least is not None for s in SETTINGS if s.kind.metavar in ("N", "SIZE", "TIME"))
     assert all(s.is_flag == isinstance(getattr(Settings(), s.attribute), bool) for s in SETTINGS)
     assert any(isinstance(s.kind, Flag) for s in SETTINGS)
+
+
+def test_passwords_of_sentinels_leave_the_url() -> None:
+    loaded = load({"store": "redis+sentinel://u:p@a:1,b:2/m?sentinel_username=s&sentinel_password=q%26&db=3"}, {})
+    settings = loaded.settings
+    assert settings.store == "redis+sentinel://a:1,b:2/m?db=3"
+    assert (settings.store_username, settings.store_password) == ("u", "p")
+    assert (settings.sentinel_username, settings.sentinel_password) == ("s", "q&")
+    assert not any("q&" in text for _, text, _ in loaded.shown())
+
+
+def test_partitions_for_one_and_more_workers() -> None:
+    assert load({}, {}).settings.partition_count == 1
+    assert load({"workers": "2"}, {}).settings.partition_count == 16
+    assert load({"workers": "2", "partitions": "4"}, {}).settings.partition_count == 4
+    assert load({"store": "redis://h"}, {}).settings.partition_count == 16
+    assert load({"store": "memory"}, {}).settings.partition_count == 1
+
+
+def test_settings_pass_to_another_process_as_text() -> None:
+    given = load(
+        {
+            "listen": ("tcp://127.0.0.1:1", "tcp://[::1]:2"),
+            "http": "off",
+            "store": "redis://u:p@h:1/2",
+            "session_expiry_max_s": "never",
+            "store_grace_s": "1.5s",
+            "max_packet_size": "100KiB",
+            "shared_strategies": ("a=sticky", "b=local"),
+            "allow_anonymous": "true",
+            "ready_file": "/tmp/x",
+        },
+        {},
+    ).settings
+    texts = as_texts(given)
+    assert all(isinstance(text, str) for text in texts.values())
+    assert from_texts(texts) == given
+    assert from_texts(as_texts(Settings())) == Settings()
+
+
+def test_what_may_change_while_a_node_runs() -> None:
+    old = load({"max_packet_size": "100KiB"}, {}).settings
+    new = load({"max_packet_size": "200KiB", "namespace": "other"}, {}).settings
+    settings, changed, needs_restart = reloaded(old, new)
+    assert (settings.max_packet_size, settings.namespace) == (200 * 1024, "rookery")
+    assert (changed, needs_restart) == (["max_packet_size"], ["namespace"])

@@ -135,6 +135,9 @@ def test_http_address_reads_back(text: str) -> None:
         "redis://u:p@[::1]:1",
         "unix:///run/x?db=2",
         "rediss://h?ssl_ca_certs=/a.pem&db=1",
+        "redis+sentinel://a,b:1,[::1]:2/main",
+        "rediss+sentinel://u:p@a,b/main?db=1&sentinel_password=x&ssl_ca_certs=/a.pem",
+        "redis+cluster://a:1,b:2",
     ],
 )
 def test_stores(text: str) -> None:
@@ -149,6 +152,7 @@ def test_endpoint_text() -> None:
 def test_password_is_hidden() -> None:
     assert hide_password("redis://u:p@h:1/0") == "redis://***@h:1/0"
     assert hide_password("redis://h:1/0") == "redis://h:1/0"
+    assert hide_password("redis+sentinel://h/m?sentinel_password=x&db=1").endswith("/m?sentinel_password=***&db=1")
 
 
 _RAW = st.one_of(
