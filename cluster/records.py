@@ -39,10 +39,10 @@ def unpack_answer(data: bytes) -> list[int | bytes]:
 
 
 def pack_body(message: Message) -> bytes:
-    """A message without format byte: the part that all copies share."""
+    """A message without format byte: the part that all copies share. Functions of the store read it, too."""
     return cast(
         bytes,
-        _packer.pack(
+        _argument_packer.pack(
             (
                 message.topic,
                 message.payload,
@@ -64,14 +64,14 @@ def _message(fields: Sequence[object]) -> Message:
 
 def unpack_body(body: bytes) -> Message:
     """The opposite of `pack_body`."""
-    return _message(msgpack.unpackb(body))
+    return _message(msgpack.unpackb(body, raw=True))
 
 
 def unpack_message(record: bytes) -> Message | None:
     """None for a format that this version does not know."""
     if record[:1] != _FORMAT:
         return None
-    return _message(msgpack.unpackb(memoryview(record)[1:]))
+    return _message(msgpack.unpackb(memoryview(record)[1:], raw=True))
 
 
 def queue_prefix(qos: int, retain: bool, subscription_ids: Sequence[int]) -> bytes:
@@ -88,7 +88,7 @@ def unpack_queued(seq: int, record: bytes) -> QueuedMessage | None:
         return None
     _, flags, count = _QUEUE_HEAD.unpack_from(record)
     ids = struct.unpack_from(f">{count}I", record, 4) if count else ()
-    message = _message(msgpack.unpackb(memoryview(record)[4 + 4 * count :]))
+    message = _message(msgpack.unpackb(memoryview(record)[4 + 4 * count :], raw=True))
     return QueuedMessage(seq, message, flags & 3, bool(flags & 4), ids)
 
 
@@ -102,7 +102,7 @@ def unpack_will(record: bytes) -> tuple[str, StoredWill] | None:
     if record[:1] != _FORMAT:
         return None
     client_id, delay_s, body = msgpack.unpackb(memoryview(record)[1:])[:3]
-    return client_id, StoredWill(_message(msgpack.unpackb(body)), delay_s)
+    return client_id, StoredWill(unpack_body(body), delay_s)
 
 
 def pack_subscription(subscription: StoredSubscription) -> bytes:

@@ -24,6 +24,8 @@ _RECORD_HEAD = bytes((FORMAT,))
 _UNSTORED = -1
 #: Instead of a seq: the session unsubscribed from something since the message was matched.
 _STALE = -3
+#: A delayed message found room.
+_KEPT = ord("1")
 #: Where the arguments of `rk1_enqueue` have the store generation.
 _GENERATION = 4
 
@@ -88,6 +90,7 @@ class PartitionLane(Lane):
     def __init__(
         self,
         partition: int,
+        partitions: int,
         prefix: bytes,
         link: Link,
         member: Membership,
@@ -108,7 +111,7 @@ class PartitionLane(Lane):
         self._partition = partition
         self._stores = stores
         self._arguments = (limits.max_queued_messages, limits.max_queued_bytes, limits.max_group_queue)
-        self._max_delayed = limits.max_delayed
+        self._max_delayed = max(limits.max_delayed // partitions, min(limits.max_delayed, 1))
 
     def has_more(self) -> bool:
         """See `Lane`."""
@@ -251,8 +254,8 @@ class PartitionLane(Lane):
 
     def _delays_kept(self, value: bytes) -> None:
         delayed, self._delayed = self._delayed, []
-        for item, _ in delayed:
-            if value:
+        for (item, _), kept in zip(delayed, value, strict=True):
+            if kept != _KEPT:
                 item.publication.error = StoreFull("too many delayed messages")
             item.answered()
 

@@ -146,7 +146,7 @@ class RedisCluster:
         self._groups = Groups(self._keys, self._link, self._poller, self._member, limits, self._node_routes)
         self._arrivals = Arrivals(self._attached, self._groups)
         self._partitions = [
-            PartitionLane(number, prefix, self._link, self._member, self._outbox, limits, self)
+            PartitionLane(number, partitions, prefix, self._link, self._member, self._outbox, limits, self)
             for number, prefix in enumerate(self._keys.partitions)
         ]
         self._nodes = Nodes(
@@ -290,7 +290,7 @@ class RedisCluster:
 
     async def _up(self, link: RedisLink) -> None:
         """On each new connection to a primary, before anything else is sent on it."""
-        await self._generations.register(link.setup_call)
+        await self._generations.register(link.setup_call, link.serves)
         if self._member.incarnation and link.serves(self._keys.members):
             await self._member.beat(link.setup_call)
 
@@ -380,7 +380,11 @@ class RedisCluster:
             attachment = await self._sessions.attach(request)
             after = 0
             if not self.alone():
-                after = await self._look_around(attachment.ref, request.expiry_s)
+                self._takeover.began(identifier)  # who wants the session waits until it is known here
+                try:
+                    after = await self._look_around(attachment.ref, request.expiry_s)
+                finally:
+                    self._takeover.attached(identifier, request.client_id)
             self._attached.attach(attachment.ref, after)
         finally:
             self._attached.came(identifier)

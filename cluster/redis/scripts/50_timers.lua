@@ -2,24 +2,28 @@
 -- 'e' + sid session expiry, 'd' + message id delayed message (its record is in 'dly'). Sessions whose routes must be brought in line are in a zset of their own.
 
 -- Keeps messages to be published later. args: node, inc, valid_until, number, most that a partition keeps, msgpack of a
--- list of {message id, due ms, record}. Value: '', or 'full' if not all found room: then none was kept. One that is
--- there stays as it is.
+-- list of {message id, due ms, record}. Value: for each '1', or '0' if it found no room. One that is there stays as it is.
 local function delay(keys, args)
   local p = keys[1]
   local refused = refusal(p, args)
   if refused then
     return refused
   end
-  local items, dly = cmsgpack.unpack(args[6]), p .. 'dly'
-  if redis.call('HLEN', dly) + #items > tonumber(args[5]) then
-    return answered(p, args, 'full')
-  end
-  for _, item in ipairs(items) do
-    if redis.call('HSETNX', dly, item[1], item[3]) == 1 then
-      redis.call('ZADD', p .. 't', item[2], 'd' .. item[1])
+  local items, dly, kept = cmsgpack.unpack(args[6]), p .. 'dly', {}
+  local room = tonumber(args[5]) - redis.call('HLEN', dly)
+  for i, item in ipairs(items) do
+    kept[i] = '1'
+    if redis.call('HEXISTS', dly, item[1]) == 0 then
+      if room > 0 then
+        room = room - 1
+        redis.call('HSET', dly, item[1], item[3])
+        redis.call('ZADD', p .. 't', item[2], 'd' .. item[1])
+      else
+        kept[i] = '0'
+      end
     end
   end
-  return answered(p, args, '')
+  return answered(p, args, table.concat(kept))
 end
 
 -- Takes due items; each comes again after the lease unless it is done. args: limit.
