@@ -8,11 +8,11 @@ STAMP := .venv/.installed
 FAST_TESTS := $(wildcard tests/unit tests/property tests/node)
 # Options for `rookery serve`, for example: make run ARGS="--listen tcp://127.0.0.1:1884 --log-level debug"
 ARGS ?=
-# For `make fuzz`.
+# For `make fuzz` and `make fault`.
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz generate packages bench clean
+.PHONY: help install run test check lint fmt fuzz fault generate packages bench clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test: packages ## Everything that `check` does and all other tests.
 
 fuzz: install ## A long campaign of seeded nonsense against a node: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python -m tests.abuse.fuzz --seconds $(SECONDS_) --seed $(SEED)
+
+fault: install ## A long campaign of faults under load, checked by recorded histories: make fault SECONDS=600 SEED=1
+	$(BIN)/python -m tests.fault.campaign --seconds $(SECONDS_) --seed $(SEED)
 
 fmt: install ## Format the code and sort the imports.
 	$(BIN)/ruff check --select I --fix --quiet .

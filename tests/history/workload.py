@@ -27,7 +27,7 @@ class Mix:
     rate: float = 120.0
     group_rate: float = 30.0
     retained_rate: float = 5.0
-    delayed_rate: float = 0.0
+    delayed_rate: float = 2.0
     #: Connections reset by their clients, per second, of all clients together.
     churn: float = 0.5
     groups: bool = True

@@ -121,8 +121,12 @@ async def cluster(
     proxied: bool = False,
     arguments: Sequence[str] = (),
     options: Sequence[str] = (),
+    prepare: Callable[[Nodes], None] | None = None,
 ) -> AsyncIterator[Nodes]:
-    """A Redis server (unless there is one) with nodes on it; `proxied` puts a fault proxy before the store for each."""
+    """A Redis server (unless there is one) with nodes on it; `proxied` puts a fault proxy before the store for each.
+
+    `prepare` may change how they are made, before they are started.
+    """
     with ExitStack() as stack:
         if store is None:
             store = stack.enter_context(redis_server(aof=True, options=(*ALWAYS, *options)))
@@ -130,6 +134,8 @@ async def cluster(
         if proxied:
             for name in names:
                 nodes.proxies[name] = stack.enter_context(FaultProxy("127.0.0.1", store.address.port))
+        if prepare is not None:
+            prepare(nodes)
         stack.callback(nodes.stop)
         await nodes.start()
         yield nodes
