@@ -180,6 +180,10 @@ class Dispatch(Table):
 
     # -- messages of clients of this node
 
+    def is_own(self, message_id: bytes) -> bool:
+        """Whether this node gave out this id since it started."""
+        return message_id.startswith(self._own_ids)
+
     def publish(
         self,
         message: Message,
@@ -190,8 +194,8 @@ class Dispatch(Table):
     ) -> bool:
         """Deliver a message. True if it may be acknowledged at once; otherwise `slot.settle` is called later.
 
-        `deduplicate` is as in `Publication`. `again`: the client repeats a QoS 2 message after it came back. The store
-        knows who has it already; whoever has no queue there got it at the first time, if that was this node.
+        `deduplicate` is as in `Publication`. `again`: it was published by this node before, and that did not end well.
+        The store knows who has it already; whoever has no queue there got it at the first time.
         """
         if route.delay is not None:
             if route.delay.seconds:
@@ -199,7 +203,6 @@ class Dispatch(Table):
                 return False
             message.topic = route.delay.topic
             route = self.route(message.topic)
-        again = again and message.message_id.startswith(self._own_ids)
         encoding = Encoding(message, message.expiry_s)
         qos = message.qos
         if message.retain:

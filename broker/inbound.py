@@ -251,7 +251,7 @@ class Inbound:
         if not connection.persistent():
             self._publish2_now(message, route, slot)
         elif retry:
-            self._publish2_now(message, route, slot, True, True)
+            self._publish2_now(message, route, slot, True, self._server.dispatch.is_own(message.message_id))
         else:
             self._reserve(message, slot)
 

@@ -142,8 +142,8 @@ class Opening:
             return
         if client_id in self._server.clients or self._server.draining:
             raise StoreUnavailable("the session is still owned by an older connection")
-        self._server.clients[client_id] = connection
         will = self._stored_will(connection, connect, agreement)
+        self._server.clients[client_id] = connection
         with self._server.early.opening():
             try:
                 attachment = await self._server.cluster.attach(
@@ -245,13 +245,17 @@ class Opening:
         delay_s = 0
         expiry_s = -1
         forwardable = b""
+        topic = will.topic_name.encode()
+        route = self._server.dispatch.route(topic)
+        if route.delay is not None:
+            route.delay.check()
         if properties is not None:
             delay_s = properties.will_delay_interval or 0
             if properties.message_expiry_interval is not None:
                 expiry_s = properties.message_expiry_interval
             forwardable = properties_to_forwardable(properties)
         message = Message(
-            will.topic_name.encode(),
+            topic,
             will.payload,
             will.qos,
             will.retain,

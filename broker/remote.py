@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _log = get_logger("cluster")
 
+#: So many messages that the store did not take are remembered.
+REFUSED_LIMIT = 10_000
+
 
 class Early:
     """What was stored for sessions that are being opened here, told of before the answer to `attach`."""
@@ -80,6 +83,8 @@ class ClusterSide:
         self.early = Early()
         #: The message of the last `deliver_stored` with its encoding: many sessions in a row get the same one.
         self._last: Encoding | None = None
+        #: Ids of wills and delayed messages that the store did not take: they come again.
+        self._refused: dict[bytes, None] = {}
 
     # -- the route table
 
@@ -207,9 +212,15 @@ class ClusterSide:
         except PeerError:
             return
         slot = _StoredSlot()
-        if not self.dispatch.publish(message, route, slot, deduplicate=message.qos > 0):
+        again = message.message_id in self._refused
+        if not self.dispatch.publish(message, route, slot, message.qos > 0, again):
             self.reactor.wake()
             await slot.settled.wait()
             if slot.error is not None:
+                self._refused[message.message_id] = None
+                if len(self._refused) > REFUSED_LIMIT:
+                    del self._refused[next(iter(self._refused))]
                 raise slot.error
+        if again:
+            self._refused.pop(message.message_id, None)
         self.reactor.wake()
