@@ -73,7 +73,7 @@ class Setting:
     default: str
     help: str
     group: str
-    at_least: int | None
+    at_least: float | None
     at_most: int | None
     reload: bool
     secret: bool
@@ -135,7 +135,7 @@ def _setting(
     default: str,
     text: str,
     *,
-    at_least: int | None = None,
+    at_least: float | None = None,
     at_most: int | None = None,
     reload: bool = False,
     secret: bool = False,

@@ -53,6 +53,12 @@ def quotas_of(settings: Settings) -> Quotas:
     )
 
 
+def strategy_of(settings: Settings) -> Callable[[str], str]:
+    """How the shared subscriptions of a name, `$share/NAME/...`, choose among their members."""
+    by_name = dict(settings.shared_strategies)
+    return lambda share_name: by_name.get(share_name, settings.shared_strategy)
+
+
 class Life:
     """`run` it once. `cluster` has not joined before `joined` is true."""
 
@@ -72,6 +78,8 @@ class Life:
             store_grace_s=settings.store_grace_s,
             max_connections=settings.max_connections,
             max_group_queue=settings.max_group_queue,
+            strategy_of=strategy_of(settings),
+            delayed_available=settings.delayed_available,
         )
         self.joined = False
         self._output_bound = settings.output_buffer_bytes

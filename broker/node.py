@@ -149,7 +149,9 @@ class Node:
         with self._draining:
             await trio.sleep(self.settings.drain_delay_s)
             life.close_listeners()
-            await life.server.drain(self.settings.drain_rate, self.settings.drain_timeout_s)
+            await life.server.drain(
+                self.settings.drain_rate, self.settings.drain_timeout_s, self.settings.server_reference
+            )
         life.close_listeners()
 
     def _announce(self, life: Life) -> None:

@@ -11,6 +11,7 @@ from cluster.api import Cluster
 from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
 from cluster.redis.address import Deployment, parse_store_url
+from cluster.redis.durability import Demand
 from cluster.redis.embedded import EmbeddedServer
 from cluster.redis.store import RedisCluster
 
@@ -51,4 +52,5 @@ def make_cluster(settings: Settings, address: Address | None) -> Cluster:
     )
     if address is None:
         return MemoryCluster(settings.node_name, limits)
-    return RedisCluster(address, settings.node_name, limits, settings.namespace, settings.partition_count)
+    demand = Demand(settings.durability, settings.durability_replicas, settings.durability_timeout_s)
+    return RedisCluster(address, settings.node_name, limits, settings.namespace, settings.partition_count, demand)
