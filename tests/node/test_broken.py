@@ -115,7 +115,7 @@ async def test_a_session_that_ends_with_a_connection_that_was_never_let_in(
         assert not world.cluster._sessions
         assert not world.server.dispatch.subscribers
         assert not world.server.dispatch.groups
-        assert not world.cluster._groups
+        assert not world.cluster._groups._queues
         assert [await _publish(world, topic) for topic in ("t", "u")] == [0x10, 0x10]
 
 
@@ -155,7 +155,7 @@ async def test_a_store_that_lost_its_data(autojump_clock: trio.abc.Clock) -> Non
         away = await world.subscriber("away", "away", expiry_s=100)
         await away.send(Disconnect())
         world.cluster._sessions.clear()
-        world.cluster._groups.clear()
+        world.cluster._groups._queues.clear()
         world.cluster.events.store_emptied()
         await world.settle()
         assert all(peer.closed() for peer in peers)
