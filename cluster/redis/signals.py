@@ -39,9 +39,9 @@ def kick(client_id: str, asker: bytes, number: int) -> bytes:
     return cast(bytes, msgpack.packb((_KICK, client_id.encode(), asker, number)))
 
 
-def freed(number: int) -> bytes:
-    """The session that was asked for under this number is free."""
-    return cast(bytes, msgpack.packb((_FREED, number)))
+def freed(number: int, detached: bool) -> bytes:
+    """The session that was asked for under this number is free: just detached, or no connection here had it."""
+    return cast(bytes, msgpack.packb((_FREED, number, detached)))
 
 
 class Signals:
@@ -50,7 +50,8 @@ class Signals:
     def __init__(self, address: Deployment, poller: Poller, keys: Keys, member: Membership) -> None:
         #: client id, asker, its number
         self.on_kick: Callable[[str, bytes, int], None] = lambda *_: None
-        self.on_freed: Callable[[int], None] = lambda _: None
+        #: the own number, whether it was detached
+        self.on_freed: Callable[[int, bool], None] = lambda *_: None
         self._address = address
         self._poller = poller
         self._keys = keys
@@ -90,6 +91,6 @@ class Signals:
                 client_id, asker, number = values[:3]
                 self.on_kick(cast(bytes, client_id).decode(), cast(bytes, asker), cast(int, number))
             elif kind == _FREED:
-                self.on_freed(cast(int, values[0]))
+                self.on_freed(cast(int, values[0]), bool(values[1]))
         except ValueError:
             _log.warning("cluster.unknown_signal", size=len(cast(bytes, push[2])))

@@ -21,7 +21,7 @@ from cluster.redis.signals import Signals, channel, freed, kick
 
 #: So long a node has to let a session go before it is taken by force.
 FORCE_S: Final = 1.0
-#: A node that lost a session by force is told again so often, since its connection may not know.
+#: A node that lost a session by force is told again after so long, since its connection may not know.
 _REMIND_S: Final = 1.0
 _MAX_NOTES: Final = 10_000
 
@@ -42,7 +42,7 @@ class Takeover:
         self._wake = wake
         self._numbers = itertools.count(1)
         #: What this node waits for, by the number it asked under.
-        self._asked: dict[int, Callable[[], None]] = {}
+        self._asked: dict[int, Callable[[bool], None]] = {}
         #: Sessions that others want from this node.
         self._wanted: dict[bytes, list[_Asker]] = {}
         #: Calls under way that may make, or end, this node's ownership.
@@ -58,19 +58,24 @@ class Takeover:
     # The node that wants a session
 
     async def ask(self, client_id: str, owner: bytes) -> bool:
-        """Whether the owner let the session go; False: it is not there, or too slow, and has to be robbed.
-
-        Raises StoreUnavailable."""
+        """Whether the owner let the session go; False: it has no connection for it, is not there or is too slow, so
+        it has to be robbed if the session still is its. Raises StoreUnavailable."""
         number = next(self._numbers)
         done = trio.Event()
-        self._asked[number] = done.set
+        detached = False
+
+        def answered(value: bool) -> None:
+            nonlocal detached
+            detached = value
+            done.set()
+
+        self._asked[number] = answered
         try:
             message = kick(client_id, self._member.member, number)
-            if not await self._link.call("SPUBLISH", channel(self._keys, owner), message):
-                return False
-            with trio.move_on_after(FORCE_S):
-                await done.wait()
-            return done.is_set()
+            if await self._link.call("SPUBLISH", channel(self._keys, owner), message):
+                with trio.move_on_after(FORCE_S):
+                    await done.wait()
+            return detached
         finally:
             del self._asked[number]
 
@@ -82,9 +87,13 @@ class Takeover:
 
     async def serve(self) -> None:
         """Reminds the robbed, until cancelled."""
+        numbers: list[int] = []
         while True:
             await self._robbery.wait()
-            numbers: list[int] = []
+            await trio.sleep(_REMIND_S)
+            for number in numbers:
+                self._asked.pop(number, None)
+            numbers.clear()
             for identifier, (client_id, owner) in list(self._robbed.items()):
                 if owner not in self._member.members:
                     del self._robbed[identifier]
@@ -95,18 +104,15 @@ class Takeover:
                 message = kick(client_id, self._member.member, number)
                 self._link.command(("SPUBLISH", channel(self._keys, owner), message))
             self._wake()
-            await trio.sleep(_REMIND_S)
-            for number in numbers:
-                self._asked.pop(number, None)
             if not self._robbed:
                 self._robbery = trio.Event()
 
-    def _knows(self, identifier: bytes) -> None:
+    def _knows(self, identifier: bytes, _: bool) -> None:
         self._robbed.pop(identifier, None)
 
-    def _freed(self, number: int) -> None:
+    def _freed(self, number: int, detached: bool) -> None:
         if told := self._asked.get(number):
-            told()
+            told(detached)
 
     # The node that has it
 
@@ -127,7 +133,7 @@ class Takeover:
         self._robbed.pop(identifier, None)
         self._ended(identifier)
         if identifier not in self._busy:
-            self._free(identifier)
+            self._free(identifier, True)
 
     def flush(self) -> None:
         """The end of a turn."""
@@ -160,9 +166,9 @@ class Takeover:
             leaving = False
         # Where a connection ends, its `detach` follows.
         if not leaving:
-            self._free(identifier)
+            self._free(identifier, False)
 
-    def _free(self, identifier: bytes) -> None:
+    def _free(self, identifier: bytes, detached: bool) -> None:
         for asker, number in self._wanted.pop(identifier, ()):
-            self._link.command(("SPUBLISH", channel(self._keys, asker), freed(number)))
+            self._link.command(("SPUBLISH", channel(self._keys, asker), freed(number, detached)))
             self._wake()
