@@ -26,7 +26,7 @@ local function keeper(p, group, sid)
   local record = redis.call('HGET', p .. 'gm:' .. group.gid, sid)
   local at, best
   if record then
-    _, _, at = group_session(record)
+    at = select(3, group_session(record))
   end
   for _, m in ipairs(group.members) do
     if m[SESSIONS] > 0 then
