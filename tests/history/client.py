@@ -242,7 +242,7 @@ class RecordedClient:
         while self._waits_for_answer(link):
             self._wake = trio.Event()
             await self._wake.wait()
-        if self.link is not link:
+        if self.link is not link and not link.closing:
             link.reset()
             return None
         return link
