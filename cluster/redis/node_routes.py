@@ -21,8 +21,8 @@ _log = get_logger("cluster")
 
 
 class NodeRoutes:
-    """Counts subscribers per filter: only the first and the last of this node change the table; the last with delay,
-    since a route too much costs no more than a message that nobody here takes."""
+    """Counts subscribers per filter: only the first and the last of this node change the table. Where the last one's
+    session ends, that is done a little later: a route too much costs no more than a message that nobody here takes."""
 
     def __init__(self, routes: Routes, member: Membership) -> None:
         self._routes = routes
@@ -49,9 +49,11 @@ class NodeRoutes:
             self._drop(ref.token, filters)
             raise
 
-    def unsubscribe(self, ref: SessionRef, topic_filters: Iterable[str]) -> None:
-        """It has these no longer."""
-        self._drop(ref.token, topic_filters)
+    async def unsubscribe(self, ref: SessionRef, topic_filters: Iterable[str]) -> None:
+        """It has these no longer. Returns when the table says so. Raises ClusterError."""
+        filters = list(topic_filters)
+        self._drop(ref.token, filters)
+        await self._withdraw_idle(self._idle.intersection(filters))
 
     def detached(self, ref: SessionRef) -> None:
         """The session is gone."""
@@ -140,10 +142,14 @@ class NodeRoutes:
         """Withdraws what nobody wants any more; until cancelled."""
         while True:
             await trio.sleep(_SWEEP_S)
-            idle, self._idle = self._idle, set()
-            gone = [each for each in idle if each in self._announced and not self._wanted(each)]
-            if gone:
-                try:
-                    await self._routes.written(self._withdraw(gone))
-                except ClusterError as error:
-                    _log.warning("cluster.routes_delayed", reason=str(error)[:200])
+            try:
+                await self._withdraw_idle(self._idle)
+            except ClusterError as error:
+                _log.warning("cluster.routes_delayed", reason=str(error)[:200])
+
+    async def _withdraw_idle(self, topic_filters: Iterable[str]) -> None:
+        idle = set(topic_filters)
+        self._idle -= idle
+        gone = [each for each in idle if each in self._announced and not self._wanted(each)]
+        if gone:
+            await self._routes.written(self._withdraw(gone))

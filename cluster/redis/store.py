@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
 
 import trio
 
-from broker.errors import ClusterError, StateError, StoreUnavailable
+from broker.errors import ClusterError, StateError
 from broker.log import get_logger
 from broker.message import Message
 from cluster.api import (
@@ -16,18 +16,14 @@ from cluster.api import (
     Attachment,
     AttachRequest,
     ClusterEvents,
-    Extension,
     GroupMemberState,
-    GroupTarget,
     NodeTarget,
     Poller,
     Publication,
     QueuedMessage,
-    Readiness,
     SessionRef,
     StoredSubscription,
     StoreHealth,
-    Target,
 )
 from cluster.keys import (
     NODE_STREAM,
@@ -40,10 +36,10 @@ from cluster.keys import (
     session_id,
 )
 from cluster.policy import SERVED_RELEASED_S, ClusterLimits
-from cluster.records import pack_body
 from cluster.redis.address import Deployment
 from cluster.redis.arrivals import Arrivals, Attached
-from cluster.redis.callbacks import Then, call_stored
+from cluster.redis.batch import Batch
+from cluster.redis.callbacks import Then
 from cluster.redis.calls import gather
 from cluster.redis.deployment import feed_groups, make_feed_link, make_link
 from cluster.redis.durability import Demand
@@ -51,12 +47,11 @@ from cluster.redis.feed import Feed, Stream
 from cluster.redis.generations import Generations
 from cluster.redis.groups import Groups
 from cluster.redis.lanes import Outbox
+from cluster.redis.late_poller import LatePoller
 from cluster.redis.link import RedisLink
 from cluster.redis.membership import Membership
 from cluster.redis.node_routes import NodeRoutes
-from cluster.redis.nodes import Nodes
 from cluster.redis.pipeline import Part
-from cluster.redis.publish import Item, PartitionLane
 from cluster.redis.reaper import Reaper
 from cluster.redis.repair import Repair
 from cluster.redis.retained import Retained
@@ -68,39 +63,10 @@ from cluster.redis.takeover import Takeover
 from cluster.redis.timers import Timers
 from cluster.redis.versions import Versions
 
-#: Message ids whose partitions are remembered, for their memory to be cut short at PUBREL.
-_REMEMBERED_IDS = 10_000
-_TARGET_BYTES = 100
 _LEAVE_S = 0.5
 _DEFAULT_DEMAND = Demand()
 
 _log = get_logger("cluster")
-
-
-class _LatePoller:
-    """The poller, which comes with `serve`, for parts that are made before."""
-
-    __slots__ = ("poller",)
-
-    def __init__(self) -> None:
-        self.poller: Poller | None = None
-
-    def _get(self) -> Poller:
-        if self.poller is None:
-            raise StateError("the cluster is not served yet")
-        return self.poller
-
-    def register(self, fd: int, handler: Readiness) -> None:
-        self._get().register(fd, handler)
-
-    def watch_writable(self, fd: int, wanted: bool) -> None:
-        self._get().watch_writable(fd, wanted)
-
-    def unregister(self, fd: int) -> None:
-        self._get().unregister(fd)
-
-    def wake(self) -> None:
-        self._get().wake()
 
 
 class RedisCluster:
@@ -120,7 +86,7 @@ class RedisCluster:
         self._limits = limits
         self._keys = Keys(namespace, partitions)
         self._count = partitions
-        self._poller = _LatePoller()
+        self._poller = LatePoller()
         self._link = make_link(
             address,
             self._poller,
@@ -138,25 +104,31 @@ class RedisCluster:
         self._member.on_dead = self._reaper.wanted
         self._signals = Signals(address, self._poller, self._keys, self._member)
         self._attached = Attached(partitions)
-        self._versions = Versions(self._keys.routes + ROUTES_VERSION, self._link, self._extend)
+        self._versions = Versions(self._keys.routes + ROUTES_VERSION, self._link)
         self._routes = Routes(
             self._keys, self._link, self._poller.wake, self._member, self._outbox, self._versions, self._attached
         )
         self._node_routes = NodeRoutes(self._routes, self._member)
         self._groups = Groups(self._keys, self._link, self._poller, self._member, limits, self._node_routes)
         self._arrivals = Arrivals(self._attached, self._groups)
-        self._partitions = [
-            PartitionLane(number, partitions, prefix, self._link, self._member, self._outbox, limits, self)
-            for number, prefix in enumerate(self._keys.partitions)
-        ]
-        self._nodes = Nodes(
-            self._keys, self._link, self._member, self._outbox, self._messages_dropped, self._poller.wake
-        )
         self._settling = SettleBox()
         self._settlers = [
             Settler(prefix, self._link, self._settling, self._session_lost) for prefix in self._keys.partitions
         ]
         self._retained = Retained(self._keys, self._link, self._poller, self._member, self._outbox, self._versions)
+        self._batch = Batch(
+            self._keys,
+            self._link,
+            self._member,
+            self._outbox,
+            limits,
+            self._versions,
+            self._generations,
+            self._groups,
+            self._retained,
+            self._poller.wake,
+            self._messages_dropped,
+        )
         self._repair = Repair(self._keys, self._link, self._routes)
         self._takeover = Takeover(self._keys, self._link, self._member, self._signals, self._poller.wake)
         self._sessions = Sessions(
@@ -166,14 +138,6 @@ class RedisCluster:
         self._feeds: list[Feed] = []
         self._events: ClusterEvents | None = None
         self._available = False
-        #: Whether this is the only member, asked once in a turn.
-        self._alone: bool | None = None
-        #: Publications that need nothing of the store but that this is the only member.
-        self._ready: list[Publication] = []
-        #: Those that need nothing at all, or are refused.
-        self._answered: list[Publication] = []
-        self._pending_bytes = 0
-        self._served: dict[bytes, set[bytes]] = {}
         self._lost: set[bytes] = set()
 
     # Life
@@ -231,7 +195,7 @@ class RedisCluster:
         for task in (
             self._routes.serve,
             self._node_routes.serve,
-            self._nodes.serve,
+            self._batch.nodes.serve,
             self._retained.serve,
             self._groups.serve,
             self._takeover.serve,
@@ -334,7 +298,7 @@ class RedisCluster:
         for member in members:
             if self._events is not None:
                 self._events.node_gone(member)
-            self._nodes.gone(member)
+            self._batch.nodes.gone(member)
         self._poller.wake()
 
     def _messages_dropped(self, reason: str, count: int) -> None:
@@ -434,8 +398,7 @@ class RedisCluster:
         if persistent:
             await self._sessions.unsubscribe(ref, topic_filters)
         else:
-            self._node_routes.unsubscribe(ref, topic_filters)
-            await trio.lowlevel.checkpoint()
+            await self._node_routes.unsubscribe(ref, topic_filters)
 
     async def page(self, ref: SessionRef, after_seq: int, limit: int) -> list[QueuedMessage]:
         """See `Cluster.page`."""
@@ -453,116 +416,11 @@ class RedisCluster:
 
     def publish(self, publication: Publication) -> None:
         """See `Cluster.publish`."""
-        if self._pending_bytes > self._limits.max_pending_bytes:
-            publication.error = StoreUnavailable("too much waits for the store")
-            self._answered.append(publication)
-            return
-        message = publication.message
-        targets, groups, nodes = publication.targets, publication.groups, publication.nodes
-        if publication.delay_s:
-            self._delay(publication)
-            return
-        alone = self._alone
-        if alone is None:
-            alone = self._alone = self.alone()
-        if not (targets or groups or publication.retain):
-            if not message.qos:
-                if nodes:
-                    self._nodes.send(nodes, pack_body(message), None)
-                self._answered.append(publication)
-                return
-            if alone and not nodes:
-                self._ready.append(publication)
-                return
-        stores = targets or groups or nodes or publication.retain
-        item = Item(publication, pack_body(message) if stores else b"", self._finished)
-        if message.qos and not alone:
-            item.waiting = 1
-            self._versions.add(item)
-        if publication.retain:
-            item.size = len(item.body) + _TARGET_BYTES
-            self._pending_bytes += item.size
-            self._retained.add(item)
-        self._send(item, targets, groups, nodes)
-
-    def _send(
-        self,
-        item: Item,
-        targets: Sequence[Target],
-        groups: Sequence[GroupTarget],
-        nodes: Sequence[NodeTarget],
-    ) -> None:
-        """Adds to the lanes."""
-        publication = item.publication
-        size = len(item.body) + _TARGET_BYTES * (1 + len(targets))
-        item.size += size
-        self._pending_bytes += size
-        count, partitions, version = self._count, self._partitions, self._versions.number
-        for target in targets:
-            identifier = target.session_id
-            lane = partitions[(identifier[0] << 8 | identifier[1]) % count]
-            lane.pending.append((item, target, version))
-            if not lane.dirty:
-                lane.touch()
-        item.waiting += len(targets) + len(groups)
-        for group in groups:
-            lane = partitions[partition_of(group.group_id, count)]
-            lane.groups.append((item, group))
-            lane.touch()
-        if nodes:
-            if publication.message.qos:
-                item.waiting += len(nodes)
-                self._nodes.send(nodes, item.body, item)
-            else:
-                self._nodes.send(nodes, item.body, None)
-        if publication.deduplicate:
-            self._remember(
-                publication.message.message_id,
-                (*(target.session_id for target in targets), *(group.group_id for group in groups)),
-            )
-
-    def _delay(self, publication: Publication) -> None:
-        message = publication.message
-        item = Item(publication, pack_body(message), self._finished)
-        item.waiting = 1
-        item.size = len(item.body) + _TARGET_BYTES
-        self._pending_bytes += item.size
-        lane = self._partitions[partition_of(message.message_id, self._count)]
-        lane.delays.append((item, self.now_ms() + publication.delay_s * 1000))
-        lane.touch()
-
-    def _extend(self, item: Item, found: Extension) -> None:
-        """Newer routes matched in addition."""
-        if not item.body:
-            item.body = pack_body(item.publication.message)
-        self._send(item, found.targets, found.groups, found.nodes)
-
-    def _finished(self, item: Item) -> None:
-        self._pending_bytes -= item.size
-        call_stored(item.publication)
-
-    def _remember(self, message_id: bytes, identifiers: Iterable[bytes]) -> None:
-        prefixes = {self._keys.partitions[partition_of(identifier, self._count)] for identifier in identifiers}
-        if len(self._served) >= _REMEMBERED_IDS:
-            del self._served[next(iter(self._served))]
-        self._served.setdefault(message_id, set()).update(prefixes)
+        self._batch.publish(publication)
 
     def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
         """See `Cluster.forward`."""
-        self._nodes.forward(nodes, family, frame)
-
-    def generation(self, partition: int) -> int:
-        """See `publish.Stores`."""
-        return self._generations.numbers[partition]
-
-    def stale(self, then: Callable[[int], None]) -> None:
-        """See `publish.Stores`."""
-        self._versions.newest(lambda: then(self._versions.number))
-        self._poller.wake()
-
-    def group_stored(self, group_id: bytes, entry_id: bytes, depth: int) -> bool:
-        """See `publish.Stores`."""
-        return self._groups.stored(group_id, entry_id, depth)
+        self._batch.nodes.forward(nodes, family, frame)
 
     def acknowledge(self, ref: SessionRef, seq: int, sent_seq: int) -> None:
         """See `Cluster.acknowledge`."""
@@ -580,7 +438,7 @@ class RedisCluster:
     def release(self, ref: SessionRef, packet_id: int, message_id: bytes, then: Then) -> None:
         """See `Cluster.release`."""
         self._settlers[partition_of(ref.session_id, self._count)].release(ref, packet_id, then)
-        for prefix in self._served.pop(message_id, ()):
+        for prefix in self._batch.served(message_id):
             self._link.command(("EXPIRE", prefix + SERVED + message_id, SERVED_RELEASED_S))
 
     def group_acknowledge(
@@ -591,13 +449,7 @@ class RedisCluster:
 
     def flush(self) -> None:
         """See `Cluster.flush`."""
-        self._alone = None
-        if self._answered:
-            answered, self._answered = self._answered, []
-            for publication in answered:
-                call_stored(publication)
-        if self._ready:
-            self._answer_ready()
+        self._batch.flush()
         if self._attached.looks:
             self._arrivals.flush()
         self._takeover.flush()
@@ -611,22 +463,6 @@ class RedisCluster:
         for feed in self._feeds:
             feed.flush()
         self._signals.flush()
-
-    def _answer_ready(self) -> None:
-        """Those for sessions of this node alone: once it is sure that there is no other node."""
-        if self.alone():
-            ready, self._ready = self._ready, []
-            for publication in ready:
-                call_stored(publication)
-        elif len(self._member.members) > 1:
-            ready, self._ready = self._ready, []
-            for publication in ready:
-                item = Item(publication, b"", self._finished)
-                item.waiting = 1
-                self._versions.add(item)
-                # Others may have subscribed since it was matched.
-                if (found := publication.rematch()) is not None:
-                    self._extend(item, found)
 
     # Retained messages
 

@@ -57,14 +57,15 @@ def parse_version(reply: bytes | None) -> tuple[int, bytes]:
 class Versions:
     """`number` is the version that is adopted: the broker's table has at least all its changes."""
 
-    def __init__(self, key: bytes, link: Link, extend: Callable[[Item, Extension], None]) -> None:
+    def __init__(self, key: bytes, link: Link) -> None:
         self.number = 0
         #: The store tells of a history that is not the one adopted here: load the table anew.
         self.on_foreign: Callable[[], None] = lambda: None
         self.events: ClusterEvents | None = None
+        #: Sends what matched in addition.
+        self.extend: Callable[[Item, Extension], None] = lambda _item, _found: None
         self._key = key
         self._link = link
-        self._extend = extend
         self._tags: dict[int, bytes] = {0: b""}
         #: Matched, and not proven to be matched with the newest version; oldest first.
         self._flying: dict[Item, None] = {}
@@ -154,4 +155,4 @@ class Versions:
                 _log.exception("cluster.callback_failed")
                 continue
             if found is not None:
-                self._extend(item, found)
+                self.extend(item, found)
