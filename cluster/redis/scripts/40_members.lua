@@ -54,11 +54,12 @@ local function lost_lease(p, node, inc)
 end
 
 -- Renews a lease. args: node, inc, lease ms, layout version, partitions, number of the member list that it acted on,
--- until when it may bury those whose lease is over (a beat that waited in a store that stood still may not), feature level.
--- Returns {now, status, number of the member list, lowest feature level of the members, {members, whether their lease
--- is over or not: until they are buried they may come back}, {dead members that the caller shall reap}}. Status 0: renewed; 1: a newer incarnation of the node has joined;
--- 2: renewed, since the store knows of no incarnation so high: it lost its data; 3: taken for dead.
--- With 1 and 3 nothing else counts.
+-- store time until which it may bury those whose lease is over (0: not at all; a beat that lay in the socket of a store
+-- that stood still may not), feature level.
+-- Returns {now, status, number of the member list, lowest feature level of the members, {members}, {dead members that the
+-- caller shall reap}}. Members are all that were not buried: also one whose lease is over may still come back.
+-- Status 0: renewed; 1: a newer incarnation of the node has joined; 2: renewed, since the store knows of no incarnation
+-- so high: it lost its data; 3: taken for dead. With 1 and 3 nothing else counts.
 local function beat(keys, args)
   local p, now, inc = keys[1], now_ms(), tonumber(args[2])
   local nodes, member, status = p .. 'nodes', args[1] .. ':' .. args[2], 0
