@@ -61,7 +61,7 @@ def last_seq(server: RedisServer, namespace: str, client_id: str) -> int:
     key = Keys(namespace, _PARTITIONS).partitions[partition_of(sid, _PARTITIONS)] + b"s:" + sid
     with server.client() as client:
         record = cast("bytes", client.hget(key, "c"))
-    return int(struct.unpack("<6d", record)[1])
+    return int(struct.unpack("<8d", record)[1])
 
 
 def calls(server: RedisServer) -> int:
@@ -235,7 +235,7 @@ async def test_a_call_that_was_not_executed_does_not_hold_up_its_partition(serve
         cluster = cast(RedisCluster, world.cluster)
         at = await world.connect("c")
         assert await world.send(at, b"1") == [1]
-        cluster._partitions[partition_of(at.ref.session_id, _PARTITIONS)]._uncertain = True
+        cluster._batch._batch.partitions[partition_of(at.ref.session_id, _PARTITIONS)]._uncertain = True
         fill(server, True)
         refused = world.start(WaitingPublication(message(payload=b"2"), [target(at)]))
         await world.finished(refused)
