@@ -110,13 +110,16 @@ class Delivery(Publication):
                 if session is not None:
                     session.stored(seq, self.encoding, target.qos, target.retain, target.subscription_ids)
                 else:
-                    entry.subscriber.stored_seq = seq
+                    entry.subscriber.stored_seq = max(entry.subscriber.stored_seq, seq)
             elif seq < 0:
                 self._dispatch.metrics.dropped["queue_full" if seq == REFUSED_FULL else "session_gone"] += 1
                 if seq == REFUSED_GONE and entry.subscriber.connection is not None:
                     entry.subscriber.connection.session_gone()
-            elif target.qos and session is not None and session.persistent:
-                session.look()  # stored before, by a publication whose answer was lost
+            elif target.qos:  # stored before, by a publication whose answer was lost
+                if session is None:
+                    entry.subscriber.unsure = True
+                elif session.persistent:
+                    session.look()
         for group_target, group in zip(self.groups, self.route_groups, strict=True):
             depth = group_target.depth
             if depth > 0:

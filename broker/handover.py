@@ -53,6 +53,7 @@ class Handover(Publication):
             self._group.lost("queue_full" if target.seq == REFUSED_FULL else "session_gone")
         elif session is None:
             self._subscriber.stored_seq = max(self._subscriber.stored_seq, target.seq)
+            self._subscriber.unsure = self._subscriber.unsure or not target.seq
         elif target.seq:
             session.stored(target.seq, self._encoding, 2, False, target.subscription_ids)
         else:

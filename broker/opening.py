@@ -224,8 +224,12 @@ class Opening:
         self._server.log.debug("client.connected", client_id=ref.client_id, peer=connection.stream.peer)
         if persistent:
             # Stored after the store answered `attach`, and answered before this task came to run.
-            last_seq = max(attachment.last_seq, subscriber.stored_seq, self._server.early.take(ref.session_id))
+            early = self._server.early.take(ref.session_id)
+            last_seq = max(attachment.last_seq, subscriber.stored_seq, early)
             session.resume(last_seq, attachment.lowest_seq, attachment.sent_seq, sorted(attachment.releasing))
+            if subscriber.unsure or not early:
+                subscriber.unsure = False
+                session.look()
         dispatch.connected(subscriber)
 
     def _settle_ended(self, attachment: Attachment) -> None:

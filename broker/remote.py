@@ -47,13 +47,13 @@ class Early:
                 self._seqs.clear()
 
     def told(self, session_id: bytes, seq: int) -> None:
-        """A message was stored for a session that is not here, or not yet."""
-        if self._openings and seq > self._seqs.get(session_id, 0):
+        """A message was stored for a session that is not here, or not yet; 0: under a seq that nobody knows."""
+        if self._openings and seq > self._seqs.get(session_id, -1):
             self._seqs[session_id] = seq
 
     def take(self, session_id: bytes) -> int:
-        """The last seq that was told for it, or 0."""
-        return self._seqs.pop(session_id, 0)
+        """The last seq that was told for it; 0 if its queue has to be looked into, -1 if nothing was told."""
+        return self._seqs.pop(session_id, -1)
 
 
 class _StoredSlot(AckSlot):
@@ -127,10 +127,11 @@ class ClusterSide:
         subscriber = self.dispatch.subscribers.get(session_id)
         session = subscriber.session if subscriber is not None else None
         if session is None or subscriber is None:
-            if seq:
+            if seq or message is None:
                 self.early.told(session_id, seq)
-                if subscriber is not None and seq > subscriber.stored_seq:
-                    subscriber.stored_seq = seq
+                if subscriber is not None:
+                    subscriber.stored_seq = max(subscriber.stored_seq, seq)
+                    subscriber.unsure = subscriber.unsure or not seq
             return
         if message is None:
             session.look()

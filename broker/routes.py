@@ -61,6 +61,7 @@ class Subscriber:
         "session_id",
         "stored_seq",
         "subscriptions",
+        "unsure",
     )
 
     def __init__(self, session_id: bytes, client_id: str, birth: int, persistent: bool) -> None:
@@ -74,6 +75,8 @@ class Subscriber:
         self.subscriptions: dict[str, Subscription] = {}
         #: The last message that was stored while no session was here to be told.
         self.stored_seq = 0
+        #: There may be one of which nobody knows the seq.
+        self.unsure = False
         #: Changes by other nodes while it was connected here: those of a newer owner, in force when this one has gone.
         self.later: list[RouteChange] | None = None
 

@@ -111,10 +111,12 @@ class Session:
 
     __slots__ = (
         "_ahead",
+        "_asked_looks",
         "_asked_top",
         "_cursor",
         "_dup_seq",
         "_group_entries",
+        "_looks",
         "_next_group_id",
         "_next_packet_id",
         "_paging",
@@ -167,6 +169,9 @@ class Session:
         #: The newest seq known, and what it was when a page was asked for.
         self._top = 0
         self._asked_top = 0
+        #: Looks into the queue that were wanted since it was last seen to its end, and likewise.
+        self._looks = 0
+        self._asked_looks = 0
         self._dup_seq = 0
         self._paging = False
         #: True while a persistent session is fed by pages.
@@ -313,6 +318,7 @@ class Session:
         """The queue may hold a message that this session was not told of."""
         if not self.closed:
             self.behind = True
+            self._looks += 1
             self._ask_page()
 
     def page(self, messages: Sequence[StoredDelivery], complete: bool) -> None:
@@ -334,7 +340,9 @@ class Session:
             # Seqs without a message were acknowledged out of order or never used. What was stored after the page
             # was read may have been told before it came.
             self._catch_up(self._asked_top)
-        if self._cursor >= self._top:
+        if complete and self._asked_looks == self._looks:
+            self._looks = 0
+        if self._cursor >= self._top and not self._looks:
             self.behind = False
             if self.hungry:
                 self.store.has_room()
@@ -377,6 +385,7 @@ class Session:
             if credit > 0:
                 self._paging = True
                 self._asked_top = self._top
+                self._asked_looks = self._looks
                 self.store.want_page(self._cursor, credit)
 
     # -- shared subscriptions

@@ -44,6 +44,8 @@ class Store:
         self.owner = 0
         self.commands: deque[Callable[[], None]] = deque()
         self.answers: deque[Callable[[], None]] = deque()
+        #: What other nodes stored, as their stream tells it: in order, but apart from the answers.
+        self.stream: deque[Callable[[], None]] = deque()
         #: Answers that wake a task, which runs some time after the answer came.
         self.tasks: deque[Callable[[], None]] = deque()
 
@@ -52,6 +54,9 @@ class Store:
 
     def answer(self) -> None:
         self.answers.popleft()()
+
+    def read(self) -> None:
+        self.stream.popleft()()
 
     def run_task(self) -> None:
         self.tasks.popleft()()
@@ -138,14 +143,17 @@ class Broker:
         self.attaching = False
         self.owner = 0
         self.stored_seq = 0
+        self.unsure = False
         self.count = 0
         self.told: set[object] = set()
-        self.published: dict[int, list[bytes]] = {1: [], 2: []}
+        #: By node of the publisher and QoS.
+        self.published: dict[tuple[bool, int], list[bytes]] = {}
         self.dropped_messages: list[tuple[bytes, str]] = []
 
     # -- the publishing side
 
-    def publish(self, qos: int) -> None:
+    def publish(self, qos: int, elsewhere: bool) -> None:
+        """A client of this node, or of another one, publishes."""
         self.count += 1
         payload = b"%d" % self.count
         message = Message(b"t", payload, qos, False)
@@ -155,16 +163,16 @@ class Broker:
             store.seq += 1
             seq = store.seq
             store.queue[seq] = (payload, qos)
-            self.published[qos].append(payload)
+            self.published.setdefault((elsewhere, qos), []).append(payload)
             answer = partial(stored, seq)
-            store.answers.append(answer)
+            (store.stream if elsewhere else store.answers).append(answer)
             self.told.add(answer)
 
         def stored(seq: int) -> None:
             if self.session is not None:
                 self.session.stored(seq, Encoding(message), qos, False, ())
             else:
-                self.stored_seq = seq
+                self.stored_seq = max(self.stored_seq, seq)
 
         self.store.commands.append(command)
 
@@ -188,6 +196,9 @@ class Broker:
             self.wire = Wire(self.window)
             self.session = Session(self.wire, self, True, self.window, 1000, 1 << 20)
             self.session.resume(max(last_seq, self.stored_seq), lowest_seq, sent_seq, releasing)
+            if self.unsure:
+                self.unsure = False
+                self.session.look()
 
         store.commands.append(command)
 
@@ -225,6 +236,7 @@ class Broker:
         store = self.store
         store.commands.clear()
         store.answers.clear()
+        store.stream.clear()
         store.tasks.clear()
         if self.session is not None:
             self.session.close()
@@ -234,8 +246,16 @@ class Broker:
         store.sent_seq = max(store.sent_seq, min(store.seq, store.sent_seq + self.window + 64))
 
     def lose_answers(self) -> None:
-        """The store took messages, and the answers that tell where they are never come."""
-        self.store.answers = deque(answer for answer in self.store.answers if answer not in self.told)
+        """The store took messages, and nobody can tell any more where they are: only that there are some."""
+        store = self.store
+        store.answers = deque(self._look if answer in self.told else answer for answer in store.answers)
+        store.stream = deque(self._look for _ in store.stream)
+
+    def _look(self) -> None:
+        if self.session is not None:
+            self.session.look()
+        else:
+            self.unsure = True
 
     # -- SessionStore
 
@@ -301,6 +321,9 @@ class Broker:
     def has_room(self) -> None:
         """Nobody is hungry here."""
 
+    def missing(self) -> None:
+        """All is told in the end."""
+
 
 class Simulation:
     """Everything together, one step at a time."""
@@ -321,6 +344,8 @@ class Simulation:
             found.append(lambda _: store.work())
         if store.answers:
             found.append(lambda _: store.answer())
+        if store.stream:
+            found.append(lambda _: store.read())
         if store.tasks:
             found.append(lambda _: store.run_task())
         wire, session = broker.wire, broker.session
@@ -339,7 +364,7 @@ class Simulation:
         if not calm:
             found *= 4  # else no connection would get anywhere before it is cut
             if len(store.queue) < self.load:
-                found += [lambda number: broker.publish(1 + (number & 1))] * 3
+                found += [lambda number: broker.publish(1 + (number & 1), bool(number & 2))] * 3
             if self.crashes:
                 found += [lambda _: self._crash(), lambda _: broker.lose_answers()]
             if wire is not None:
@@ -402,8 +427,6 @@ class Simulation:
         for number in numbers:
             actions = self.actions(False)
             actions[(number >> 3) % len(actions)](number)
-        # The next message tells the session of those before it, whose answers were lost.
-        self.broker.publish(1)
         for _ in range(20_000):
             following = self.actions(True)
             if not following:
@@ -423,11 +446,11 @@ class Simulation:
         assert not session.inflight
         assert not session.behind
         first = list(dict.fromkeys(client.delivered))
-        for qos, published in broker.published.items():
+        for key, published in broker.published.items():
             expected = [payload for payload in published if payload not in client.refused]
             got = [payload for payload in first if payload in set(published) and payload not in client.refused]
-            assert got == expected, f"QoS {qos}: {got} instead of {expected}"
-        for payload in broker.published[2]:
+            assert got == expected, f"{key}: {got} instead of {expected}"
+        for payload in [*broker.published.get((False, 2), ()), *broker.published.get((True, 2), ())]:
             if payload not in client.refused:
                 assert client.delivered.count(payload) == 1, f"{payload!r} came {client.delivered.count(payload)} times"
         assert not client.dup_unexpected, f"came again without DUP: {client.dup_unexpected}"

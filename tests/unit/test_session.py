@@ -9,7 +9,7 @@ import pytest
 from broker.errors import ProtocolError
 from broker.message import Message
 from broker.session.encoding import Encoding
-from broker.session.session import SEQ_MODULUS, GroupDelivery, Session, StoredDelivery
+from broker.session.session import AHEAD_LIMIT, SEQ_MODULUS, GroupDelivery, Session, StoredDelivery
 
 NOW_MS = 1_000_000
 
@@ -56,7 +56,10 @@ class Ends:
         self.log.append(("page", after_seq, limit))
 
     def group_done(self, entry: GroupDelivery) -> None:
-        self.log.append(("group_done", entry.entry_id))
+        self.log.append(("group_done", entry.entry))
+
+    def missing(self) -> None:
+        self.log.append(("missing",))
 
     def dropped(self, message: Message, reason: str) -> None:
         self.log.append(("dropped", message.payload, reason))
@@ -364,13 +367,68 @@ def test_a_page_larger_than_the_room_is_read_again() -> None:
     assert ("page", 2, 1) in ends.taken()
 
 
+def test_a_message_that_comes_before_an_older_one_is_sent_at_once() -> None:
+    """Messages of other nodes come another way than those of this one (GUARANTEES section 4, rule 11)."""
+    session, ends = _ends()
+    for seq in (1, 4, 3, 6):
+        _stored(session, seq)
+    assert ends.taken() == [
+        ("publish", b"1", 2, 2),
+        ("publish", b"4", 5, 2),
+        ("missing",),
+        ("publish", b"3", 4, 2),
+        ("publish", b"6", 7, 2),
+    ]
+    assert session.gap() == 1
+    for seq in (4, 2, 3):
+        _stored(session, seq)
+    assert _published(ends.taken()) == [3]
+    assert session.gap() == 4
+    _stored(session, 5)
+    assert session.gap() == -1
+    _stored(session, 7)
+    assert _published(ends.taken()) == [6, 8]
+    assert not session.behind
+
+
 def test_a_gap_is_looked_up() -> None:
     session, ends = _ends()
     _stored(session, 1)
     _stored(session, 3)
-    assert ends.taken() == [("publish", b"1", 2, 2), ("page", 1, 9)]
+    session.look()
+    assert ends.taken()[2:] == [("missing",), ("page", 1, 8)]
+    assert session.gap() == -1
     _page(session, 2, 3)
-    assert _published(ends.taken()) == [3, 4]
+    assert ends.taken() == [("publish", b"2", 3, 2), ("page", 3, 7)]
+    _page(session)
+    assert not session.behind
+    _stored(session, 4)
+    assert _published(ends.taken()) == [5]
+
+
+def test_a_gap_without_a_message_closes() -> None:
+    session, ends = _ends()
+    for seq in (1, 3, 4, 7):
+        _stored(session, seq)
+    session.look()
+    ends.taken()
+    _page(session, 3, 4, 7)
+    assert ends.taken() == [("page", 7, 6)]
+    _page(session)
+    assert not session.behind
+    assert session.gap() == -1
+    _stored(session, 8)
+    assert _published(ends.taken()) == [9]
+
+
+def test_messages_sent_before_older_ones_are_bounded() -> None:
+    session, ends = _ends(window=AHEAD_LIMIT + 10)
+    for seq in range(2, AHEAD_LIMIT + 3):
+        _stored(session, seq)
+    assert session.behind
+    assert ends.taken()[-1] == ("page", 0, 10)
+    _page(session, *range(1, AHEAD_LIMIT + 3))
+    assert _published(ends.taken()) == [2, AHEAD_LIMIT + 3]
     assert not session.behind
 
 
@@ -420,10 +478,12 @@ def test_looking_for_what_was_not_told() -> None:
     ends.taken()
     session.look()
     assert ends.taken() == [("page", 1, 9)]
+    session.look()  # while the page is under way, which may have been read before
     _page(session, 2)
-    assert _published(ends.taken()) == [3]
+    assert ends.taken() == [("publish", b"2", 3, 2), ("page", 2, 8)]
     session.look()
-    ends.taken()
+    _page(session)
+    assert ends.taken() == [("page", 2, 8)]
     _page(session)
     assert not session.behind
 
@@ -491,7 +551,7 @@ def test_one_page_at_a_time_and_as_much_as_there_is_room() -> None:
 
 
 def _delivery(name: bytes) -> GroupDelivery:
-    return GroupDelivery(None, name, Message(b"t", name, 1, False), ())
+    return GroupDelivery(None, name, ())
 
 
 def test_group_packet_ids_are_apart() -> None:
@@ -522,7 +582,7 @@ def test_group_messages_without_answer_go_back_oldest_first() -> None:
     for name in (b"1-0", b"2-0", b"3-0"):
         session.deliver_group(_encoding(name), 1, _delivery(name))
     session.acked(SEQ_MODULUS + 2, NOW_MS)
-    assert [entry.entry_id for entry in session.take_group_entries()] == [b"1-0", b"3-0"]
+    assert [entry.entry for entry in session.take_group_entries()] == [b"1-0", b"3-0"]
     assert session.take_group_entries() == []
 
 
