@@ -53,7 +53,7 @@ async def _until(node: BrokerProcess, found: Callable[[int, dict[str, Any]], boo
 
 
 async def test_a_paused_node_that_was_buried_drops_its_clients_and_joins_again(
-    start_node: StartNode, peers_of: PeersOf, store: RedisServer
+    store: RedisServer, start_node: StartNode, peers_of: PeersOf
 ) -> None:
     paused = start_node("--node-name", "paused", store=_url(store), http="127.0.0.1:0")
     other = start_node("--node-name", "other", store=_url(store), http="127.0.0.1:0")
@@ -90,7 +90,7 @@ async def test_a_paused_node_that_was_buried_drops_its_clients_and_joins_again(
     assert await trio.to_thread.run_sync(paused.terminate) == 0
 
 
-async def test_a_short_pause_costs_nothing(start_node: StartNode, peers_of: PeersOf, store: RedisServer) -> None:
+async def test_a_short_pause_costs_nothing(store: RedisServer, start_node: StartNode, peers_of: PeersOf) -> None:
     node = start_node("--node-name", "a", store=_url(store), http="127.0.0.1:0")
     _, before = await _health(node)
     peers = peers_of(node)
@@ -108,7 +108,7 @@ async def test_a_short_pause_costs_nothing(start_node: StartNode, peers_of: Peer
 
 
 async def test_a_node_alone_goes_on_after_a_long_pause(
-    start_node: StartNode, peers_of: PeersOf, store: RedisServer
+    store: RedisServer, start_node: StartNode, peers_of: PeersOf
 ) -> None:
     node = start_node("--node-name", "a", store=_url(store), http="127.0.0.1:0")
     peers = peers_of(node)
