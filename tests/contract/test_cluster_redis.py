@@ -447,7 +447,7 @@ async def test_a_repeated_number_adds_nothing(store: RedisServer, namespace: str
         at = await world.connect("c")
         await world.send(at, b"1")
         cluster = cast(RedisCluster, world.cluster)
-        lane = cluster._batch._partitions[partition_of(at.ref.session_id, 16)]
+        lane = cluster._batch.partitions[partition_of(at.ref.session_id, 16)]
         number, later = lane._number, world.cluster.now_ms() + 5000
         lane.pending.append((_item(b"again"), target(at), 0))
         built = lane.build()

@@ -14,6 +14,7 @@ from broker.errors import StoreFull, StoreUnavailable
 from cluster.api import Attachment, GroupTarget, shared_group_id
 from cluster.keys import Keys, partition_of, session_id
 from cluster.policy import MAX_CALL_BYTES, ClusterLimits
+from cluster.redis.link import RedisLink
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import Answer, GroupHand, WaitingPublication, World, entry_order, message, served, target
 from tests.kit.redis_server import RedisServer, redis_server
@@ -218,7 +219,7 @@ async def test_g1_no_answer_is_taken_for_that_of_another_message(server: RedisSe
         lost = WaitingPublication(message(payload=b"2"), [target(at)])
         cluster.publish(lost)
         cluster.flush()
-        cluster._link._drop(StoreUnavailable("cut"))
+        cast(RedisLink, cluster._link)._drop(StoreUnavailable("cut"))
         while last_seq(server, namespace, "c") < 2:  # nothing of the node runs meanwhile
             pass
         fill(server, True)
@@ -235,7 +236,7 @@ async def test_a_call_that_was_not_executed_does_not_hold_up_its_partition(serve
         cluster = cast(RedisCluster, world.cluster)
         at = await world.connect("c")
         assert await world.send(at, b"1") == [1]
-        cluster._batch._batch.partitions[partition_of(at.ref.session_id, _PARTITIONS)]._uncertain = True
+        cluster._batch.partitions[partition_of(at.ref.session_id, _PARTITIONS)]._uncertain = True
         fill(server, True)
         refused = world.start(WaitingPublication(message(payload=b"2"), [target(at)]))
         await world.finished(refused)
