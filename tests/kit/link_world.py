@@ -64,3 +64,47 @@ class Expected:
         with trio.fail_after(30):
             await self._all.wait()
         return self.replies
+
+
+class CuttingProxy:
+    """Forwards connections to a server on loopback; `cut` breaks all of them, somewhere within a reply or a request."""
+
+    def __init__(self, port: int) -> None:
+        self.cuts = 0
+        self.port = 0
+        self._target = port
+        self._scopes: set[trio.CancelScope] = set()
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        task_status.started()
+        await trio.serve_listeners(self._forward, listeners)
+
+    def cut(self) -> None:
+        self.cuts += bool(self._scopes)
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def _forward(self, client: trio.SocketStream) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                async with (
+                    client,
+                    await trio.open_tcp_stream("127.0.0.1", self._target) as server,
+                    trio.open_nursery() as nursery,
+                ):
+                    nursery.start_soon(self._copy, client, server, scope)
+                    nursery.start_soon(self._copy, server, client, scope)
+            finally:
+                self._scopes.discard(scope)
+
+    async def _copy(self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
+        try:
+            # Small pieces: a cut is rarely between two replies.
+            while data := await source.receive_some(700):
+                await target.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        scope.cancel()
