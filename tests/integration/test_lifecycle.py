@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -70,6 +74,68 @@ async def test_sigterm_sends_clients_away_with_a_reason_and_exits_0(start_node: 
             await client.expect_closed()
         await old.expect_closed()
     assert status == [0]
+
+
+async def test_a_draining_node_says_so_before_it_stops_to_accept(start_node: StartNode, peers_of: PeersOf) -> None:
+    node = start_node(
+        *("--node-name", "n", "--drain-delay", "1h", "--server-reference", "other.example:1883"), http="127.0.0.1:0"
+    )
+    peers = peers_of(node)
+    await peers.connect()
+    status, body = await trio.to_thread.run_sync(_get, node, "/readyz")
+    assert (status, body["status"], body["node"], body["connections"]) == (200, "ready", "n", 1)
+    assert body["members"] == [body["member"]]
+    os.kill(node.pid, signal.SIGTERM)
+    await _wait_for_log(node, "node.stopping")
+    status, body = await trio.to_thread.run_sync(_get, node, "/readyz")
+    assert (status, body["status"]) == (503, "draining")
+    status, body = await trio.to_thread.run_sync(_get, node, "/healthz")
+    assert (status, body["status"], body["readiness"]) == (200, "alive", "draining")
+    await peers.connect()  # a load balancer may need a moment to see it
+    assert await trio.to_thread.run_sync(node.terminate) == 0
+
+
+async def test_a_drained_client_is_told_where_to_go(start_node: StartNode, peers_of: PeersOf) -> None:
+    node = start_node("--server-reference", "other.example:1883")
+    client = await peers_of(node).connect()
+    os.kill(node.pid, signal.SIGTERM)
+    packet = await client.expect(Disconnect)
+    assert packet.properties is not None
+    assert packet.properties.server_reference == "other.example:1883"
+    assert await trio.to_thread.run_sync(node.wait) == 0
+
+
+def _get(node: BrokerProcess, path: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(f"http://{node.http}{path}", timeout=10) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+async def test_metrics_of_a_node(start_node: StartNode, peers_of: PeersOf) -> None:
+    node = start_node(http="127.0.0.1:0")
+    peers = peers_of(node)
+    member = await peers.subscriber(f"$share/g/{peers.topic()}", qos=1)
+    await (await peers.connect()).publish(peers.topic(), b"m", qos=1)
+    await member.take(b"m")
+
+    def metrics() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{node.http}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    with trio.fail_after(20):
+        while not (found := await trio.to_thread.run_sync(metrics))["mqtt_shared_groups"]:  # read now and then
+            await trio.sleep(0.05)
+    assert found["mqtt_shared_group_lag"] == found["mqtt_shared_group_lag_max"] == 0
+    assert found["mqtt_connections"] == 2
+    assert found["mqtt_cluster_members"] == 1
+    assert found["mqtt_shared_groups"] == 1
+    assert found["mqtt_store_available"] == 1
+    assert found['mqtt_messages_received_total{qos="1"}'] == 1
+    assert found['mqtt_messages_sent_total{qos="1"}'] == 1
+    assert found["mqtt_bytes_received_total"] > 0
 
 
 async def test_a_second_sigterm_ends_the_drain(start_node: StartNode, peers_of: PeersOf) -> None:

@@ -18,7 +18,7 @@ from broker.codec.packets import Connect, Publish
 from tests.integration.conftest import PeersOf, StartNode
 from tests.kit.broker_process import BrokerProcess
 from tests.kit.mqtt_client import MqttClient, properties
-from tests.kit.redis_server import RedisServer, redis_server
+from tests.kit.redis_server import RedisServer, free_port, redis_server
 
 
 @pytest.fixture
@@ -41,6 +41,13 @@ def _fetch(node: BrokerProcess, path: str) -> tuple[int, dict[str, Any]]:
 
 async def _health(node: BrokerProcess, path: str = "/readyz") -> tuple[int, dict[str, Any]]:
     return await trio.to_thread.run_sync(_fetch, node, path)
+
+
+async def _try_health(node: BrokerProcess) -> dict[str, Any] | None:
+    try:
+        return (await _health(node))[1]
+    except OSError:
+        return None
 
 
 async def _until(node: BrokerProcess, found: Callable[[int, dict[str, Any]], bool]) -> dict[str, Any]:
@@ -127,7 +134,7 @@ async def test_a_node_alone_goes_on_after_a_long_pause(
 
 
 async def test_sigterm_ends_a_node_that_waits_for_its_store(tmp_path: Path, store: RedisServer) -> None:
-    node = BrokerProcess(tmp_path / "n", _url(store))
+    node = BrokerProcess(tmp_path / "n", _url(store), http=f"127.0.0.1:{free_port()}")
     store.pause()
     try:
         async with trio.open_nursery() as nursery:
@@ -140,6 +147,10 @@ async def test_sigterm_ends_a_node_that_waits_for_its_store(tmp_path: Path, stor
             with trio.fail_after(20):
                 while not node.log_path.exists() or not _handles_signals(node):
                     await trio.sleep(0.02)
+                node.http = node.http_option
+                while (found := await _try_health(node)) is None or found["status"] == "starting":
+                    await trio.sleep(0.02)
+            assert found["status"] == "joining the cluster"
             os.kill(node.pid, signal.SIGTERM)
     finally:
         store.resume()

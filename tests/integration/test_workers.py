@@ -108,6 +108,22 @@ async def test_a_worker_that_is_killed_is_started_again(start_node: StartNode, p
     await peers.connect()
 
 
+async def test_a_worker_that_does_not_answer_is_named(start_node: StartNode) -> None:
+    node = start_node("--workers", "2", "--node-name", "w", store="embedded", http="127.0.0.1:0")
+    [first, second] = await _workers(node)
+    os.kill(second["pid"], signal.SIGSTOP)
+    try:
+        status, body = await _get(node, "/readyz")
+    finally:
+        os.kill(second["pid"], signal.SIGCONT)
+    assert (status, json.loads(body)["status"]) == (503, "does not answer")
+    assert [worker["status"] for worker in json.loads(body)["workers"]] == ["ready", "does not answer"]
+    with trio.fail_after(10):
+        while (await _get(node, "/readyz"))[0] != 200:
+            await trio.sleep(0.02)
+    assert [worker["pid"] for worker in await _workers(node)] == [first["pid"], second["pid"]]
+
+
 async def test_workers_end_when_their_parent_is_killed(start_node: StartNode) -> None:
     node = start_node("--workers", "2", "--node-name", "w", store="embedded", http="127.0.0.1:0")
     pids = [worker["pid"] for worker in await _workers(node)]

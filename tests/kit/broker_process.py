@@ -128,10 +128,14 @@ class BrokerProcess:
 
     def terminate(self) -> int:
         """Send SIGTERM, wait for the node to drain and end, and return its exit status."""
+        os.kill(self.pid, signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for a node that was told to stop, and return its exit status."""
         process = self._process
         if process is None:
             raise BrokerFailed("the node is not running")
-        process.send_signal(signal.SIGTERM)
         try:
             status = process.wait(STOP_S)
         except subprocess.TimeoutExpired:

@@ -112,6 +112,56 @@ async def test_bytes_go_both_ways(harness: Harness) -> None:
     assert pair.stream.pending_bytes() == 0
 
 
+class Link:
+    """A connection to the store."""
+
+    def __init__(self) -> None:
+        self.ours, self.peer = socket.socketpair()
+        self.data = b""
+
+    def readable(self) -> None:
+        self.data += self.ours.recv(100)
+
+    def writable(self) -> None: ...
+
+
+async def test_held_clients_wait_and_the_store_does_not(harness: Harness) -> None:
+    """What a client sent stays where it is, and what is for it too, until the reactor may go on."""
+    pair = harness.pair()
+    link = Link()
+    harness.reactor.register(link.ours.fileno(), link)
+    held = True
+    harness.reactor.hold = lambda: held
+    pair.peer.send(b"from the client")
+    pair.stream.write(b"for the client")
+    pair.stream.call_again()
+    link.peer.send(b"from the store")
+    harness.reactor.wake()
+    with trio.fail_after(5):
+        while not link.data:
+            await trio.sleep(0.01)
+    assert pair.protocol.data == b""
+    assert pair.protocol.resumed == 0
+    assert pair.read() == b""
+    held = False
+    with trio.fail_after(5):
+        while not (pair.protocol.data and pair.protocol.resumed and pair.read()):
+            await trio.sleep(0.01)
+    harness.reactor.unregister(link.ours.fileno())
+    link.ours.close()
+    link.peer.close()
+
+
+async def test_a_closed_reactor_has_no_clients(harness: Harness) -> None:
+    pair = harness.pair()
+    harness.reactor.drop_clients()
+    assert pair.stream.closed
+    assert pair.protocol.lost == []
+    with pytest.raises(ConnectionError):
+        for _ in range(2):
+            pair.peer.send(b"x")
+
+
 async def test_a_turn_reads_a_bounded_part(harness: Harness) -> None:
     pair = harness.pair()
     pair.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * READ_BYTES)
