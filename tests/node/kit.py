@@ -33,6 +33,7 @@ from broker.codec.packets import (
     Publish,
     Pubrec,
     Pubrel,
+    Suback,
     Subscribe,
     SubscriptionRequest,
     Will,
@@ -43,6 +44,7 @@ from broker.message import Message
 from broker.metrics import Metrics
 from broker.server import Server
 from broker.session.quotas import Quotas
+from broker.topics.names import is_shared
 from broker.transport.reactor import Reactor
 from broker.transport.stream import TcpStream
 from cluster import keys
@@ -61,6 +63,8 @@ from cluster.api import (
     RouteChange,
     SessionRef,
     StoredSubscription,
+    Target,
+    shared_group_id,
 )
 from cluster.memory import MemoryCluster
 from cluster.memory.state import Call, Session
@@ -271,6 +275,9 @@ class FaultyCluster(MemoryCluster):
         self.forwarded: list[tuple[list[bytes], int, bytes]] = []
         self.pushed: list[tuple[bytes, bool, list[bytes], bytes]] = []
         self.passed_on: list[tuple[bytes, bytes]] = []
+        #: Numbers of group entries that were given back.
+        self.returned: list[int] = []
+        self._members: dict[str, Sequence[GroupMemberState]] = {}
         self.subscribing = Gate()
         self.subscribed = Gate()
         self.publications = 0
@@ -322,6 +329,8 @@ class FaultyCluster(MemoryCluster):
         session.expiry_s = 1000
         for topic_filter in filters:
             session.subscriptions[topic_filter] = StoredSubscription(topic_filter, options)
+            if is_shared(topic_filter):
+                self._groups.join(shared_group_id(topic_filter), session_id, session.birth)
         self.change_routes(*(self.session_route(client_id, name, options) for name in filters))
         return session_id
 
@@ -331,10 +340,31 @@ class FaultyCluster(MemoryCluster):
         stored = StoredSubscription(topic_filter, options)
         return RouteChange(removed, Route(session.session_id, client_id, session.birth, stored))
 
+    @staticmethod
+    def route_change(route: Route, removed: bool = False) -> RouteChange:
+        """A change of the subscriptions of any persistent session."""
+        return RouteChange(removed, route)
+
+    def under_way(self) -> list[Publication]:
+        """Messages without an answer."""
+        return [item for item in self._batch if isinstance(item, Publication)]
+
+    def steal(self, client_id: str) -> None:
+        """Another node takes the session, and asks nobody."""
+        self._sessions[keys.session_id(client_id)].token = b"another node"
+
+    def put(self, client_id: str, payload: bytes) -> tuple[int, Message]:
+        """Another node stores a QoS 1 message for a session; returns its seq too."""
+        session = self._sessions[keys.session_id(client_id)]
+        message = Message(b"t", payload, 1, False)
+        target = Target(session.session_id, session.birth, 1, False, ())
+        self._enqueue(target, message, None)
+        return target.seq, message
+
     def change_routes(self, *changes: RouteChange) -> list[Extension | None]:
         """Another node changed the route table; returns what the messages on their way have in addition."""
         self.events.routes_changed(changes)
-        return [item.rematch() for item in self._batch if isinstance(item, Publication)]
+        return [publication.rematch() for publication in self.under_way()]
 
     def _store(self, publication: Publication) -> None:
         if self.full:
@@ -382,7 +412,25 @@ class FaultyCluster(MemoryCluster):
         await self.paged.passed()
         return messages
 
+    def told_members(self, topic_filter: str) -> dict[str, tuple[bool, int]]:
+        """What the node says of its connected members: whether they are persistent, and their windows."""
+        names = {session.session_id: session.client_id for session in self._sessions.values()}
+        return {names[member.session_id]: (member.persistent, member.window) for member in self._members[topic_filter]}
+
+    def group_acknowledge(
+        self,
+        group_id: bytes,
+        entry_id: bytes,
+        then: Callable[[Exception | None], None] | None,
+        keep_for: bytes = b"",
+        again: bool = False,
+    ) -> None:
+        if again:
+            self.returned.append(int(entry_id))
+        super().group_acknowledge(group_id, entry_id, then, keep_for, again)
+
     async def group_members(self, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]) -> None:
+        self._members[topic_filter] = members
         self._check()
         await super().group_members(topic_filter, strategy, members)
         await self.group_told.passed()
@@ -525,6 +573,14 @@ class Peer:
                     raise AssertionError(f"expected a message, got {describe(packet)}")
         return messages
 
+    async def subscribe_with_identifier(self, topic_filter: str, identifier: int) -> None:
+        """SUBSCRIBE with its SUBACK."""
+        self._packet_id += 1
+        properties = Properties()
+        properties.subscription_identifiers = [identifier]
+        await self.send(Subscribe(self._packet_id, [SubscriptionRequest(topic_filter, 2)], properties))
+        await self.expect(Suback)
+
     async def subscribe(self, *filters: str | SubscriptionRequest, qos: int = 2) -> None:
         """SUBSCRIBE; the SUBACK is left to the caller."""
         self._packet_id += 1
@@ -615,7 +671,7 @@ async def serving(
     *,
     bound: int = 1024 * 1024,
     wrap: Callable[[FaultyCluster], None] | None = None,
-    **options: float,
+    **options: object,
 ) -> AsyncIterator[World]:
     """A running server; `bound` is that of the output buffers, `options` are those of `Server`."""
     real_time = vars(reactor_module)["time"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from broker.routes import Entry, Route, Subscriber, Subscription, merge
+from broker.routes import Entry, RemoteNode, Route, Subscriber, Subscription, merge
 
 NO_LOCAL, AS_PUBLISHED = 4, 8
 
@@ -105,3 +105,25 @@ def test_qos0_packets_pass_unchanged_only_where_nothing_is_added(
         assert [subscriber.client_id for subscriber in route.live0] == ["other", "a"]
     else:
         assert route.live0 is None
+
+
+def test_each_other_node_is_there_once() -> None:
+    subscriber = _subscriber("a")
+    b, c = RemoteNode(b"b:1"), RemoteNode(b"c:1")
+    route = merge("t", b"t", [b, Subscription(subscriber, 0, 0), c, b])
+    assert [node.node for node in route.nodes] == [b"b:1", b"c:1"]
+    assert all(node.live and not node.groups for node in route.nodes)
+    assert route.live0 == [subscriber]
+    assert not route.nobody
+    assert not merge("t", b"t", [b]).nobody
+    assert merge("t", b"t", []).nobody
+
+
+def test_packets_of_other_nodes_are_for_ephemeral_sessions() -> None:
+    kept = Subscriber(b"k", "kept", 1, True)
+    plain, numbered = _subscriber("plain"), _subscriber("numbered")
+    matched = [Subscription(kept, 0, 0), Subscription(plain, NO_LOCAL, 0), Subscription(numbered, 0, 7)]
+    for _ in range(2):
+        unchanged, others = merge("t", b"t", matched).arrivals()
+        assert unchanged == [plain]
+        assert [entry.subscription_ids for entry in others] == [(7,)]
