@@ -155,7 +155,7 @@ class Membership:
     async def beat(self, call: Call) -> None:
         """Renews the lease and the knowledge of the store's clock and of the members. If this node may not go on,
         it sets `superseded`, and `serve` raises."""
-        sent_s = monotonic_s()
+        sent_s, refused = monotonic_s(), self.superseded
         steady_s = self._steady_since_s
         steady = steady_s is not None and sent_s - steady_s >= LEASE_S
         # Not when it is executed late: the beats of others may wait behind it.
@@ -171,7 +171,8 @@ class Membership:
             self.link_up()
         if status == _SUPERSEDED:
             self._stop(ClusterError(f"another process with the node name {self.node_name!r} took over"))
-        elif status == _BURIED:
+        elif status == _BURIED or refused:
+            # Refused elsewhere, though it is a member: the store forgot that it was buried, but not all that followed.
             self._stop(Fenced(f"node {self.node_name!r} did not reach the store for too long and was taken for dead"))
         else:
             if status == _READMITTED:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
-import msgpack
 import trio
 
 from broker.log import get_logger
 from cluster.keys import SIGNALS, Keys
+from cluster.records import pack_arguments, unpack_answer
 from cluster.redis.deployment import make_push_link
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _BEAT, _KICK, _FREED = range(3)
 
 #: Look at the members now.
-BEAT: Final = cast(bytes, msgpack.packb((_BEAT,)))
+BEAT: Final = pack_arguments((_BEAT,))
 
 _log = get_logger("cluster")
 
@@ -36,12 +36,12 @@ def channel(keys: Keys, member: bytes) -> bytes:
 
 def kick(client_id: str, asker: bytes, number: int) -> bytes:
     """`asker`, a member, wants the session of this client; it is told so under its own number when it can have it."""
-    return cast(bytes, msgpack.packb((_KICK, client_id.encode(), asker, number)))
+    return pack_arguments((_KICK, client_id.encode(), asker, number))
 
 
 def freed(number: int, detached: bool) -> bytes:
     """The session that was asked for under this number is free: just detached, or no connection here had it."""
-    return cast(bytes, msgpack.packb((_FREED, number, detached)))
+    return pack_arguments((_FREED, number, detached))
 
 
 class Signals:
@@ -84,7 +84,7 @@ class Signals:
         if push[0] != b"smessage":
             return
         try:
-            kind, *values = cast("list[object]", msgpack.unpackb(cast(bytes, push[2]), raw=True))
+            kind, *values = unpack_answer(cast(bytes, push[2]))
             if kind == _BEAT:
                 self._member.beat_soon()
             elif kind == _KICK:

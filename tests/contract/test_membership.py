@@ -188,6 +188,18 @@ async def test_g8_a_node_that_was_buried_stops(place: Place) -> None:
         assert await one.queue(again.ref) == []
 
 
+async def test_g8_a_node_that_is_refused_stops_whatever_the_members_say(place: Place) -> None:
+    """A failover may forget that it was buried, and not what followed."""
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with served(place.node("a")) as one:
+            at = await one.connect("c")
+            for prefix in place.keys.partitions:
+                place.call("rk1_reap", "a", 1, 0, 200, 164, 0, prefix=prefix)
+            one.start(WaitingPublication(message(), [target(at)]))
+            await trio.sleep_forever()
+    assert raised.group_contains(Fenced, depth=None)
+
+
 async def test_a_node_that_stood_still_lets_nothing_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     async with served(place.node("a")) as one:
         assert one.cluster.holds_lease()
