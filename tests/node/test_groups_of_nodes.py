@@ -21,7 +21,8 @@ from cluster.api import (
     GroupEntry,
     shared_group_id,
 )
-from tests.node.kit import Peer, World, node_route, serving
+from tests.node.faulty_cluster import node_route
+from tests.node.kit import Peer, World, serving
 
 B = b"b:1"
 SHARED = "$share/g/t"

@@ -20,7 +20,8 @@ from broker.codec.packets import (
 from broker.message import Message
 from cluster import keys
 from cluster.api import NodeRoute, Route, StoredSubscription, shared_group_id
-from tests.node.kit import Peer, World, node_route, serving
+from tests.node.faulty_cluster import node_route
+from tests.node.kit import Peer, World, serving
 
 B = b"b:1"
 C = b"c:7"
