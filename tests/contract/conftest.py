@@ -1,4 +1,4 @@
-"""What the contract suite runs against: the memory and a real Redis."""
+"""What the contract suite runs against: the memory, a Redis with the least rights, and a Redis Cluster."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from cluster.api import Cluster
 from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
+from cluster.redis.address import Deployment, StoreAddress
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import Maker
-from tests.kit.redis_server import RedisServer, redis_server
+from tests.kit.redis_server import RedisServer, ServerCluster, documented_user, redis_server, server_cluster
 
 _numbers = itertools.count(1)
 
@@ -24,7 +25,21 @@ def store() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(scope="session")
+def limited(store: RedisServer) -> StoreAddress:
+    """The login of a user with the rights that docs/redis.md asks for, and no others."""
+    with store.client() as client:
+        client.execute_command("ACL", *documented_user("t", "secret"))
+    return dataclasses.replace(store.address, username="rookery", password="secret")
+
+
+@pytest.fixture(scope="session")
+def shards() -> Iterator[ServerCluster]:
+    with server_cluster(3) as servers:
+        yield servers
+
+
+@pytest.fixture(params=["memory", "redis", "shards"])
 def implementation(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -36,7 +51,12 @@ def make_cluster(implementation: str, request: pytest.FixtureRequest) -> Maker:
         chosen = dataclasses.replace(ClusterLimits(), **limits)  # type: ignore[arg-type]
         if implementation == "memory":
             return MemoryCluster("a", chosen)
-        server: RedisServer = request.getfixturevalue("store")
-        return RedisCluster(server.address, "a", chosen, f"t{next(_numbers)}", 16)
+        address: Deployment
+        if implementation == "redis":
+            address = request.getfixturevalue("limited")
+        else:
+            servers: ServerCluster = request.getfixturevalue("shards")
+            address = servers.address
+        return RedisCluster(address, "a", chosen, f"t{next(_numbers)}", 16)
 
     return make

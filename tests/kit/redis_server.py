@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -407,3 +408,11 @@ def server_cluster(
         wait_until(lambda: all("cluster_state:ok" in str(_text(_cluster(each, "INFO"))) for each in servers))
         wait_until(lambda: all(replicas_of(server) == replicas for server in servers[:primaries]))
         yield found
+
+
+def documented_user(namespace: str, password: str, without: Sequence[str] = ("+waitaof",)) -> list[str]:
+    """The arguments of ACL for the user that docs/redis.md describes, with other names."""
+    text = (Path(__file__).parents[2] / "docs" / "redis.md").read_text("utf-8")
+    [block] = re.findall(r"```\n(ACL SETUSER .*?)```", text, re.DOTALL)
+    block = block.replace(">SECRET", f">{password}").replace("rookery:*", f"{namespace}*")
+    return [word for word in block.split()[1:] if word not in without]
