@@ -80,6 +80,7 @@ class Life:
             max_group_queue=settings.max_group_queue,
             strategy_of=strategy_of(settings),
             delayed_available=settings.delayed_available,
+            node_name=settings.node_name,
         )
         self.joined = False
         self._output_bound = settings.output_buffer_bytes

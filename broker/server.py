@@ -14,6 +14,7 @@ from broker.codec.packets import Subscribe, Unsubscribe
 from broker.connection import Connection
 from broker.dispatch import Dispatch
 from broker.errors import ClusterError, PeerError, SessionLost, StoreUnavailable
+from broker.extensions.sys import SystemTopics
 from broker.gaps import Gaps
 from broker.groups import Group
 from broker.log import get_logger
@@ -57,6 +58,7 @@ class Server(ClusterSide):
         max_group_queue: int = 10_000,
         strategy_of: Callable[[str], str] = round_robin,
         delayed_available: bool = True,
+        node_name: str = "",
     ) -> None:
         super().__init__()
         self.reactor = reactor
@@ -73,6 +75,7 @@ class Server(ClusterSide):
         self.dispatch = Dispatch(cluster, metrics, _message_ids(), max_group_queue, strategy_of, delayed_available)
         self.subscribing = Subscribing(self)
         self.opener = Opening(self)
+        self.system_topics = SystemTopics(cluster, node_name)
         self._gaps = Gaps(self.start)
         self.connections: set[Connection] = set()
         #: The connection that owns each client id here, from CONNECT until its session was let go.

@@ -177,6 +177,9 @@ class Subscribing:
                 feeds.append((stored.topic_filter, stored.options & 3, stored.subscription_identifier))
         connection.send(Suback(packet_id, codes))  # [MQTT-3.8.4-1]
         self._server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))
+        for name, _, identifier in feeds:
+            for message in self._server.system_topics.matching(name):
+                connection.send_qos0(Encoding(message), True, (identifier,) if identifier else ())
         if feeds:
             await self._start_feed(connection, subscriber, feeds)
 

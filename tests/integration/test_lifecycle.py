@@ -10,9 +10,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
-from broker.codec.packets import Connack, Connect, Disconnect, Will
+from broker.codec.packets import Connack, Connect, Disconnect, Publish, Will
 from tests.integration.conftest import PeersOf, StartNode
 from tests.kit.broker_process import BrokerProcess
 from tests.kit.mqtt_client import MqttClient
@@ -136,6 +137,17 @@ async def test_metrics_of_a_node(start_node: StartNode, peers_of: PeersOf) -> No
     assert found['mqtt_messages_received_total{qos="1"}'] == 1
     assert found['mqtt_messages_sent_total{qos="1"}'] == 1
     assert found["mqtt_bytes_received_total"] > 0
+
+
+@pytest.mark.parametrize("topic_filter", ["$SYS/#", "$SYS/brokers/n/durability", "$SYS/brokers/+/durability"])
+async def test_a_node_tells_its_durability(start_node: StartNode, peers_of: PeersOf, topic_filter: str) -> None:
+    node = start_node("--node-name", "n", store="embedded")
+    client = await peers_of(node).subscriber(topic_filter)
+    told = await client.expect(Publish)
+    assert (told.topic_name, told.payload, told.qos, told.retain) == ("$SYS/brokers/n/durability", b"aof", 0, True)
+    await client.subscribe("#", "$SYS/brokers/other/durability")
+    await client.expect_nothing()
+    assert " durability=aof " in node.log()
 
 
 async def test_a_second_sigterm_ends_the_drain(start_node: StartNode, peers_of: PeersOf) -> None:
