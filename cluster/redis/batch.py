@@ -56,7 +56,7 @@ class Batch:
         self._groups = groups
         self._retained = retained
         self._wake = wake
-        self._partitions = [
+        self.partitions = [
             PartitionLane(number, self._count, prefix, link, member, outbox, limits, self)
             for number, prefix in enumerate(keys.partitions)
         ]
@@ -115,7 +115,7 @@ class Batch:
         size = len(item.body) + _TARGET_BYTES * (1 + len(targets))
         item.size += size
         self._pending_bytes += size
-        count, partitions, version = self._count, self._partitions, self._versions.number
+        count, partitions, version = self._count, self.partitions, self._versions.number
         for target in targets:
             identifier = target.session_id
             lane = partitions[(identifier[0] << 8 | identifier[1]) % count]
@@ -145,7 +145,7 @@ class Batch:
         item.waiting = 1
         item.size = len(item.body) + _TARGET_BYTES
         self._pending_bytes += item.size
-        lane = self._partitions[partition_of(message.message_id, self._count)]
+        lane = self.partitions[partition_of(message.message_id, self._count)]
         lane.delays.append((item, self._member.now_ms() + publication.delay_s * 1000))
         lane.touch()
 

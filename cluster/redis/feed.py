@@ -96,30 +96,32 @@ class Feed:
         self._reading = False
         #: The store refused to be read.
         self._failed = False
-        #: The streams may have begun anew under a connection that holds.
-        self._doubtful = trio.Event()
 
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follows until cancelled; has started when it is connected. Raises what `RedisLink.connect` does."""
-        await self._link.connect()
-        task_status.started()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._link.keep_connected)
-            while True:
-                await self._doubtful.wait()
-                self._doubtful = trio.Event()
-                try:
-                    await self._check(self._link.call)
-                except ClusterError as error:
-                    _log.warning("cluster.feed_delayed", reason=str(error)[:200])
+        await self._link.keep_connected(task_status)
 
-    def check_again(self) -> None:
-        """The store lost its data: look whether the streams are still those that were read."""
-        self._doubtful.set()
+    async def check(self, call: Call) -> None:
+        """Looks whether the streams are still those that were read, and makes this node's own where they are not there.
+        `call` is of a link that nothing blocks. Raises ClusterError."""
+        for stream in list(self._streams.values()):
+            if stream.opening is not None:
+                last = await call(*stream.opening)
+                if last is not None:
+                    stream.ends_at(int(cast(bytes, last)[2:]))
+                continue
+            try:
+                info = await call("XINFO", "STREAM", stream.key)
+            except ClusterError as error:
+                if "no such key" not in str(error):
+                    raise
+                stream.ends_at(0)
+            else:
+                stream.ends_at(int(cast("dict[bytes, bytes]", info)[b"last-generated-id"][2:]))
 
     async def up(self, link: RedisLink) -> None:
         """On each new connection."""
-        await self._check(link.setup_call)
+        await self.check(link.setup_call)
         self._failed = False
         self._wake()  # the connection is everyone's right after this
 
@@ -136,22 +138,6 @@ class Feed:
     def tick(self) -> None:
         """Now and then: the next turn reads on where an error stopped it."""
         self._failed = False
-
-    async def _check(self, call: Call) -> None:
-        for stream in list(self._streams.values()):
-            if stream.opening is not None:
-                last = await call(*stream.opening)
-                if last is not None:
-                    stream.ends_at(int(cast(bytes, last)[2:]))
-                continue
-            try:
-                info = await call("XINFO", "STREAM", stream.key)
-            except ClusterError as error:
-                if "no such key" not in str(error):
-                    raise
-                stream.ends_at(0)
-            else:
-                stream.ends_at(int(cast("dict[bytes, bytes]", info)[b"last-generated-id"][2:]))
 
     def _read_on(self) -> None:
         self._reading = True

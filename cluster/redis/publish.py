@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from broker.errors import ClusterError, StoreFull
+from broker.log import get_logger
 from cluster.api import REFUSED_GONE, GroupEntry, GroupTarget, Publication, Target
 from cluster.policy import MAX_CALL_BYTES, MAX_CALL_SESSIONS, ClusterLimits
 from cluster.records import FORMAT, pack_arguments, queue_prefix, unpack_answer
@@ -28,6 +29,8 @@ _STALE = -3
 _KEPT = ord("1")
 #: Where the arguments of `rk1_enqueue` have the store generation.
 _GENERATION = 4
+
+_log = get_logger("cluster")
 
 
 class Item:
@@ -244,7 +247,7 @@ class PartitionLane(Lane):
             if not self.pending:  # a full store may have refused some
                 break
             item, target, _ = self.pending.popleft()
-            if item.publication.wants(target):
+            if _wants(item, target):
                 fresh.append((item, target, version))
             else:
                 target.seq = REFUSED_GONE
@@ -285,6 +288,14 @@ class PartitionLane(Lane):
             item.publication.error = error
             item.answered()
         return waiting
+
+
+def _wants(item: Item, target: Target) -> bool:
+    try:
+        return item.publication.wants(target)
+    except Exception:
+        _log.exception("cluster.callback_failed")
+        return True
 
 
 def _waits(item: Item, refused: list[Item]) -> bool:

@@ -35,7 +35,7 @@ from cluster.keys import (
     partition_of,
     session_id,
 )
-from cluster.policy import SERVED_RELEASED_S, ClusterLimits
+from cluster.policy import BEAT_S, SERVED_RELEASED_S, ClusterLimits
 from cluster.redis.address import Deployment
 from cluster.redis.arrivals import Arrivals, Attached
 from cluster.redis.batch import Batch
@@ -139,6 +139,8 @@ class RedisCluster:
         self._events: ClusterEvents | None = None
         self._available = False
         self._lost: set[bytes] = set()
+        #: The store lost its data.
+        self._empty = trio.Event()
 
     # Life
 
@@ -199,6 +201,7 @@ class RedisCluster:
             self._retained.serve,
             self._groups.serve,
             self._takeover.serve,
+            self._refill,
         ):
             nursery.start_soon(task)
         await self._member.admitted(self._link.call)
@@ -289,10 +292,23 @@ class RedisCluster:
         self._retained.forget()
         if self._events is not None:
             self._events.store_emptied()
-        for feed in self._feeds:
-            feed.check_again()
-        self._routes.reload()
-        self._node_routes.announce_again()
+        self._empty.set()
+
+    async def _refill(self) -> None:
+        """Where the store lost its data: this node's streams and routes are made anew, in this order."""
+        while True:
+            await self._empty.wait()
+            self._empty = trio.Event()
+            try:
+                for feed in self._feeds:
+                    await feed.check(self._link.call)
+            except ClusterError as error:
+                _log.warning("cluster.feed_delayed", reason=str(error)[:200])
+                await trio.sleep(BEAT_S)
+                self._empty.set()
+                continue
+            self._routes.reload()
+            self._node_routes.announce_again()
 
     def _members_gone(self, members: Sequence[bytes]) -> None:
         for member in members:

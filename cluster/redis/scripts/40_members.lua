@@ -1,7 +1,8 @@
--- Membership, "<node>:<inc>": leases in the zset 'nodes'; the dead that are still to be reaped in the zset 'dead', with the
--- time until which somebody is at it; in hash 'seen' the member list that each has acted on, in hash 'level' its feature
--- level. A member list has a number, 'mver' of 'meta', which grows with each change.
+-- Membership, "<node>:<inc>": leases in the zset 'nodes'; the dead that are still to be reaped in the zset 'dead', with
+-- the time until which somebody is at it; in hash 'seen' the member list that each has acted on, in hash 'level' its
+-- feature level. A member list has a number, 'mver' of 'meta', which grows with each change.
 
+local SKIP = 1000 -- incarnations that are not given out where the store lost its data
 local CLAIM_MS = 10000 -- who was told to reap a dead member is alone with it for so long
 local CLAIMS = 10 -- dead members that are handed out at once
 
@@ -35,7 +36,8 @@ local function join(keys, args)
       bury(p, member)
     end
   end
-  local inc = redis.call('HINCRBY', p .. 'meta', 'inc', 1)
+  local inc = redis.call('HINCRBY', p .. 'meta', 'inc', 1 + tonumber(redis.call('HGET', p .. 'meta', 'skip') or 0))
+  redis.call('HDEL', p .. 'meta', 'skip')
   local member = args[1] .. ':' .. inc
   redis.call('ZADD', p .. 'nodes', now + tonumber(args[4]), member)
   redis.call('HSET', p .. 'level', member, args[5])
@@ -56,8 +58,8 @@ end
 -- Renews a lease. args: node, inc, lease ms, layout version, partitions, number of the member list that it acted on,
 -- store time until which it may bury those whose lease is over (0: not at all; a beat that lay in the socket of a store
 -- that stood still may not), feature level.
--- Returns {now, status, number of the member list, lowest feature level of the members, {members}, {dead members that the
--- caller shall reap}}. Members are all that were not buried: also one whose lease is over may still come back.
+-- Returns {now, status, number of the member list, lowest feature level of the members, {members}, {dead members that
+-- the caller shall reap}}. Members are all that were not buried: also one whose lease is over may still come back.
 -- Status 0: renewed; 1: a newer incarnation of the node has joined; 2: renewed, since the store knows of no incarnation
 -- so high: it lost its data; 3: taken for dead. With 1 and 3 nothing else counts.
 local function beat(keys, args)
@@ -69,7 +71,8 @@ local function beat(keys, args)
       return { now, status, 0, 0, {}, {} }
     end
     local number = tonumber(redis.call('HGET', p .. 'meta', 'mver') or 0)
-    redis.call('HSET', p .. 'meta', 'layout', args[4], 'partitions', args[5], 'inc', args[2],
+    -- Others may have had higher incarnations than this one: the next to join skips those.
+    redis.call('HSET', p .. 'meta', 'layout', args[4], 'partitions', args[5], 'inc', args[2], 'skip', SKIP,
       'mver', string.format('%.0f', math.max(number, tonumber(args[6])) + 1))
   end
   redis.call('ZADD', nodes, now + tonumber(args[3]), member)
