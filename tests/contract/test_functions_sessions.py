@@ -1,8 +1,9 @@
-"""Functions of the store: sessions taken over, messages added for sessions of other nodes, generations, unsubscribes."""
+"""Functions of the store: sessions taken over, messages added for sessions of others, generations, unsubscribes."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -10,7 +11,7 @@ import redis
 
 from cluster.records import pack_arguments, unpack_answer
 from tests.kit.redis_server import RedisServer
-from tests.kit.store_functions import HEAD, Functions, body, load_library, payload
+from tests.kit.store_functions import HEAD, Functions, body, execute, load_library, payload
 
 SID, OTHER = b"s" * 16, b"o" * 16
 JUMP = 28672
@@ -33,11 +34,25 @@ def counters(functions: Functions, sid: bytes = SID) -> tuple[float, ...]:
     return struct.unpack("<dddddddd", packed)
 
 
-def add(functions: Functions, node: str, count: int, sid: bytes = SID, birth: int = 1, **options: int) -> list[object]:
+def add(
+    functions: Functions,
+    node: str,
+    count: int,
+    *,
+    sid: bytes = SID,
+    birth: int = 1,
+    limits: Sequence[int] = (1000, 1 << 23, 10_000),
+    generation: int = 1,
+    version: int = 0,
+    number: int = 0,
+) -> list[int | bytes]:
     """`count` messages 0, 1, ... for one session in one call."""
     bodies = [body(str(number)) for number in range(count)]
     items = [part for number in range(count) for part in (number + 1, HEAD, 0)]
-    return cast("list[object]", functions.enqueue(node, bodies, [[sid, birth, *items]], **options))
+    sessions = [[sid, birth, *items]]
+    return functions.enqueue(
+        node, bodies, sessions, limits=limits, generation=generation, version=version, number=number
+    )
 
 
 def test_attach_names_the_owner_unless_forced(store_functions: Functions) -> None:
@@ -134,7 +149,7 @@ def test_a_long_stream_gets_no_bodies(store_functions: Functions) -> None:
     f = store_functions
     f.attach(SID, "a")
     for _ in range(1001):
-        f.client.execute_command("XADD", f.key("n:a:1"), "0-*", "b", b"\1\x93\x90\x90\x90")
+        execute(f.client, "XADD", f.key("n:a:1"), "0-*", "b", b"\1\x93\x90\x90\x90")
     f.enqueue("b", [body("x")], [[SID, 1, 1, HEAD, 0, 1, HEAD, -1]])
     assert list(f.sent("a:1")) == [(SID, 1, None)]
     _, (bodies, _, _) = f.entries("n:a:1")[-1]
@@ -161,7 +176,7 @@ def test_message_ids_that_were_served_go_nowhere_again(store_functions: Function
 def test_refused_targets(store_functions: Functions) -> None:
     f = store_functions
     f.attach(SID, "a")
-    assert add(f, "b", 3, limits=(2, 1 << 20, 1)) == [1, 2, -1]  # type: ignore[arg-type]
+    assert add(f, "b", 3, limits=(2, 1 << 20, 1)) == [1, 2, -1]
     assert add(f, "b", 2, birth=7) == [-2, -2]
     assert add(f, "b", 1, sid=OTHER) == [-2]
     assert [seq for _, seq, _ in f.sent("a:1")] == [1, 2]

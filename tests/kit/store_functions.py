@@ -21,12 +21,17 @@ HEAD = b"\x01\x01\x00\x00"
 
 def body(text: str, topic: str = "t", publisher: bytes = b"p" * 16) -> bytes:
     """A message whose payload is `text`."""
-    return pack_body(Message(topic, text.encode(), 1, False, b"", None, 1, b"m" * 16, publisher))
+    return pack_body(Message(topic.encode(), text.encode(), 1, False, b"", 0, 1, b"m" * 16, publisher))
 
 
 def payload(packed: bytes) -> str:
     """The payload of a body."""
     return cast(bytes, msgpack.unpackb(packed, raw=True)[1]).decode()
+
+
+def execute(client: redis.Redis, *command: object) -> object:
+    """Any command, with its plain reply."""
+    return client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 class Functions:
@@ -39,7 +44,7 @@ class Functions:
 
     def call(self, name: str, *arguments: object) -> object:
         """FCALL; raises redis.ResponseError."""
-        return self.client.execute_command("FCALL", f"rk1_{name}", 1, self.prefix, *arguments)  # type: ignore[arg-type]
+        return execute(self.client, "FCALL", f"rk1_{name}", 1, self.prefix, *arguments)
 
     def key(self, suffix: bytes | str) -> bytes:
         """A whole key."""
@@ -47,7 +52,7 @@ class Functions:
 
     def now_ms(self) -> int:
         """The store's clock."""
-        seconds, microseconds = cast("tuple[int, int]", self.client.time())
+        seconds, microseconds = self.client.time()
         return seconds * 1000 + microseconds // 1000
 
     def lane(self, name: str, node: str, *arguments: object, number: int = 0, inc: int = 1) -> list[object]:
@@ -66,7 +71,7 @@ class Functions:
         groups: Sequence[Sequence[object]] = (),
         ids: Sequence[bytes] = (),
         *,
-        limits: tuple[int, int, int] = (1000, 1 << 23, 10_000),
+        limits: Sequence[int] = (1000, 1 << 23, 10_000),
         generation: int = 1,
         version: int = 0,
         number: int = 0,
@@ -123,4 +128,4 @@ class Functions:
 
 def load_library(client: redis.Redis) -> None:
     """Loads the library as it is in the source tree."""
-    client.execute_command("FUNCTION", "LOAD", "REPLACE", source())
+    execute(client, "FUNCTION", "LOAD", "REPLACE", source())

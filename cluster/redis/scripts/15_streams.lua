@@ -66,13 +66,15 @@ redis.register_function('rk1_push', push)
 redis.register_function { function_name = 'rk1_trim', callback = trim, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_close', callback = close, flags = { 'allow-oom' } }
 
--- What a call has for partition streams: by member one entry, field 'b': '\1' and msgpack of {bodies, sessions, groups};
--- sessions is flat {sid, seq or 0 for QoS 0, prefix, body, ...}, groups is flat {gid, entry id, member sid or '', kept
--- sid or '', body, depth, ...}. A body is the index of one in bodies, without its format byte; 0: look into the queue.
+-- What a call has for partition streams: by member one entry, field 'b': '\1' and msgpack of {bodies, sessions,
+-- groups}; sessions is flat {sid, seq or 0 for QoS 0, prefix, body, ...}, groups is flat {gid, entry id, member sid or
+-- '', kept sid or '', body, depth, ...}. A body is the index of one in bodies, without its format byte; 0: look into
+-- the queue.
 local function parcel(out, p, member)
   local found = out[member]
   if not found then
-    found = { bodies = {}, places = {}, sessions = {}, groups = {}, long = redis.call('XLEN', p .. 'n:' .. member) > STREAM_LONG }
+    local long = redis.call('XLEN', p .. 'n:' .. member) > STREAM_LONG
+    found = { bodies = {}, places = {}, sessions = {}, groups = {}, long = long }
     out[member] = found
   end
   return found

@@ -1,5 +1,5 @@
--- Shared subscriptions. A group has a queue: stream g:<gid> with the consumer group 'm'. Its consumers are members of the
--- cluster, "<node>:<inc>", and two that stand for nobody: 'o' holds orphans, entries that came back, 'k' those that
+-- Shared subscriptions. A group has a queue: stream g:<gid> with the consumer group 'm'. Its consumers are members of
+-- the cluster, "<node>:<inc>", and two that stand for nobody: 'o' holds orphans, entries that came back, 'k' those that
 -- belong to a session. Further the sessions that subscribed (hash gm:<gid>), the session that an entry belongs to for
 -- good (hash ga:<gid>) and, in gn:<gid>, how entries are given out: msgpack of {strategy, last entry given out, entries
 -- of 'o', entries of 'k', sticky sid or '', turn, member, ...}.

@@ -143,8 +143,8 @@ local function choose_session(p, group)
   end
 end
 
--- Who chooses: a function of the body and of the member that shall rather not get it; it returns a member and the sid of
--- its session, '' if any will do; nil if there is no room.
+-- Who chooses: a function of the body and of the member that shall rather not get it; it returns a member and the sid
+-- of its session, '' if any will do; nil if there is no room.
 local function chooser(p, group, caller)
   if values[group.strategy] then
     return choose_by_room(group, caller)

@@ -40,8 +40,8 @@ local function group_leave(keys, args)
   return 1
 end
 
--- Notes which sessions are connected at a member. batch: list of {sid, birth, persistent, window}. Returns the sum of the
--- windows and the number of sessions.
+-- Notes which sessions are connected at a member. batch: list of {sid, birth, persistent, window}. Returns the sum of
+-- the windows and the number of sessions.
 local function connect_sessions(p, gid, member, batch)
   local gm, window, sessions, here, changes, gone = p .. 'gm:' .. gid, 0, 0, {}, {}, {}
   local known, all = {}, redis.call('HGETALL', gm)
@@ -98,8 +98,8 @@ local function keep_or_end(p, group)
 end
 
 -- All connected sessions of a group at a member. args: gid, node, inc, strategy, msgpack of a list of {sid, birth,
--- persistent 0/1, window}. Returns {1 if fenced, depth (-2: the group has no members at all), entries of the caller as in
--- rk1_group_settle}; these come by its partition stream if it has one, so that a lost answer loses none.
+-- persistent 0/1, window}. Returns {1 if fenced, depth (-2: the group has no members at all), entries of the caller as
+-- in rk1_group_settle}; these come by its partition stream if it has one, so that a lost answer loses none.
 local function group_members(keys, args)
   local p, gid, caller = keys[1], args[1], args[2] .. ':' .. args[3]
   if is_fenced(p, args[2], args[3]) then
@@ -250,9 +250,9 @@ end
 
 -- What a member is done with. args: node, inc, msgpack of a list of {gid, acknowledged entry ids, returned entry ids,
 -- flat {entry id, sid it belongs to for good, ...}}.
--- Returns per group {depth (-2: no such group), entries given to the caller: flat {entry id, chosen sid or '', kept sid or
--- '', record, ...}}; nothing if the caller is fenced. If any id was not held by the caller, which a repeated call has,
--- the entries are all that it holds.
+-- Returns per group {depth (-2: no such group), entries given to the caller: flat {entry id, chosen sid or '', kept sid
+-- or '', record, ...}}; nothing if the caller is fenced. If any id was not held by the caller, which a repeated call
+-- has, the entries are all that it holds.
 local function group_settle(keys, args)
   local p, caller = keys[1], args[1] .. ':' .. args[2]
   if is_fenced(p, args[1], args[2]) then

@@ -21,9 +21,9 @@ end
 -- version that the oldest was matched at, then msgpack of {bodies, sessions, groups, message ids}, a session being
 -- {sid, birth, body index, prefix, message id index, ...} and a group {gid, body index, message id index}; a message id
 -- index 0 means no dedupe, -1 a QoS 0 message, which is not stored but passed to where the session is.
--- Answer: msgpack of, per message of a session, its seq, or -1 full, -2 gone, -3 the session unsubscribed from something
--- since that version, 0 served before or QoS 0; then three per group: entry id if the caller is to give it to a member,
--- else ''; the sid that was chosen or ''; the depth, or -1 full, -2 no such group, 0 served before.
+-- Answer: msgpack of, per message of a session, its seq, or -1 full, -2 gone, -3 the session unsubscribed from
+-- something since that version, 0 served before or QoS 0; then three per group: entry id if the caller is to give it to
+-- a member, else ''; the sid that was chosen or ''; the depth, or -1 full, -2 no such group, 0 served before.
 -- What is for sessions or groups of other members goes into their streams of this partition, too.
 local function enqueue(keys, args)
   local p = keys[1]

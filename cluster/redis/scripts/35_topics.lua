@@ -10,8 +10,8 @@ local function log_names(p, changes)
   end
 end
 
--- args: node, inc, valid_until, number, then topic, record ... Value ''. Names that are new go to the log: 'rver' is its
--- version, 'rlog' has an entry 0-<version> with field 'c', msgpack of flat {1, topic, ...}.
+-- args: node, inc, valid_until, number, then topic, record ... Value ''. Names that are new go to the log: 'rver' is
+-- its version, 'rlog' has an entry 0-<version> with field 'c', msgpack of flat {1, topic, ...}.
 local function retain(keys, args)
   local p = keys[1]
   local refused = refusal(p, args)
@@ -47,7 +47,8 @@ local function unretain(keys, args)
   return answered(p, args, '')
 end
 
--- Removes a retained message that has expired, unless it was replaced. args: topic, its record. Returns 1 if it is gone.
+-- Removes a retained message that has expired, unless it was replaced. args: topic, its record. Returns 1 if it is
+-- gone.
 local function expire_retained(keys, args)
   local p = keys[1]
   local value = redis.call('HGET', p .. 'ret', args[1])

@@ -1,6 +1,6 @@
--- Timers: one zset per partition. Items: 'w' + sid will that a reconnect cancels, 'x' + sid + number will that goes out,
--- 'e' + sid session expiry, 'd' + message id delayed message (its record is in 'dly'). Sessions whose routes
--- must be brought in line are in a zset of their own.
+-- Timers: one zset per partition. Items: 'w' + sid will that a reconnect cancels, 'x' + sid + number will that goes
+-- out, 'e' + sid session expiry, 'd' + message id delayed message (its record is in 'dly'). Sessions whose routes must
+-- be brought in line are in a zset of their own.
 
 -- Keeps messages to be published later. args: node, inc, valid_until, number, most that a partition keeps, msgpack of a
 -- list of {message id, due ms, record}. Value: for each '1', or '0' if it found no room. One
