@@ -16,6 +16,8 @@ from cluster.redis.requests import result
 
 _REAP_SESSIONS = 200
 _REAP_ROUTES = 1000
+#: So many calls in one batch: the store serves nobody else meanwhile.
+_AT_ONCE = 4
 
 Calls = Callable[[Sequence[tuple[Part, ...]]], Awaitable[list[object]]]
 
@@ -58,8 +60,14 @@ class Reaper:
         node, _, incarnation = member.rpartition(b":")
         left = [*self._keys.partitions, *self._keys.retained, self._keys.routes]
         while left:
-            replies = await self._calls([self._command(prefix, node, incarnation) for prefix in left])
-            left = [prefix for prefix, reply in zip(left, replies, strict=True) if cast(int, result(reply)) > 0]
+            more: list[bytes] = []
+            for first in range(0, len(left), _AT_ONCE):
+                prefixes = left[first : first + _AT_ONCE]
+                replies = await self._calls([self._command(prefix, node, incarnation) for prefix in prefixes])
+                more += [
+                    prefix for prefix, reply in zip(prefixes, replies, strict=True) if cast(int, result(reply)) > 0
+                ]
+            left = more
         for command in (
             ("FCALL", "rk1_close", 1, self._keys.node(member)),
             ("FCALL", "rk1_buried", 1, self._keys.members, member),
