@@ -20,23 +20,30 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def store() -> Iterator[RedisServer]:
+def single() -> Iterator[RedisServer]:
     with redis_server(unix=True) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def limited(store: RedisServer) -> StoreAddress:
-    """The login of a user with the rights that docs/redis.md asks for, and no others."""
-    with store.client() as client:
-        client.execute_command("ACL", *documented_user("t", "secret"))
-    return dataclasses.replace(store.address, username="rookery", password="secret")
 
 
 @pytest.fixture(scope="session")
 def shards() -> Iterator[ServerCluster]:
     with server_cluster(3) as servers:
         yield servers
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> RedisServer | ServerCluster:
+    """One server; where a module asks for "shards" in its stead, a Redis Cluster."""
+    found: RedisServer | ServerCluster = request.getfixturevalue(getattr(request, "param", "single"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def limited(single: RedisServer) -> StoreAddress:
+    """The login of a user with the rights that docs/redis.md asks for, and no others."""
+    with single.client() as client:
+        client.execute_command("ACL", *documented_user("t", "secret"))
+    return dataclasses.replace(single.address, username="rookery", password="secret")
 
 
 @pytest.fixture(params=["memory", "redis", "shards"])

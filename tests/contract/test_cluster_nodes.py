@@ -25,6 +25,8 @@ from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import Answer, GroupHand, WaitingPublication, World, message, served, target
 from tests.kit.redis_server import RedisServer
 
+pytestmark = pytest.mark.parametrize("store", ["single", "shards"], indirect=True)
+
 _numbers = itertools.count(1)
 
 

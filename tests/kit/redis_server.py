@@ -235,7 +235,7 @@ def replicated_server(
         if tls is not None:
             extra += ["--tls-replication", "yes", "--tls-ca-cert-file", tls.ca_file]
         for number in range(1 + replicas):
-            role = ["--replicaof", servers[0].address.host, str(servers[0].address.port)] if number else []
+            role = ["--replicaof", "127.0.0.1", str(servers[0].address.port)] if number else []
             servers.append(
                 stack.enter_context(
                     redis_server(aof=aof, binary=binary, options=[*extra, *role], tls=tls, password=password)
@@ -247,9 +247,15 @@ def replicated_server(
 
 @contextlib.contextmanager
 def sentinels(
-    store: Replicated, count: int = 3, *, down_after_ms: int = 1000, binary: str = "", password: str = ""
+    store: Replicated,
+    count: int = 3,
+    *,
+    down_after_ms: int = 1000,
+    binary: str = "",
+    password: str = "",
+    tls: StoreAddress | None = None,
 ) -> Iterator[SentinelAddress]:
-    """Sentinels that know `store` as "mymaster", the replicas and each other; `password` is theirs."""
+    """Sentinels that know `store` as "mymaster", the replicas and each other. `password` is theirs, `tls` of both."""
     with contextlib.ExitStack() as stack:
         found: list[RedisServer] = []
         for _ in range(count):
@@ -266,7 +272,8 @@ def sentinels(
             if password:
                 lines.append(f'sentinel sentinel-pass "{password}"')
             config.write_text("\n".join(lines) + "\n")
-            server = RedisServer(folder, binary=binary, password=password)
+            extra = ["--tls-replication", "yes", "--tls-ca-cert-file", tls.ca_file] if tls is not None else []
+            server = RedisServer(folder, binary=binary, password=password, options=extra, tls=tls)
             server.command[1:1] = [str(config), "--sentinel"]
             for option in ("--save", "--masterauth"):
                 if option in server.command:
