@@ -97,6 +97,8 @@ class RecordedClient:
         self.hold = profile.hold
         #: Retained messages by topic, as they came last.
         self.retained: dict[str, str] = {}
+        #: Topics of all messages that came.
+        self.seen: set[str] = set()
         #: Live messages that came, repetitions included.
         self.delivered = 0
         self.connected = trio.Event()
@@ -432,6 +434,7 @@ class RecordedClient:
             ev.DELIVER, link, packet_id=packet.packet_id, payload=payload, topic=packet.topic_name, qos=packet.qos,
             dup=packet.dup, retain=packet.retain,
         )  # fmt: skip
+        self.seen.add(packet.topic_name)
         if packet.retain:
             self.retained[packet.topic_name] = payload
         else:
