@@ -17,6 +17,7 @@ from broker.config import Settings
 from broker.errors import Fenced
 from broker.log import get_logger
 from broker.metrics import Metrics
+from broker.process import causes
 from broker.server import Server
 from broker.session.quotas import Quotas
 from broker.transport.listener import TcpListener
@@ -126,8 +127,9 @@ class Life:
     async def _be_member(self, task_status: trio.TaskStatus[None]) -> None:
         try:
             await self.cluster.serve(self.server, self.reactor, task_status=task_status)
-        except Fenced:
-            self._drop_everything()
+        except BaseException as error:
+            if any(isinstance(cause, Fenced) for cause in causes(error)):
+                self._drop_everything()
             raise
 
     def _drop_everything(self) -> None:

@@ -37,6 +37,9 @@ HOLD_S = 0.01
 #: Seconds between two looks at the deadlines.
 TICK_S = 0.5
 
+#: More than that between two looks: the process was paused, or everything was held back.
+LATE_S = 1.0
+
 
 class Flushable(Protocol):
     """Something with output that a turn collected."""
@@ -219,6 +222,12 @@ class Reactor:
         self._finish()
         return not held
 
+    def _catch_up(self) -> None:
+        """The process stood still: what came meanwhile counts before what is missing."""
+        for _ in range(1 + len(self._handlers) // EVENTS_PER_TURN):
+            if not self._turn():
+                break
+
     def _finish(self) -> None:
         """Hands the batch to the store and flushes, until nothing is left of this turn."""
         self.in_turn = self._finishing = True
@@ -237,13 +246,17 @@ class Reactor:
         self.in_turn = self._finishing = False
 
     async def _tick(self) -> None:
+        looked_at = time.monotonic()
         while True:
             await trio.sleep(TICK_S)
             self._held = self.hold()
             if self._held:
                 continue
+            if time.monotonic() - looked_at > LATE_S:
+                self._catch_up()
+            looked_at = time.monotonic()
             self.in_turn = True
-            now = self.now = time.monotonic()
+            now = self.now = looked_at
             last = int(now / TICK_S)
             while self._wheel_at < last:
                 self._wheel_at += 1

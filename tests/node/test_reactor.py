@@ -6,13 +6,14 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
 import trio.testing
 
-from broker.transport.reactor import TICK_S, Reactor
+from broker.transport.reactor import LATE_S, TICK_S, Reactor
 from broker.transport.stream import READ_BYTES, TcpStream
 from tests.node.kit import serving
 
@@ -150,6 +151,31 @@ async def test_held_clients_wait_and_the_store_does_not(harness: Harness) -> Non
     harness.reactor.unregister(link.ours.fileno())
     link.ours.close()
     link.peer.close()
+
+
+class Patient:
+    """Ends what is silent for too long."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.heard: list[bytes] = []
+
+    def check_deadline(self, now: float) -> float:
+        self.heard.append(bytes(self.pair.protocol.data))
+        return 0.0
+
+
+async def test_after_a_pause_what_came_is_read_before_deadlines_are_looked_at(harness: Harness) -> None:
+    pair = harness.pair()
+    patient = Patient(pair)
+    await harness.turn()
+    harness.reactor.watch_deadline(patient, harness.reactor.now + 0.1)
+    pair.peer.send(b"ping")
+    time.sleep(LATE_S + TICK_S)  # the process stands still
+    with trio.fail_after(5):
+        while not patient.heard:
+            await trio.sleep(0.01)
+    assert patient.heard == [b"ping"]
 
 
 async def test_a_closed_reactor_has_no_clients(harness: Harness) -> None:
