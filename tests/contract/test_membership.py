@@ -121,7 +121,7 @@ async def test_one_that_joins_waits_until_all_others_know_of_it(place: Place) ->
                 await place.seen(lambda: len(place.members()) == 3)
                 # It is told at once, and asked again and again.
                 assert await trio.to_thread.run_sync(lambda: listener.get_message(timeout=LIMIT_S)) is not None
-                assert not one.cluster.alone()
+                await place.seen(lambda: not one.cluster.alone())
                 place.beat(silent, version)
                 await place.seen(lambda: membership_of(one).mver > version)
                 assert not joined.is_set()

@@ -15,9 +15,13 @@ from cluster.api import Attachment, SessionRef, StoredSubscription
 from cluster.policy import ClusterLimits
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import LIMIT_S, World, served
-from tests.kit.redis_server import RedisServer
+from tests.kit.redis_server import RedisServer, ServerCluster
+
+pytestmark = pytest.mark.parametrize("store", ["single", "shards"], indirect=True)
 
 _numbers = itertools.count(1)
+
+Store = RedisServer | ServerCluster
 
 
 class Door:
@@ -60,7 +64,7 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def doors(server: RedisServer, count: int) -> AsyncIterator[Sequence[Door]]:
+async def doors(server: Store, count: int) -> AsyncIterator[Sequence[Door]]:
     namespace = f"take{next(_numbers)}"
     async with contextlib.AsyncExitStack() as stack:
         worlds = [
@@ -89,7 +93,7 @@ def hearing(door: Door, kind: str) -> None:
     door.world.poller.wake()
 
 
-async def test_g8_many_clients_move_at_once(store: RedisServer) -> None:
+async def test_g8_many_clients_move_at_once(store: Store) -> None:
     async with doors(store, 2) as (one, two):
         names = [f"c{number}" for number in range(150)]
         at = {name: await one.come(name) for name in names}
@@ -108,7 +112,7 @@ async def test_g8_many_clients_move_at_once(store: RedisServer) -> None:
         assert [each.topic_filter for each in again.subscriptions] == ["t/c7"]
 
 
-async def test_g8_one_of_those_that_come_at_the_same_moment_stays(store: RedisServer) -> None:
+async def test_g8_one_of_those_that_come_at_the_same_moment_stays(store: Store) -> None:
     async with doors(store, 3) as all_doors:
         for turn in range(30):
             name = f"c{turn % 3}"
@@ -131,7 +135,7 @@ async def test_g8_one_of_those_that_come_at_the_same_moment_stays(store: RedisSe
             assert not winner.world.events.lost or winner.world.events.lost[-1] is not ref
 
 
-async def test_g8_a_node_that_does_not_let_go_is_robbed(store: RedisServer) -> None:
+async def test_g8_a_node_that_does_not_let_go_is_robbed(store: Store) -> None:
     async with doors(store, 2) as (one, two):
         old = await one.come("c")
         one.stubborn = True
@@ -147,7 +151,19 @@ async def test_g8_a_node_that_does_not_let_go_is_robbed(store: RedisServer) -> N
         await two.world.settle(new.ref)
 
 
-async def test_g8_a_node_that_does_not_hear_learns_it_later(store: RedisServer) -> None:
+async def test_g8_two_that_rob_the_same_node_do_not_both_have_it(store: Store) -> None:
+    async with doors(store, 3) as (one, two, three):
+        await one.come("c")
+        one.stubborn = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(two.come, "c")
+            nursery.start_soon(three.come, "c")
+        await until(lambda: ("c" in two.here) != ("c" in three.here))
+        winner = two if "c" in two.here else three
+        await winner.world.settle(winner.here["c"])
+
+
+async def test_g8_a_node_that_does_not_hear_learns_it_later(store: Store) -> None:
     async with doors(store, 2) as (one, two):
         await one.come("c")
         hearing(one, "SUNSUBSCRIBE")
@@ -161,15 +177,15 @@ async def test_g8_a_node_that_does_not_hear_learns_it_later(store: RedisServer) 
         assert "c" in two.here
 
 
-def _listeners(store: RedisServer, door: Door) -> int:
+def _listeners(store: Store, door: Door) -> int:
     cluster = cast(RedisCluster, door.world.cluster)
-    with store.client() as client:
-        own = cluster._keys.node(cluster._member.member) + b"k"
+    own = cluster._keys.node(cluster._member.member) + b"k"
+    with (store.owner(own) if isinstance(store, ServerCluster) else store).client() as client:
         reply = client.execute_command("PUBSUB", "SHARDNUMSUB", own)
         return cast("list[int]", reply)[1]
 
 
-async def test_a_client_that_gives_up_while_it_waits_owns_nothing(store: RedisServer) -> None:
+async def test_a_client_that_gives_up_while_it_waits_owns_nothing(store: Store) -> None:
     async with doors(store, 2) as (one, two):
         old = await one.come("c")
         one.stubborn = True
@@ -183,7 +199,7 @@ async def test_a_client_that_gives_up_while_it_waits_owns_nothing(store: RedisSe
         assert (await two.come("c")).session_present
 
 
-async def test_g9_the_session_of_a_killed_node_is_free_at_once(store: RedisServer) -> None:
+async def test_g9_the_session_of_a_killed_node_is_free_at_once(store: Store) -> None:
     async with doors(store, 2) as (one, two):
         await one.come("c")
         cluster = cast(RedisCluster, one.world.cluster)
