@@ -169,7 +169,8 @@ class Feed:
                 except Exception:
                     # One entry must not stop all that follow.
                     _log.exception("cluster.callback_failed")
-                    stream.cursor = int(found[-1][0][2:])
+                    stream.asked = stream.cursor = int(found[-1][0][2:])
+                    stream.lost()
                 if stream.read_entries >= _TRIM_ENTRIES or stream.read_bytes >= 1 << 20:
                     self._trim(stream)
         elif reply is None:

@@ -212,10 +212,10 @@ class PartitionLane(Lane):
         pairs, self._pairs = self._pairs, []
         groups, self._group_pairs = self._group_pairs, []
         stale: list[Pair] = []
-        for pair, seq in zip(pairs, answers, strict=False):
-            item, target, _ = pair
+        if _STALE in answers:
+            stale = [pair for pair, seq in zip(pairs, answers, strict=False) if seq == _STALE]
+        for (item, target, _), seq in zip(pairs, answers, strict=False):
             if seq == _STALE:
-                stale.append(pair)
                 continue
             target.seq = seq  # type: ignore[assignment]
             item.waiting -= 1

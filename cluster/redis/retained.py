@@ -11,7 +11,7 @@ import trio
 from broker.errors import ClusterError
 from broker.log import get_logger
 from broker.message import Message
-from broker.topics.names import has_wildcard
+from broker.topics.names import has_wildcard, is_shared
 from broker.topics.retained import RetainedIndex
 from cluster.api import Poller
 from cluster.keys import RETAINED, RETAINED_LOG, RETAINED_VERSION, Keys, shard_of
@@ -193,8 +193,9 @@ class Retained:
         """When it returns, the mirror knows all that matches and was stored before. Raises ClusterError."""
         if self._member.alone():
             return
-        exact = [each.encode() for each in topic_filters if not has_wildcard(each)]
-        if len(exact) < len(topic_filters):
+        filters = [each for each in topic_filters if not is_shared(each)]
+        exact = [each.encode() for each in filters if not has_wildcard(each)]
+        if len(exact) < len(filters):
             await self._catch_up()
             return
         replies = await gather(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
-from broker.errors import ClusterError
+from broker.errors import ClusterError, StoreUnavailable
 from broker.log import get_logger
 from cluster.api import NodeRoute, Route, RouteChange
 from cluster.keys import ROUTES, ROUTES_VERSION, Keys
@@ -101,7 +101,7 @@ class RouteLane(Lane):
 class Routes:
     """Changes the table, and keeps this node's table in line with it.
 
-    The broker applies its own changes itself: those of this node in the log are only counted."""
+    The broker applies changes of the sessions that are connected here itself: in the log those are only counted."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Routes:
             for operation, field, value in zip(values[::3], values[1::3], values[2::3], strict=True):
                 removed = operation != _SET
                 (self._fields.discard if removed else self._fields.add)(cast(bytes, field))
-                if not own:
+                if not own or self._is_foreign(cast(bytes, field), ()):
                     _add_change(changes, removed, cast(bytes, field), cast(bytes, value))
         self._versions.adopt(entries[-1][0], tags, changes)
 
@@ -232,6 +232,8 @@ class Routes:
                 try:
                     version, records = await self._read()
                     break
+                except StoreUnavailable:
+                    await trio.sleep(_RETRY_S)
                 except ClusterError as error:
                     _log.warning("cluster.routes_delayed", reason=str(error)[:200])
                     await trio.sleep(_RETRY_S)

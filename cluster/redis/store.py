@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import cast
 
@@ -129,6 +129,9 @@ class RedisCluster:
             self._poller.wake,
             self._messages_dropped,
         )
+        #: See `Cluster`; for every message, so without a step in between.
+        self.publish: Callable[[Publication], None] = self._batch.publish
+        self.forward: Callable[[Sequence[NodeTarget], int, bytes], None] = self._batch.nodes.forward
         self._repair = Repair(self._keys, self._link, self._routes)
         self._takeover = Takeover(self._keys, self._link, self._member, self._signals, self._poller.wake)
         self._sessions = Sessions(
@@ -429,14 +432,6 @@ class RedisCluster:
         self._events.session_lost(ref)
 
     # The batch
-
-    def publish(self, publication: Publication) -> None:
-        """See `Cluster.publish`."""
-        self._batch.publish(publication)
-
-    def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
-        """See `Cluster.forward`."""
-        self._batch.nodes.forward(nodes, family, frame)
 
     def acknowledge(self, ref: SessionRef, seq: int, sent_seq: int) -> None:
         """See `Cluster.acknowledge`."""
