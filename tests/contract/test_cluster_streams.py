@@ -18,13 +18,15 @@ from cluster.api import (
     NodeTarget,
     Publication,
     Route,
+    SessionRef,
     StoredSubscription,
     Target,
 )
 from cluster.keys import Keys
 from cluster.policy import ClusterLimits
-from cluster.records import NODE_ROUTE, node_route_field
+from cluster.records import NODE_ROUTE, node_route_field, pack_subscription
 from cluster.redis import nodes
+from cluster.redis.arrivals import Attached
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import LIMIT_S, WaitingPublication, World, message, served, target
 from tests.kit.redis_server import RedisServer, redis_server
@@ -220,6 +222,46 @@ async def test_g5_what_was_matched_before_an_unsubscribe_is_asked_about_again(st
         await answered(publications)
         assert [each.targets[0].seq for each in publications] == [REFUSED_GONE, 1, REFUSED_GONE, 2, 3]
         assert await other.queue(at.ref) == [b"1", b"3", b"4"]
+
+
+async def test_routes_that_a_node_writes_for_others_are_its_own_news(store: RedisServer) -> None:
+    """What is put right after a crash is of sessions that the broker does not have."""
+    async with two(store) as (one, _):
+        here, gone = await one.connect("c"), await one.connect("d")
+        await one.cluster.detach(gone.ref, 3600, 0, False)
+        record = pack_subscription(StoredSubscription("y", 1))
+        for ref in (here.ref, gone.ref):
+            await inside(one)._routes.set(ref.session_id, ref.birth, ref.client_id, [(b"y", record)])
+        await one.publish(message())
+        table = Table(one)
+        assert [each.session_id for each in table.match("y")[0]] == [gone.ref.session_id]
+        await inside(one)._routes.remove(gone.ref.session_id, gone.ref.birth, [b"y"])
+        await one.publish(message())
+        assert table.match("y") == ([], [])
+
+
+def test_a_session_that_is_being_attached_looks_afterwards() -> None:
+    attached = Attached(4)
+    ref = SessionRef("c", b"s" * 16, 1, b"token")
+    assert not attached.takes(ref.session_id, 1)
+    assert not attached.looks
+    attached.coming(ref.session_id)
+    assert not attached.takes(ref.session_id, 2)
+    assert list(attached.looks) == [ref.session_id]
+    attached.looks.clear()
+    attached.attach(ref, 5)
+    attached.came(ref.session_id)
+    # Perhaps of an older session of this client; whatever it told is in the queue.
+    assert not attached.takes(ref.session_id, 5)
+    assert list(attached.looks) == [ref.session_id]
+    assert attached.takes(ref.session_id, 6)
+    newer = SessionRef("c", ref.session_id, 1, b"newer")
+    attached.attach(newer, 6)
+    attached.detach(ref)
+    assert attached.takes(ref.session_id, 7)
+    attached.detach(newer)
+    assert not attached.takes(ref.session_id, 8)
+    assert ref.session_id not in attached
 
 
 async def test_a_gap_in_the_log_of_routes_is_filled_from_the_table(store: RedisServer) -> None:
