@@ -19,7 +19,7 @@ MISCONFIGURED = 2
 
 
 #: Net allocations before the youngest objects are looked at, and how many of these looks make one at the older ones.
-#: A busy node holds ten thousands of messages on their way: with Python's own 700, 10, 10 a fifth of its time went there.
+#: A busy node holds ten thousands of messages: with Python's own 700, 10, 10 a fifth of its time went there.
 _GC_THRESHOLDS = (20_000, 50, 100)
 
 
@@ -31,11 +31,12 @@ def run_to_the_end(serve: Callable[[], Awaitable[int]]) -> int:
     try:
         return trio.run(serve)
     except BaseExceptionGroup as group:
-        error = next(causes(group))
+        errors = list(causes(group))
+        if not all(isinstance(each, (BrokerError, OSError, KeyboardInterrupt)) for each in errors):
+            raise
+        error = errors[0]
         if isinstance(error, KeyboardInterrupt):
             return OK
-        if not isinstance(error, BrokerError | OSError):
-            raise
     except (BrokerError, OSError) as single:
         error = single
     sys.stderr.write(f"rookery: {error}\n")

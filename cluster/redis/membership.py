@@ -132,7 +132,7 @@ class Membership:
         if status == b"layout":
             raise ClusterError(f"the store's data has layout version {found}, this broker has {LAYOUT}")
         if status == b"partitions":
-            raise ClusterError(f"the store was set up with {found} partitions, not with {partitions}")
+            raise ClusterError(f"the store was set up with partitions = {found}, this node has {partitions}")
         self.incarnation = int(found)
         self.incarnation_text = b"%d" % self.incarnation
         self.member = b"%s:%d" % (self.node, self.incarnation)
