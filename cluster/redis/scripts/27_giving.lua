@@ -2,6 +2,12 @@
 
 local GIVEN, GIVEN_BYTES = 200, 262144 -- what one call gives out at most; who acknowledges it makes it go on
 
+-- Whether entries for the caller may go with the answer. While others give out too, their entries for the caller come
+-- by its stream, and two ways would mix up what one publisher sent.
+local function is_only_way(p, group, caller)
+  return #group.members == 1 or redis.call('EXISTS', p .. 'n:' .. caller) == 0
+end
+
 -- How many entries the members have room for.
 local function room_of(group)
   local room, fixed = 0, not values[group.strategy]

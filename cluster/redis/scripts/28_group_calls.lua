@@ -228,8 +228,9 @@ local function settle_group(p, caller, item, out)
   end
   local depth, answer, n = call('XLEN', key), {}, 0
   if group.orphans + group.kept > 0 or waiting_of(group) > 0 then
+    local direct = is_only_way(p, group, caller)
     give_out(p, group, { caller = caller, not_to = not_to, give = function(member, id, sid, kept_sid, body)
-      if member ~= caller then
+      if member ~= caller or not direct then
         send_entry(out, p, member, gid, id, sid, kept_sid, body, depth)
       elseif not odd then
         answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = id, sid, kept_sid, '\1' .. body
@@ -250,8 +251,8 @@ end
 
 -- What a member is done with. args: node, inc, msgpack of a list of {gid, acknowledged entry ids, returned entry ids,
 -- flat {entry id, sid it belongs to for good, ...}}.
--- Returns per group {depth (-2: no such group), entries given to the caller: flat {entry id, chosen sid or '', kept sid
--- or '', record, ...}}; nothing if the caller is fenced. If any id was not held by the caller, which a repeated call
+-- Returns per group {depth (-2: no such group), entries given to the caller, unless these come by its stream because
+-- there are other members: flat {entry id, chosen sid or '', kept sid or '', record, ...}}; nothing if the caller is fenced. If any id was not held by the caller, which a repeated call
 -- has, the entries are all that it holds.
 local function group_settle(keys, args)
   local p, caller = keys[1], args[1] .. ':' .. args[2]

@@ -5,8 +5,9 @@
 local function give_added(p, caller, added, answer, out)
   for gid, each in pairs(added) do
     local group = each.group
+    local direct = is_only_way(p, group, caller)
     give_out(p, group, { caller = caller, added = each.first and each.list, give = function(member, id, sid, kept, body)
-      local at = member == caller and each.at[id]
+      local at = direct and member == caller and each.at[id]
       if at then
         answer[at], answer[at + 1] = id, sid
       else
