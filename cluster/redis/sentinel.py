@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import cast
 
 import trio
 
@@ -14,6 +15,8 @@ from cluster.redis.probe import ask
 
 #: A Sentinel that does not answer in this time has no say.
 ASK_S = 1.0
+#: It is objectively down, or about to be replaced.
+_FAILOVER = frozenset((b"o_down", b"failover_in_progress"))
 
 _log = get_logger("store")
 
@@ -22,27 +25,28 @@ async def find_primary(address: SentinelAddress) -> StoreAddress:
     """Asks all Sentinels at once and takes the answer that most give, of equals that of the first in the URL.
 
     Raises StoreUnavailable with one line. Whether the server agrees is for the caller to see (`check_hello`)."""
-    found: list[tuple[str, int] | None] = [None] * len(address.seeds)
+    states: dict[int, _State] = {}
     errors: dict[int, ClusterError] = {}
 
     async def ask_one(number: int, seed: StoreAddress) -> None:
         try:
-            found[number] = _place(
-                await ask(seed, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master, timeout_s=ASK_S), seed
-            )
-            if found[number] is None:
-                errors[number] = ClusterError(f"Sentinel {seed.host}:{seed.port} knows no primary {address.master!r}")
+            states[number] = _State(await ask(seed, "SENTINEL", "MASTER", address.master, timeout_s=ASK_S), seed)
         except ClusterError as error:
-            errors[number] = error
+            unknown = str(error).startswith("ERR No such master")
+            text = f"Sentinel {seed.host}:{seed.port} knows no primary {address.master!r}"
+            errors[number] = ClusterError(text) if unknown else error
 
     async with trio.open_nursery() as nursery:
         for number, seed in enumerate(address.seeds):
             nursery.start_soon(ask_one, number, seed)
-    votes = Counter(place for place in found if place is not None)
-    if not votes:
+    if not states:
         first = errors[min(errors)]
         raise StoreUnavailable(f"{address}: no Sentinel names the primary ({first})")
+    if any(state.failing_over for state in states.values()):
+        # The old primary may be back already, without its data, and take itself for the primary still.
+        raise StoreUnavailable(f"{address}: the Sentinels are at a failover")
     # `most_common` keeps the order of the Sentinels among equals.
+    votes = Counter(states[number].place for number in sorted(states))
     (host, port), _ = votes.most_common(1)[0]
     if len(votes) > 1:
         _log.warning(
@@ -51,11 +55,17 @@ async def find_primary(address: SentinelAddress) -> StoreAddress:
     return replace(address.store, host=host, port=port)
 
 
-def _place(reply: object, seed: StoreAddress) -> tuple[str, int] | None:
-    if reply is None:
-        return None
-    try:
-        host, port = reply  # type: ignore[misc]
-        return host.decode(), int(port)  # type: ignore[has-type]
-    except (TypeError, ValueError, AttributeError):
-        raise ClusterError(f"{seed.host}:{seed.port} gave no Sentinel's answer: {reply!r:.80}") from None
+class _State:
+    """What one Sentinel says of the primary. Raises ClusterError if that is no Sentinel's answer."""
+
+    __slots__ = ("failing_over", "place")
+
+    def __init__(self, reply: object, seed: StoreAddress) -> None:
+        try:
+            fields = (
+                reply if isinstance(reply, dict) else dict(zip(*[iter(cast("list[bytes]", reply))] * 2, strict=True))
+            )
+            self.place = (fields[b"ip"].decode(), int(fields[b"port"]))
+            self.failing_over = not _FAILOVER.isdisjoint(fields[b"flags"].split(b","))
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise ClusterError(f"{seed.host}:{seed.port} gave no Sentinel's answer: {reply!r:.80}") from None
