@@ -362,6 +362,40 @@ async def test_g15_a_full_stream_holds_publishers_up_until_its_node_is_overloade
         assert other.events.frames == []
 
 
+async def test_what_was_under_way_when_the_store_was_killed_comes_in_order() -> None:
+    with redis_server(unix=True, aof=True) as server:
+        async with two(server, "restart") as (one, other):
+            visitor, at = await other.connect("e", expiry_s=0), await other.connect("c")
+            await other.cluster.subscribe(visitor.ref, [StoredSubscription("t", 1)], False)
+            await other.subscribe(at, "t")
+            await one.publish(message())
+            table = Table(one)
+            publications: list[Matched] = []
+
+            async def publish(count: int) -> None:
+                for _ in range(count):
+                    publications.append(Matched(table, "t", b"%d" % len(publications)))
+                    one.cluster.publish(publications[-1])
+                    one.poller.wake()
+                    await trio.lowlevel.checkpoint()
+
+            await publish(200)
+            await trio.to_thread.run_sync(server.restart)
+            await publish(200)
+            await answered(publications)
+            await one.events.until(lambda: one.events.available[-1:] == [True])
+            await other.events.until(lambda: other.events.available[-1:] == [True])
+            await publish(10)
+            await answered(publications)
+            wanted = [b"%d" % number for number in range(len(publications))]
+            await other.events.until(lambda: len(other.events.delivered) >= len(wanted))
+            assert [each.payload for each, _, _ in other.events.delivered] == wanted
+            assert await other.queue(at.ref) == wanted
+            seqs = [seq for _, seq, found in other.events.stored if found is not None]
+            assert seqs == sorted(set(seqs))
+            assert seqs[-10:] == list(range(seqs[-1] - 9, seqs[-1] + 1))
+
+
 async def test_a_node_is_found_again_after_the_store_lost_everything() -> None:
     with redis_server(unix=True) as server, server.client() as client:
         async with served(make(server, "lost", "b")) as other:
