@@ -217,6 +217,26 @@ def expired_sessions(timeline: Timeline, late_s: float = 5.0) -> list[str]:
     return problems
 
 
+def consumed(timeline: Timeline) -> list[str]:
+    """G7, G8: what a persistent session was sent and never acknowledged on a connection of its own was sent again.
+
+    Acknowledgements on a connection that a newer one had replaced count for nothing, so if they had an effect, then
+    the message is missing from those that the client acknowledged in the end.
+    """
+    problems: list[str] = []
+    for session in timeline.sessions:
+        if not session.persistent or session.ended_at < inf:
+            continue
+        shared = any(subscription.share for subscription in session.subscriptions)
+        sent = {
+            each.event.payload: each.event for each in session.deliveries if each.event.qos and not each.event.retain
+        }
+        for payload in sent.keys() - session.confirmed:
+            if not (shared and sent[payload].qos == 1):
+                problems.append(f"consumed: {session} got {payload}, did not acknowledge it, and never got it again")
+    return problems
+
+
 def redelivery(timeline: Timeline, receive_maximum: int = 100) -> list[str]:
     """G9: what a session gets again carries DUP, and is at most `receive_maximum` + 64 messages per connection.
 

@@ -284,6 +284,7 @@ class RecordedClient:
         for other in self._links:
             if other is not link and not other.replaced:
                 other.replaced = True
+                self._talk_on(other)
                 other.unacked = {packet_id: each.payload for packet_id, each in self._unacked.items()}
         self._links = [each for each in self._links if not each.closed.is_set()]
         self.link = link
@@ -302,6 +303,12 @@ class RecordedClient:
                 self._ask(topic_filter)
         self._pump()
         self.connected.set()
+
+    def _talk_on(self, replaced: Link) -> None:
+        """A connection that was given up is still open: what is said on it now must be without effect."""
+        if replaced.given_up and not replaced.closed.is_set():
+            for each in self._unconfirmed:
+                self._confirm_one(replaced, *each)
 
     def _begin_session(self, link: Link) -> None:
         """There is no session any more: QoS 1 goes out anew, what becomes of QoS 2 nobody can tell."""

@@ -57,6 +57,7 @@ class Link:
         #: The client closes it itself.
         self.closing = False
         self.closed = trio.Event()
+        self.local_port: int = stream.socket.getsockname()[1]
         #: Packet id -> payload of what was unacknowledged when it was replaced.
         self.unacked: dict[int, str] = {}
         self._received = received

@@ -140,6 +140,7 @@ def always(timeline: Timeline, *, groups_exactly: bool = False, ends: bool = Tru
         *checks.nothing_foreign(timeline),
         *checks.one_owner(timeline, ends),
         *checks.kept_sessions(timeline),
+        *checks.consumed(timeline),
         *checks.redelivery(timeline),
         *groups.groups(timeline, groups_exactly),
     ]

@@ -334,6 +334,18 @@ def test_a_session_that_ended_too_late_or_not_at_all() -> None:
     assert len(checks.kept_sessions(script.timeline())) == 1
 
 
+def test_consumed() -> None:
+    script = pair()
+    script.sent(2, "m1")
+    script.deliver(1, "m1", confirm=False)
+    script.connect(3, "sub", "c", present=True)
+    assert len(checks.consumed(script.timeline())) == 1
+    script.deliver(1, "m1", dup=True)  # its acknowledgement comes too late
+    assert len(checks.consumed(script.timeline())) == 1
+    script.deliver(3, "m1", dup=True)
+    assert checks.consumed(script.timeline()) == []
+
+
 def test_redelivery() -> None:
     script = pair(qos=1)
     for number in range(5):

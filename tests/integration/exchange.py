@@ -7,7 +7,7 @@ import re
 import signal
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import redis
 
@@ -36,7 +36,7 @@ async def gather(client: MqttClient, count: int) -> list[Publish]:
     return got
 
 
-async def publishing(client: MqttClient, topic: str, payloads: Sequence[bytes], qos: int) -> AsyncIterator[bytes]:
+async def publishing(client: MqttClient, topic: str, payloads: Sequence[bytes], qos: int) -> AsyncGenerator[bytes, None]:
     """Publish with several messages on their way at a time, and yield each when it is acknowledged.
 
     Ends early if the connection is lost.
