@@ -26,6 +26,10 @@ from tests.kit.mqtt_client import MqttClient, properties
 pytestmark = pytest.mark.timeout(60)
 
 
+#: At most so many messages of a session are sent again: the window and 64 (GUARANTEES G9).
+RESENT = 100 + 64
+
+
 def crash(node: BrokerProcess) -> None:
     """Kill -9 the store and its node, and start the node again over the same data."""
     kill_store(node)
@@ -56,7 +60,8 @@ async def test_a_thousand_queued_messages(node: BrokerProcess, peers_of: PeersOf
     assert [(m.payload, m.qos) for m in got] == [(payload, 1) for payload in numbered("one", 500)] + [
         (payload, 2) for payload in numbered("two", 500)
     ]
-    assert not any(message.dup for message in got)
+    # The store was killed: how far it had been sent may be among what it lost, so that far it is taken for sent (G9).
+    assert not any(message.dup for message in got[RESENT:])
     await back.expect_nothing()
     await back.disconnect()
     back = await after.connect(version, client_id="away", persistent=True)
