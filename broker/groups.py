@@ -19,7 +19,7 @@ from broker.announcing import RETRY_S, Announcing
 from broker.handover import Handover
 from broker.holding import Holding
 from broker.message import Message
-from broker.routes import AckSlot, Subscriber, Subscription
+from broker.routes import AckSlot, GroupMember, Subscriber
 from broker.session.encoding import Encoding
 from broker.session.session import GroupDelivery, Session
 from cluster.api import (
@@ -38,21 +38,6 @@ if TYPE_CHECKING:
 
 #: How long an entry waits for a busy member here before the members of other nodes may have it.
 PATIENCE_S = 1.0
-
-
-class GroupMember:
-    """One session of a group, with the options of its subscription."""
-
-    __slots__ = ("subscriber", "subscription")
-
-    def __init__(self, subscriber: Subscriber, subscription: Subscription) -> None:
-        self.subscriber = subscriber
-        self.subscription = subscription
-
-    @property
-    def subscription_ids(self) -> Sequence[int]:
-        """As they go into PUBLISH."""
-        return (self.subscription.identifier,) if self.subscription.identifier else ()
 
 
 class Group:
@@ -125,17 +110,27 @@ class Group:
         self.members[session_id] = member
         if known is not None and known in self.online:
             self.online[self.online.index(known)] = member
+            member.ready = known.ready
         elif member.subscriber.session is not None:
-            self.came(member.subscriber)
+            self.came(member.subscriber, False)
+
+    def subscribed(self, subscriber: Subscriber) -> None:
+        """SUBACK was sent."""
+        member = self.members.get(subscriber.session_id)
+        if member is not None:
+            member.ready = True
+            self.feed()
 
     def part(self, subscriber: Subscriber) -> None:
         """Remove a member."""
         self.left(subscriber)
         self.members.pop(subscriber.session_id, None)
 
-    def came(self, subscriber: Subscriber) -> None:
+    def came(self, subscriber: Subscriber, ready: bool = True) -> None:
         """A member is connected here."""
-        self.online.append(self.members[subscriber.session_id])
+        member = self.members[subscriber.session_id]
+        member.ready = ready
+        self.online.append(member)
         self.announcing.changed()
         self.feed()
 
@@ -388,7 +383,7 @@ class Group:
             at = (at + 1) % count
             member = online[at]
             session = member.subscriber.session
-            if session is not None and session.idle():
+            if session is not None and member.ready and session.idle():
                 self._next = at
                 return member
         return None
@@ -398,7 +393,7 @@ class Group:
         most = 0
         for member in self.online:
             session = member.subscriber.session
-            if session is not None and session.idle():
+            if session is not None and member.ready and session.idle():
                 credit = session.credit() - session.promised
                 if credit > most:
                     best, most = member, credit
@@ -481,7 +476,7 @@ _CHOSEN = frozenset((STICKY, HASH_TOPIC, HASH_CLIENTID))
 def _if_idle(member: GroupMember) -> GroupMember | None:
     """The member, if it has room in its window."""
     session = member.subscriber.session
-    return member if session is not None and session.idle() else None
+    return member if session is not None and member.ready and session.idle() else None
 
 
 def _entry_order(entry: GroupEntry) -> tuple[int, int]:

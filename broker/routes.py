@@ -107,6 +107,24 @@ class Subscription:
         return bool(self.options & 8)
 
 
+class GroupMember:
+    """One session of a group, with the options of its subscription.
+
+    What waits in the queue is not poured out to it before its SUBACK: until then it is not `ready`."""
+
+    __slots__ = ("ready", "subscriber", "subscription")
+
+    def __init__(self, subscriber: Subscriber, subscription: Subscription) -> None:
+        self.subscriber = subscriber
+        self.subscription = subscription
+        self.ready = True
+
+    @property
+    def subscription_ids(self) -> Sequence[int]:
+        """As they go into PUBLISH."""
+        return (self.subscription.identifier,) if self.subscription.identifier else ()
+
+
 class Entry:
     """What one session gets of a topic: one copy at the highest QoS with all subscription identifiers."""
 

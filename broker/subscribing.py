@@ -103,7 +103,7 @@ class Subscribing:
                 )
                 count += is_new
             codes.append(code)
-        # In force here first, then everywhere: whoever knows of it before SUBACK may send at once.
+        # In force here first, then everywhere. Messages may come before SUBACK: MQTT allows it.
         before = {each.topic_filter: subscriber.subscriptions.get(each.topic_filter) for each in accepted}
         for stored in accepted:
             dispatch.add(subscriber, stored)
@@ -177,6 +177,9 @@ class Subscribing:
                 feeds.append((stored.topic_filter, stored.options & 3, stored.subscription_identifier))
         connection.send(Suback(packet_id, codes))  # [MQTT-3.8.4-1]
         self._server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))
+        for stored in accepted:
+            if is_shared(stored.topic_filter):
+                self._server.dispatch.groups[shared_group_id(stored.topic_filter)].subscribed(subscriber)
         for name, _, identifier in feeds:
             for message in self._server.system_topics.matching(name):
                 connection.send_qos0(Encoding(message), True, (identifier,) if identifier else ())

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from broker.errors import MalformedPacket
 from broker.extensions.delayed import PREFIX as DELAYED
 from broker.extensions.delayed import Delay
-from broker.groups import Group, GroupMember
+from broker.groups import Group
 from broker.metrics import Metrics
-from broker.routes import RemoteNode, Route, Subscriber, Subscription, merge
+from broker.routes import GroupMember, RemoteNode, Route, Subscriber, Subscription, merge
 from broker.topics.cache import MatchCache
 from broker.topics.names import check_topic_name, is_shared, split_shared
 from broker.topics.trie import TopicTrie
