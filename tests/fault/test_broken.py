@@ -84,10 +84,15 @@ async def wake_after_takeover(nodes: Nodes, run: Run, store: RedisServer) -> lis
     await publisher.settled()
     await run.until(lambda: subscriber.delivered == 10, "delivery")
     run.move("sub", "b")
+    # What tells the old node of the takeover is to come later than what the old connection says.
+    nodes.proxies["a"].stall()
     nodes.pause("a")
     await run.until(lambda: subscriber.delivered >= 20, "redelivery on another node")
     nodes.wake("a")
-    # The old connection's acknowledgements are read now. Then a third connection: all are still unacknowledged.
+    # The old connection's acknowledgements are read, and go to the store before anything comes from there.
+    await trio.sleep(0.5)
+    nodes.proxies["a"].resume()
+    # Then a third connection: all are still unacknowledged.
     await run.until(lambda: any(event.kind == "closed" for event in run.history.events), "end of the old one", 20)
     run.move("sub", "c")
     subscriber.drop()

@@ -112,8 +112,8 @@ async def endure(
     seed: int = 1,
     mix: Mix | None = None,
     proxied: bool = False,
-    before_s: float = 2.0,
-    after_s: float = 3.0,
+    before_s: float = 1.5,
+    after_s: float = 2.0,
     prepare: Callable[[Nodes], None] | None = None,
     arguments: Sequence[str] = (),
 ) -> tuple[World, Timeline, list[str]]:
