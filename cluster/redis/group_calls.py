@@ -1,6 +1,6 @@
 """What nodes are done with of groups' queues: acknowledged, returned and kept entries, one call per partition.
 
-All of it is idempotent, so the link simply sends it again after a lost connection.
+A call has a number, by which the store knows it if the link sends it again after a lost connection.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Answered = Callable[[list[Settlement], list[tuple[bytes, GroupAnswer]], bool], N
 class GroupSettler:
     """The way of one partition. One call is under way at a time; meanwhile the next is gathered."""
 
-    __slots__ = ("_answered", "_busy", "_link", "_member", "_prefix", "_repeated", "_waiting", "dirty")
+    __slots__ = ("_answered", "_busy", "_link", "_member", "_number", "_prefix", "_repeated", "_waiting", "dirty")
 
     def __init__(self, prefix: bytes, link: Link, member: Membership, answered: Answered) -> None:
         self._prefix = prefix
@@ -51,6 +51,7 @@ class GroupSettler:
         self._answered = answered
         self._waiting: deque[Settlement] = deque()
         self._busy = self._repeated = False
+        self._number = 0
         #: Whoever sets it pumps at the end of the turn.
         self.dirty = False
 
@@ -84,6 +85,7 @@ class GroupSettler:
             else:
                 lists[each.kind].append(each.entry_id)
         self._busy = True
+        self._number += 1
         arguments = pack_arguments([(group_id, *lists) for group_id, lists in groups.items()])
         names = list(groups)
         self._link.command(
@@ -95,6 +97,7 @@ class GroupSettler:
                 self._member.node,
                 self._member.incarnation_text,
                 arguments,
+                self._number,
             ),
             lambda reply: self._done(batch, names, reply),
             resend=True,

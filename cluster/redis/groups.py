@@ -60,7 +60,18 @@ class NodeRoutes(Protocol):
 class _Group:
     """One group with members on this node."""
 
-    __slots__ = ("applied", "busy", "early", "held", "members", "number", "routed", "strategy", "topic_filter")
+    __slots__ = (
+        "applied",
+        "busy",
+        "early",
+        "held",
+        "members",
+        "number",
+        "returned_early",
+        "routed",
+        "strategy",
+        "topic_filter",
+    )
 
     def __init__(self, topic_filter: str) -> None:
         self.topic_filter = topic_filter
@@ -73,8 +84,10 @@ class _Group:
         self.routed = False
         #: Entries that the broker has; True while one is on its way back.
         self.held: dict[bytes, bool] = {}
-        #: Entries that came outside their turn: the stream will tell of them, too.
+        #: Entries that came outside their turn: the stream or the answer to what added them will tell of them, too.
         self.early: set[bytes] = set()
+        #: Those of them that went back: the stream may tell of them anew, but the call that added them was long ago.
+        self.returned_early: set[bytes] = set()
 
 
 class Groups:
@@ -183,7 +196,10 @@ class Groups:
         """See `Cluster.group_acknowledge`."""
         kind = KEPT if keep_for else RETURNED if again else ACKNOWLEDGED
         if again and (group := self._groups.get(group_id)):
-            group.early.discard(entry_id)
+            if entry_id in group.early:
+                group.early.remove(entry_id)
+                if len(group.returned_early) < _MAX_EARLY:
+                    group.returned_early.add(entry_id)
             if entry_id in group.held:
                 group.held[entry_id] = True
         settler = self._settlers[partition_of(group_id, len(self._prefixes))]
@@ -203,7 +219,13 @@ class Groups:
         """A message was stored in a group; `entry_id` if this node is to give it to a member, else b"". Returns
         whether that is new: the broker does not have it yet."""
         self._note_depth(group_id, depth)
-        return bool(entry_id) and self._is_new(group_id, entry_id, True)
+        if not entry_id:
+            return False
+        group = self._groups.get(group_id)
+        if group is not None and entry_id in group.returned_early:
+            group.returned_early.remove(entry_id)
+            return False
+        return self._is_new(group_id, entry_id, True)
 
     def given(self, flat: Sequence[object], bodies: Sequence[bytes]) -> None:
         """Another call gave this node entries: the part of a partition stream's entry that is about groups, for each

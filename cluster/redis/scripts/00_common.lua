@@ -46,7 +46,7 @@ end
 local function fence(p, node, inc)
   if not is_fenced(p, node, inc) then
     redis.call('HSET', p .. 'fence', 'f:' .. node, inc)
-    redis.call('HDEL', p .. 'fence', 'l:' .. node)
+    redis.call('HDEL', p .. 'fence', 'l:' .. node, 's:' .. node)
   end
 end
 

@@ -249,8 +249,17 @@ local function settle_group(p, caller, item, out)
   return { depth, answer }
 end
 
+-- A call that came before: nothing is done again, since what was returned may have come back to the caller meanwhile.
+local function settled_before(p, caller, gid)
+  local group = load_group(p, gid)
+  if not group then
+    return { -2, {} }
+  end
+  return { redis.call('XLEN', group.key), held_by(p, group, caller, '-', HELD) }
+end
+
 -- What a member is done with. args: node, inc, msgpack of a list of {gid, acknowledged entry ids, returned entry ids,
--- flat {entry id, sid it belongs to for good, ...}}.
+-- flat {entry id, sid it belongs to for good, ...}}, and a number that names the call (or none).
 -- Returns per group {depth (-2: no such group), entries given to the caller, unless these come by its stream because
 -- there are other members: flat {entry id, chosen sid or '', kept sid or '', record, ...}}; nothing if the caller is fenced. If any id was not held by the caller, which a repeated call
 -- has, the entries are all that it holds.
@@ -259,9 +268,14 @@ local function group_settle(keys, args)
   if is_fenced(p, args[1], args[2]) then
     return {}
   end
-  local answer, out = {}, {}
+  local answer, out, repeated = {}, {}, false
+  if args[4] then
+    local field, call = 's:' .. args[1], args[2] .. ' ' .. args[4]
+    repeated = redis.call('HGET', p .. 'fence', field) == call
+    redis.call('HSET', p .. 'fence', field, call)
+  end
   for i, item in ipairs(cmsgpack.unpack(args[3])) do
-    answer[i] = settle_group(p, caller, item, out)
+    answer[i] = repeated and settled_before(p, caller, item[1]) or settle_group(p, caller, item, out)
   end
   send_all(out, p)
   return answer
