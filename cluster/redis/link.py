@@ -206,7 +206,7 @@ class RedisLink(Pipeline):
                 await self.connect()
                 return failures
             except ClusterError as error:
-                if not self._ended.is_set():
+                if not self._ended.is_set() and failures & (failures - 1) == 0:  # ever more rarely
                     _log.warning("store.unreachable", reason=str(error), failures=failures)
         return failures
 

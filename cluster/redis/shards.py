@@ -70,6 +70,7 @@ class ClusterLink:
         self._refused: list[tuple[_Routed, StoreUnavailable]] = []
         self._up = self._closed = False
         self._attention = trio.Event()
+        self._ended = trio.Event()
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -180,19 +181,24 @@ class ClusterLink:
             self.refuse(routed, "the link was closed")
         self.flush()
         self._attention.set()
+        self._ended.set()
 
     # The map
 
     async def _tend(self) -> None:
         """Reads the map when something changed, and sends again what waits for that."""
-        wait_s = _FIRST_LOOK_S
+        wait_s, looked_s = _FIRST_LOOK_S, 0.0
         while True:
-            calm = self._up and not self._later
-            with trio.move_on_after(_CALM_S if calm else wait_s):
+            with trio.move_on_after(_CALM_S if self._up and not self._later else wait_s):
                 await self._attention.wait()
-                if not calm:  # not for each of a thousand that are held back
-                    await trio.sleep(wait_s)
-            wait_s = _FIRST_LOOK_S if calm else min(_LAST_LOOK_S, 2 * wait_s)
+            since_s = trio.current_time() - looked_s
+            if since_s > 2 * _LAST_LOOK_S:
+                wait_s = _FIRST_LOOK_S
+            else:  # what is sent again may come back at once
+                with trio.move_on_after(max(0.0, wait_s - since_s)):
+                    await self._ended.wait()
+                wait_s = min(_LAST_LOOK_S, 2 * wait_s)
+            looked_s = trio.current_time()
             self._attention = trio.Event()
             if self._closed:
                 return

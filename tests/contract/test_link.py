@@ -15,7 +15,7 @@ import redis
 import trio
 
 from broker.errors import ClusterError, ConfigError, StoreFull, StoreUnavailable
-from cluster.redis.address import StoreAddress, parse_store_url
+from cluster.redis.address import ClusterAddress, SentinelAddress, StoreAddress, parse_store_url
 from cluster.redis.link import RedisLink
 from tests.kit.link_world import Expected, connected, linked, reactor
 from tests.kit.poller import EpollPoller
@@ -555,10 +555,35 @@ def test_url(url: str, address: StoreAddress) -> None:
     )
 
 
+def test_urls_of_sentinels_and_clusters() -> None:
+    sentinels = parse_store_url(
+        "rediss+sentinel://u:p%40@h1:1,h2,[::1]:3/main?db=2&sentinel_username=s&sentinel_password=x&ssl_ca_certs=/ca"
+    )
+    seed = StoreAddress("h1", 1, username="s", password="x", tls=True, ca_file="/ca")
+    assert sentinels == SentinelAddress(
+        (seed, replace(seed, host="h2", port=26379), replace(seed, host="::1", port=3)),
+        "main",
+        StoreAddress(username="u", password="p@", db=2, tls=True, ca_file="/ca"),
+    )
+    assert str(sentinels) == "rediss+sentinel://h1:1,h2:26379,[::1]:3/main"
+    assert "p@" not in repr(sentinels)
+    cluster = parse_store_url("redis+cluster://u:p@h1:7000,h2", username="v", password="w")
+    seed = StoreAddress("h1", 7000, username="v", password="w")
+    assert cluster == ClusterAddress((seed, replace(seed, host="h2", port=6379)))
+    assert str(cluster) == "redis+cluster://h1:7000,h2:6379"
+
+
 @pytest.mark.parametrize(
     "url",
     [
         "http://h",
+        "redis+cluster://u:secret@h1,h2/1",
+        "redis+cluster://u:secret@h1,,h2",
+        "redis+cluster://u:se/cret@h1,h2",
+        "redis+sentinel://u:secret@h1,h2",
+        "redis+sentinel://u:secret@h1,h2:0/name",
+        "redis+sentinel://u:secret@h1/a/b",
+        "unix+cluster:///x",
         "h:6379",
         "redis://u:se/cret@h",
         "redis://u:se#cret@h",

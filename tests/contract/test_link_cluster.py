@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import coredis
 import pytest
@@ -20,7 +21,7 @@ from cluster.redis.link import RedisLink
 from cluster.redis.requests import result
 from cluster.redis.slots import slot_of_command
 from tests.kit.link_world import Expected, connected, reactor
-from tests.kit.redis_server import ServerCluster, free_port, server_cluster
+from tests.kit.redis_server import ServerCluster, free_port, make_certificate, server_cluster, valkey_binary
 
 #: As those of the broker: keys that are not declared, a number that makes it idempotent, several steps.
 FUNCTIONS = """#!lua name=rktest
@@ -37,9 +38,9 @@ end)
 """
 
 
-@pytest.fixture(scope="module")
-def shared_cluster() -> Iterator[ServerCluster]:
-    with server_cluster(3) as servers:
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def shared_cluster(request: pytest.FixtureRequest) -> Iterator[ServerCluster]:
+    with server_cluster(3, binary=valkey_binary() if request.param == "valkey" else "") as servers:
         for server in servers.servers:
             with server.client() as client:
                 client.execute_command("FUNCTION", "LOAD", "REPLACE", FUNCTIONS)
@@ -314,6 +315,20 @@ async def test_a_primary_that_is_killed(capsys: pytest.CaptureFixture[str]) -> N
                 assert await late.wait() == [b"OK"]
         with capsys.disabled():
             sys.stdout.write(f" (gap {gap_s:.2f} s) ")
+
+
+async def test_tls_and_a_password(tmp_path: Path) -> None:
+    tls = make_certificate(tmp_path)
+    with server_cluster(3, tls=tls, password="open sesame") as servers:
+        tags = [tag_at(servers, number) for number in range(3)]
+        async with reactor() as poller, connected(make_link(servers.address, poller), poller) as link:
+            assert await gather(link, poller, [("SET", tag, n) for n, tag in enumerate(tags)]) == [b"OK"] * 3
+            servers.move(key_slot(tags[0]), servers.servers[0], servers.servers[1])
+            assert await link.call("GET", tags[0]) == b"0"
+        wrong = ClusterAddress(tuple(replace(seed, password="guess") for seed in servers.address.seeds))
+        async with reactor() as poller:
+            with pytest.raises(ClusterError, match="wrong password"):
+                await make_link(wrong, poller).connect()
 
 
 async def test_what_is_no_cluster() -> None:

@@ -341,10 +341,11 @@ class ServerCluster:
 
     def move_keys(self, slot: int, source: RedisServer, target: RedisServer, count: int = 1000) -> int:
         """Moves up to `count` keys of the slot; returns how many."""
+        login = ("AUTH", target.password) if target.password else ()
         with source.client() as client:
             keys = client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, count)
             if keys:
-                client.execute_command("MIGRATE", "127.0.0.1", target.address.port, "", 0, 5000, "KEYS", *keys)
+                client.execute_command("MIGRATE", "127.0.0.1", target.address.port, "", 0, 5000, *login, "KEYS", *keys)
             return len(keys)
 
     def end_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
@@ -385,6 +386,7 @@ def server_cluster(
     binary: str = "",
     options: Sequence[str] = (),
     password: str = "",
+    tls: StoreAddress | None = None,
     node_timeout_ms: int = 1000,
 ) -> Iterator[ServerCluster]:
     """A Redis Cluster with `replicas` for each primary; all slots are served when it is there."""
@@ -392,9 +394,13 @@ def server_cluster(
         servers: list[RedisServer] = []
         extra = [*options, "--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)]
         extra += ["--cluster-config-file", "nodes.conf", "--repl-diskless-sync-delay", "0"]
+        if tls is not None:
+            extra += ["--tls-cluster", "yes", "--tls-replication", "yes", "--tls-ca-cert-file", tls.ca_file]
         for _ in range(primaries * (1 + replicas)):
             bus = ["--cluster-port", str(free_port())]
-            servers.append(stack.enter_context(redis_server(binary=binary, options=[*extra, *bus], password=password)))
+            servers.append(
+                stack.enter_context(redis_server(binary=binary, options=[*extra, *bus], password=password, tls=tls))
+            )
         for number, server in enumerate(servers):
             _cluster(server, "SET-CONFIG-EPOCH", number + 1)
             bus_port = server.command[server.command.index("--cluster-port") + 1]
