@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -62,11 +62,24 @@ async def world(
     arguments: Sequence[str] = (),
     prepare: Callable[[Nodes], None] | None = None,
     names: Sequence[str] = NAMES,
+    store: RedisServer | None = None,
+    store_url: str = "",
 ) -> AsyncIterator[World]:
-    """Nodes under load; at the end of the block the load stops, everything arrives, and `verdict` can be asked."""
-    with redis_server(aof=True, options=ALWAYS) as store:
+    """Nodes under load; at the end of the block the load stops. Within it `verdict` tells what was wrong.
+
+    Without `store` (with `store_url`, where that is more than one server) they get a server of their own.
+    """
+    with ExitStack() as stack:
+        if store is None:
+            store = stack.enter_context(redis_server(aof=True, options=ALWAYS))
         async with cluster(
-            folder, names, store=store, proxied=proxied, arguments=(*SETTINGS, *arguments), prepare=prepare
+            folder,
+            names,
+            store=store,
+            store_url=store_url,
+            proxied=proxied,
+            arguments=(*SETTINGS, *arguments),
+            prepare=prepare,
         ) as nodes:
             try:
                 async with recorded(nodes, folder, seed) as run:
@@ -116,9 +129,20 @@ async def endure(
     after_s: float = 2.0,
     prepare: Callable[[Nodes], None] | None = None,
     arguments: Sequence[str] = (),
+    store: RedisServer | None = None,
+    store_url: str = "",
 ) -> tuple[World, Timeline, list[str]]:
     """Load, the fault, more load; then everything arrives, and is checked."""
-    async with world(folder, seed=seed, mix=mix, proxied=proxied, prepare=prepare, arguments=arguments) as made:
+    async with world(
+        folder,
+        seed=seed,
+        mix=mix,
+        proxied=proxied,
+        prepare=prepare,
+        arguments=arguments,
+        store=store,
+        store_url=store_url,
+    ) as made:
         await trio.sleep(before_s)
         await fault(made)
         await trio.sleep(after_s)

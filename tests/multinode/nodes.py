@@ -118,19 +118,20 @@ async def cluster(
     names: Sequence[str] = ("a", "b", "c"),
     *,
     store: RedisServer | None = None,
+    store_url: str = "",
     proxied: bool = False,
     arguments: Sequence[str] = (),
     options: Sequence[str] = (),
     prepare: Callable[[Nodes], None] | None = None,
 ) -> AsyncIterator[Nodes]:
-    """A Redis server (unless there is one) with nodes on it; `proxied` puts a fault proxy before the store for each.
+    """Nodes on a Redis server of their own, on `store`, or on what `store_url` names.
 
-    `prepare` may change how they are made, before they are started.
+    `proxied` puts a fault proxy before the store for each. `prepare` may change how they are made, before they start.
     """
     with ExitStack() as stack:
         if store is None:
             store = stack.enter_context(redis_server(aof=True, options=(*ALWAYS, *options)))
-        nodes = Nodes(folder, f"redis://127.0.0.1:{store.address.port}/0", names, arguments)
+        nodes = Nodes(folder, store_url or f"redis://127.0.0.1:{store.address.port}/0", names, arguments)
         if proxied:
             for name in names:
                 nodes.proxies[name] = stack.enter_context(FaultProxy("127.0.0.1", store.address.port))

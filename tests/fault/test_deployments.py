@@ -1,0 +1,88 @@
+"""Stores of more than one server that lose one while clients use everything at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fault.world import World, endure
+from tests.history.run import require
+from tests.kit.redis_server import RedisServer, replicated_server, sentinels, server_cluster
+from tests.multinode.nodes import ALWAYS
+
+pytestmark = pytest.mark.timeout(150)
+
+#: Sentinels need their time to agree; then nodes find the new primary.
+FAILOVER_S = 60.0
+
+
+async def test_g16_a_sentinel_failover_loses_nothing_that_was_acked(tmp_path: Path) -> None:
+    """The class `replicated`: what was acknowledged is on a replica, and the one that is promoted has it."""
+    with replicated_server(1, aof=True) as store, sentinels(store) as watchers:
+
+        async def fail_over(made: World) -> None:
+            before = store.primary()
+            made.begin("kill -9 of the primary")
+            await trio.to_thread.run_sync(before.kill)
+            with trio.fail_after(FAILOVER_S):
+                while await trio.to_thread.run_sync(_primary, store.servers, before) is None:
+                    await trio.sleep(0.1)
+            # The old primary comes back as a replica: without one nothing is acknowledged.
+            await trio.to_thread.run_sync(before.start)
+            made.end("another primary, and a replica")
+
+        hosts = ",".join(f"127.0.0.1:{address.port}" for address in watchers.seeds)
+        _, _, problems = await endure(
+            tmp_path,
+            fail_over,
+            store=store.servers[0],
+            store_url=f"redis+sentinel://{hosts}/mymaster",
+            arguments=("--durability", "replicated"),
+            after_s=4.0,
+        )
+    require(problems)
+
+
+def _primary(servers: list[RedisServer], before: RedisServer) -> RedisServer | None:
+    for server in servers:
+        if server is not before:
+            with server.client() as client:
+                if client.info("replication")["role"] == "master":
+                    return server
+    return None
+
+
+async def test_g16_a_server_of_a_redis_cluster_is_killed_and_comes_back(tmp_path: Path) -> None:
+    with server_cluster(3, options=("--appendonly", "yes", *ALWAYS)) as store:
+
+        async def restart_one(made: World) -> None:
+            victim = made.run.random.choice(store.primaries)
+            made.begin("kill -9 of a server")
+            await trio.to_thread.run_sync(victim.kill)
+            await trio.sleep(1.0)
+            await trio.to_thread.run_sync(victim.start)
+            made.end("server started again")
+
+        hosts = ",".join(f"127.0.0.1:{server.address.port}" for server in store.primaries)
+        _, _, problems = await endure(
+            tmp_path, restart_one, store=store.primaries[0], store_url=f"redis+cluster://{hosts}", after_s=4.0
+        )
+    require(problems)
+
+
+async def test_g9_a_node_on_a_redis_cluster_is_killed(tmp_path: Path) -> None:
+    with server_cluster(3) as store:
+
+        async def kill(made: World) -> None:
+            name = made.some_node()
+            made.begin("kill -9", name)
+            made.nodes.kill(name)
+            await trio.sleep(1.0)
+            await made.nodes.start(name)
+            made.end("started again", name)
+
+        hosts = ",".join(f"127.0.0.1:{server.address.port}" for server in store.primaries)
+        _, _, problems = await endure(tmp_path, kill, store=store.primaries[0], store_url=f"redis+cluster://{hosts}")
+    require(problems)
