@@ -1,0 +1,196 @@
+"""What a cluster of three nodes costs with many sessions: `python -m tests.multinode.scale --sessions 100000`.
+
+Sessions are made through the protocol, by many connections at a time over all nodes: each client connects with a
+session that outlives it, subscribes to three filters and leaves. All filters are distinct, of four levels. Then a
+publish to one of all the sessions is timed, a node is started anew and timed, and a node that owns a third of the
+sessions, connected, is killed and timed until it is reaped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import trio
+
+from broker.codec.encode import encode
+from broker.codec.packets import V5, Connect, Disconnect, Subscribe, SubscriptionRequest
+from broker.codec.primitives import FrameBuffer
+from tests.conformance.peers import Peers
+from tests.kit.mqtt_client import MqttClient, properties
+from tests.kit.redis_server import redis_server
+from tests.multinode.nodes import Nodes, cluster
+
+NAMES = ("a", "b", "c")
+FILTERS = 3
+IN_PARALLEL = 200
+SAMPLES = 500
+HOUR_S = 3600
+
+
+def filters_of(number: int) -> list[str]:
+    """The filters of a session: all its own."""
+    return [f"site/{number % 97}/device/{number}/{kind}" for kind in ("command", "config", "state")]
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+async def make_sessions(nodes: Nodes, first: int, count: int, subscribe: bool = True) -> float:
+    """Make sessions that are not connected afterwards; returns the seconds it took."""
+    began = time.perf_counter()
+    numbers = iter(range(first, first + count))
+
+    async def worker(name: str) -> None:
+        address = nodes.address(name)
+        for number in numbers:
+            await _session(address.host, address.port, number, subscribe)
+
+    async with trio.open_nursery() as nursery:
+        for index in range(IN_PARALLEL):
+            nursery.start_soon(worker, NAMES[index % len(NAMES)])
+    return time.perf_counter() - began
+
+
+async def _session(host: str, port: int, number: int, subscribe: bool) -> None:
+    """One session in two round trips: what would be a test elsewhere is only load here."""
+    stream = trio.socket.socket()
+    with stream:
+        await stream.connect((host, port))
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connect = Connect(V5, f"c{number}", False, 0, properties=properties(session_expiry_interval=HOUR_S))
+        requests = [SubscriptionRequest(topic_filter, 1) for topic_filter in filters_of(number)]
+        await stream.send(encode(connect, V5) + (encode(Subscribe(1, requests), V5) if subscribe else b""))
+        frames = FrameBuffer()
+        left = 2 if subscribe else 1
+        while left:
+            data = await stream.recv(4096)
+            if not data:
+                raise RuntimeError(f"the node closed the connection of c{number}")
+            frames.feed(data)
+            for first_byte, body in frames:
+                if (first_byte >> 4 == 2 and body[1]) or (first_byte >> 4 == 9 and max(body[3:]) > 2):
+                    raise RuntimeError(f"c{number} was refused: {body.hex()}")
+                left -= 1
+        await stream.send(encode(Disconnect(), V5))
+        await stream.recv(1)
+
+
+async def routing_ms(nodes: Nodes, sessions: int) -> tuple[float, float]:
+    """Milliseconds until a QoS 1 publish to one session among all is acknowledged: median and 99th percentile."""
+    address = nodes.address("b")
+    peers = Peers(address.host, address.port, "scale")
+    publisher = await peers.connect()
+    times: list[float] = []
+    for sample in range(SAMPLES):
+        number = sample * 7919 % sessions
+        topic = f"site/{number % 97}/device/{number}/command"
+        began = time.perf_counter()
+        await publisher.publish(topic, b"x" * 64, 1)
+        times.append((time.perf_counter() - began) * 1000)
+    await peers.close()
+    return statistics.median(times), sorted(times)[int(len(times) * 0.99)]
+
+
+async def connect_all(nodes: Nodes, name: str, numbers: range) -> list[MqttClient]:
+    """Connections for existing sessions on one node, which owns them then."""
+    address = nodes.address(name)
+    peers = Peers(address.host, address.port, "scale")
+    clients: list[MqttClient] = []
+    waiting = iter(numbers)
+
+    async def worker() -> None:
+        for number in waiting:
+            client = await peers.open()
+            connack = await client.connect(
+                Connect(V5, f"c{number}", False, 0, properties=properties(session_expiry_interval=HOUR_S))
+            )
+            assert connack.session_present, f"c{number} has no session"
+            clients.append(client)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(worker)
+    return clients
+
+
+async def reaping(nodes: Nodes, sessions: int) -> float:
+    """Kill the node that owns a third; returns the seconds until the others have reaped it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    third = min(sessions // 3, hard - 1000)
+    clients = await connect_all(nodes, "a", range(third))
+    say(f"node a owns {len(clients)} connected sessions")
+    began = time.monotonic()
+    nodes.kill("a")
+    logs = [nodes[name].log_path for name in ("b", "c")]
+    while not any("cluster.reaped member=a:" in log.read_text(errors="replace") for log in logs):
+        if time.monotonic() - began > 600:
+            raise RuntimeError("node a was not reaped in ten minutes")
+        await trio.sleep(0.02)
+    taken_s = time.monotonic() - began
+    for client in clients:
+        await client.abort()
+    return taken_s
+
+
+async def measure(sessions: int) -> None:
+    """Print a line for each figure."""
+    with tempfile.TemporaryDirectory(prefix="rookery-scale-") as folder, redis_server(aof=True) as store:
+        async with cluster(Path(folder), NAMES, store=store) as nodes:
+            empty = {name: rss_bytes(nodes[name].pid) for name in NAMES}
+            taken_s = await make_sessions(nodes, 0, sessions)
+            routes = sessions * FILTERS
+            each_s = sessions / taken_s
+            say(f"{sessions} sessions of {FILTERS} subscriptions made in {taken_s:.1f} s ({each_s:.0f} a second)")
+            await trio.sleep(3)  # for the logs of routes to be read everywhere: what follows measures memory
+            for name in NAMES:
+                grown = rss_bytes(nodes[name].pid) - empty[name]
+                say(
+                    f"node {name}: {rss_bytes(nodes[name].pid) / 2**20:.0f} MiB, "
+                    f"{grown / routes:.0f} bytes per route of {routes} distinct filters"
+                )
+            held = rss_bytes(store.pid)
+            say(f"store: {held / 2**20:.0f} MiB, {held / sessions:.0f} bytes per session")
+            median, tail = await routing_ms(nodes, sessions)
+            say(f"publish to one session among all, to the PUBACK: {median:.2f} ms, 99th percentile {tail:.2f} ms")
+            began = time.perf_counter()
+            await nodes.restart("c")
+            say(f"a node was stopped and started in {time.perf_counter() - began:.2f} s")
+            nodes.kill("c")
+            began = time.perf_counter()
+            await nodes.start("c")
+            say(f"a killed node started, accepting clients, in {time.perf_counter() - began:.2f} s")
+            fresh = rss_bytes(nodes["c"].pid)
+            say(f"node c after its start: {fresh / 2**20:.0f} MiB, {(fresh - empty['c']) / routes:.0f} bytes per route")
+            taken_s = await reaping(nodes, sessions)
+            say(f"a dead node that owned a third was reaped {taken_s:.2f} s after its death, its lease of 6 s included")
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=100_000)
+    options = parser.parse_args()
+    trio.run(measure, options.sessions)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
