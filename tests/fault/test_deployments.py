@@ -27,9 +27,10 @@ async def test_g16_a_sentinel_failover_loses_nothing_that_was_acked(tmp_path: Pa
             made.begin("kill -9 of the primary")
             await trio.to_thread.run_sync(before.kill)
             with trio.fail_after(FAILOVER_S):
-                while await trio.to_thread.run_sync(_primary, store.servers, before) is None:
+                while (after := await trio.to_thread.run_sync(_primary, store.servers, before)) is None:
                     await trio.sleep(0.1)
             # The old primary comes back as a replica: without one nothing is acknowledged.
+            before.command += ["--replicaof", "127.0.0.1", str(after.address.port)]
             await trio.to_thread.run_sync(before.start)
             made.end("another primary, and a replica")
 

@@ -356,7 +356,7 @@ def _overwritten(value: Publication | None, writes: Sequence[Publication], befor
 
 
 def delayed(timeline: Timeline, late_s: float = 1.0, early_s: float = 0.005) -> list[str]:
-    """G13: a delayed message comes not before it is due, at most `late_s` after that, and once (QoS 2: exactly)."""
+    """G13: a delayed message comes not before it is due, at most `late_s` after that, and to a queue only once."""
     problems: list[str] = []
     for session in timeline.sessions:
         times: dict[str, int] = defaultdict(int)
@@ -371,6 +371,6 @@ def delayed(timeline: Timeline, late_s: float = 1.0, early_s: float = 0.005) -> 
             if event.at > publication.ack_at + publication.delay_s + late_s and times[event.payload] == 1:
                 late = event.at - publication.ack_at - publication.delay_s
                 problems.append(f"delayed: {event.payload} came {late:.3f} s late")
-            if times[event.payload] > 1 and publication.sends == 1 and not event.dup:
+            if times[event.payload] > 1 and session.persistent and publication.sends == 1 and not event.dup:
                 problems.append(f"delayed: {event.payload} came again to {session}")
     return problems
