@@ -208,7 +208,7 @@ class Membership:
             with trio.move_on_after(BEAT_S):
                 await self._soon.wait()
             self._soon = trio.Event()
-            if not link.up:
+            if not link.up_for(self._keys.members):
                 # Asked to be soon or not: there is nobody to ask.
                 await trio.sleep(_ADMISSION_POLL_S)
                 continue

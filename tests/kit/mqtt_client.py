@@ -100,7 +100,7 @@ class MqttClient:
         self._stream = stream
         self._frames = FrameBuffer()
         self._packet_id = 0
-        # Packets that came while `take` waited for a PUBREL, each with its bytes.
+        # Packets that came while `take` waited for a PUBREL or `subscribe` for its SUBACK, each with its bytes.
         self._deferred: list[tuple[Packet, bytes]] = []
 
     @classmethod
@@ -245,11 +245,19 @@ class MqttClient:
     async def subscribe(
         self, *filters: str | SubscriptionRequest, qos: int = 2, properties: Properties | None = None
     ) -> Suback:
-        """Subscribe and return the SUBACK, which has to be the next packet. Plain strings are taken at `qos`."""
+        """Subscribe and return the SUBACK. Plain strings are taken at `qos`.
+
+        Messages that match may come before it (MQTT 5.0, 3.8.4): they are received after it."""
         requests = [f if isinstance(f, SubscriptionRequest) else SubscriptionRequest(f, qos) for f in filters]
         packet_id = self.next_packet_id()
         await self.send(Subscribe(packet_id, requests, properties))
-        suback = await self.expect(Suback)
+        early: list[tuple[Packet, bytes]] = []
+        while isinstance(packet := await self.receive(), Publish):
+            early.append((packet, self.last_raw))
+        self._deferred = early + self._deferred
+        if not isinstance(packet, Suback):
+            raise UnexpectedPacket(f"expected Suback, got {describe(packet)}")
+        suback = packet
         if suback.packet_id != packet_id:
             raise UnexpectedPacket(f"SUBSCRIBE has packet id {packet_id}, got {describe(suback)}")
         return suback
