@@ -119,7 +119,7 @@ async def test_the_number_of_partitions_is_fixed(store: RedisServer, namespace: 
     with pytest.raises(BaseExceptionGroup) as raised:
         async with served(make(store, namespace, partitions=8)):
             pass
-    assert raised.group_contains(ClusterError, match="16 partitions, not with 8", depth=None)
+    assert raised.group_contains(ClusterError, match="partitions = 16, this node has 8", depth=None)
 
 
 def will(delay_s: int = 0) -> StoredWill:
