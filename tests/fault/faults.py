@@ -68,7 +68,9 @@ async def kill_store(world: World) -> None:
     """kill -9 of the store, and a restart with what it had on disk."""
     world.begin("kill -9 of the store")
     await trio.to_thread.run_sync(world.store.kill)
+    world.struck()
     await trio.sleep(1.0)
+    world.undo()
     await trio.to_thread.run_sync(world.store.start)
     world.end("store started again")
 
@@ -77,7 +79,9 @@ async def pause_store(world: World) -> None:
     """The store does not answer for a while."""
     world.begin("SIGSTOP of the store")
     world.store.pause()
+    world.struck()
     await trio.sleep(SHORT_S)
+    world.undo()
     world.store.resume()
     world.end("SIGCONT of the store")
 
@@ -87,7 +91,9 @@ async def cut_all(world: World) -> None:
     world.begin("store cut off from all")
     for proxy in world.nodes.proxies.values():
         proxy.cut()
+    world.struck()
     await trio.sleep(SHORT_S)
+    world.undo()
     for proxy in world.nodes.proxies.values():
         proxy.resume()
     world.end("store reachable for all")
@@ -98,7 +104,9 @@ async def stall_all_for_long(world: World) -> None:
     world.begin("store stalled for all")
     for proxy in world.nodes.proxies.values():
         proxy.stall()
+    world.struck()
     await trio.sleep(LONG_S)
+    world.undo()
     for proxy in world.nodes.proxies.values():
         proxy.resume()
     world.end("store goes on for all")
@@ -132,7 +140,9 @@ async def _away(world: World, seconds: float, what: str, lose: tuple[bool, bool]
         proxy.cut()
     else:
         proxy.lose(*lose)
+    world.struck()
     await trio.sleep(seconds)
+    world.undo()
     proxy.resume()
     world.end("store reachable", name)
 

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.timeout(150)
 @pytest.mark.parametrize("fault", [faults.kill_store, faults.pause_store], ids=lambda fault: str(fault.__name__))
 async def test_g16_the_store_is_away(tmp_path: Path, fault: faults.Fault) -> None:
     made, timeline, problems = await endure(tmp_path, fault)
-    require(problems + availability.nothing_acked(timeline, made.begun, made.ended))
+    require(problems + availability.nothing_acked(timeline, made.begun, made.undone))
 
 
 @pytest.mark.parametrize("fault", [faults.cut_all, faults.stall_all_for_long], ids=lambda fault: str(fault.__name__))
 async def test_g16_no_node_reaches_the_store(tmp_path: Path, fault: faults.Fault) -> None:
     made, timeline, problems = await endure(tmp_path, fault, proxied=True)
-    require(problems + availability.nothing_acked(timeline, made.begun, made.ended))
+    require(problems + availability.nothing_acked(timeline, made.begun, made.undone))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ async def test_g16_no_node_reaches_the_store(tmp_path: Path, fault: faults.Fault
 async def test_g16_one_node_does_not_reach_the_store(tmp_path: Path, fault: faults.Fault) -> None:
     made, timeline, problems = await endure(tmp_path, fault, proxied=True)
     [name] = {event.node for event in timeline.history.of("fault") if event.node}
-    require(problems + availability.nothing_acked(timeline, made.begun, made.ended, nodes=[name]))
+    require(problems + availability.nothing_acked(timeline, made.begun, made.undone, nodes=[name]))
     # The others did not notice.
     others = {node: inf for node in made.nodes.names if node != name}
     for event in timeline.history.of("ack"):

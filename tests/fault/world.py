@@ -28,13 +28,18 @@ RECOVERY_S = 20.0
 
 @dataclass
 class World:
-    """What a fault works on. `begun` and `ended` are the times of the last one."""
+    """What a fault works on; the times are those of the last one.
+
+    From `begun` to `undone` it surely had its effect, at `ended` it is over for good: a server that is started has
+    answered others before the one that started it knows.
+    """
 
     nodes: Nodes
     store: RedisServer
     run: Run
     load: Workload
     begun: float = inf
+    undone: float = -inf
     ended: float = -inf
     what: list[str] = field(default_factory=list)
 
@@ -45,7 +50,16 @@ class World:
     def begin(self, what: str, node: str = "") -> None:
         """The fault begins now."""
         self.begun = self.run.history.fault(what, node)
+        self.undone = -inf
         self.what.append(f"{what} {node}".strip())
+
+    def struck(self) -> None:
+        """It has its effect only now."""
+        self.begun = self.run.history.now()
+
+    def undo(self) -> None:
+        """It loses its effect at any time from now on."""
+        self.undone = self.run.history.now()
 
     def end(self, what: str, node: str = "") -> None:
         """The fault is over."""
