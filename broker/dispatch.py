@@ -156,7 +156,6 @@ class Dispatch(Table):
     ) -> None:
         super().__init__(cluster, metrics, max_group_queue, strategy_of, delayed_available)
         self.new_message_id = new_message_id
-        self._own_ids = new_message_id()[:8]
         #: Topics whose retained messages are about to be sent, with the sets of whoever wants to know of newer ones.
         self._in_hand: dict[bytes, list[set[bytes]]] = {}
 
@@ -183,22 +182,11 @@ class Dispatch(Table):
 
     # -- messages of clients of this node
 
-    def is_own(self, message_id: bytes) -> bool:
-        """Whether this node gave out this id since it started."""
-        return message_id.startswith(self._own_ids)
-
-    def publish(
-        self,
-        message: Message,
-        route: Route,
-        slot: AckSlot | None,
-        deduplicate: bool = False,
-        again: bool = False,
-    ) -> bool:
+    def publish(self, message: Message, route: Route, slot: AckSlot | None, deduplicate: bool = False) -> bool:
         """Deliver a message. True if it may be acknowledged at once; otherwise `slot.settle` is called later.
 
-        `deduplicate` is as in `Publication`. `again`: it was published by this node before, and that did not end well.
-        The store knows who has it already; whoever has no queue there got it at the first time.
+        `deduplicate`: it may have been published before, here or by another node. The store knows who has it already
+        (see `Publication`), and `given` who has no queue there and got it when it passed here.
         """
         if route.delay is not None:
             if route.delay.seconds:
@@ -207,13 +195,14 @@ class Dispatch(Table):
             message.topic = route.delay.topic
             route = self.route(message.topic)
         encoding = Encoding(message, message.expiry_s)
+        before = self.given.note(message.message_id) if deduplicate else 0
         qos = message.qos
         if message.retain:
             self.retained_passes(message.topic)
             if not message.accepted_at_ms:
                 message.accepted_at_ms = self.cluster.now_ms()
         if not qos:
-            self._publish_qos0(message, route, encoding)
+            self._publish_qos0(message, route, encoding, before)
             return True
         targets: list[Target] | None = None
         entries: list[Entry] | None = None
@@ -227,13 +216,13 @@ class Dispatch(Table):
             subscriber = entry.subscriber
             if subscriber.persistent and (granted or subscriber.connection is None):
                 # At QoS 0 only whoever is connected to another node gets it: nobody if there is none.
-                if not granted and (again or self.cluster.alone()):
+                if not granted and (before or self.cluster.alone()):
                     continue
                 if targets is None or entries is None:
                     targets, entries = [], []
                 targets.append(make_target(entry, granted, message))
                 entries.append(entry)
-            elif again:
+            elif entry.since < before:
                 continue
             elif not granted:
                 self._send_qos0(entry, encoding, message)
@@ -250,18 +239,20 @@ class Dispatch(Table):
         self.cluster.publish(Delivery(self, message, encoding, route, targets or (), entries or (), deduplicate, slot))
         return False
 
-    def _publish_qos0(self, message: Message, route: Route, encoding: Encoding) -> None:
+    def _publish_qos0(self, message: Message, route: Route, encoding: Encoding, before: int) -> None:
+        """`before` is its number in `given`: then only sessions without a queue on other nodes may not have got it."""
         targets: list[Target] = []
         for item in route.entries:
             entry = item.without_own(message.publisher)
             if entry is None:
                 continue
             if entry.subscriber.connection is not None:
-                self._send_qos0(entry, encoding, message)
-            elif entry.subscriber.persistent and not self.cluster.alone():
+                if entry.since >= before:
+                    self._send_qos0(entry, encoding, message)
+            elif entry.subscriber.persistent and not before and not self.cluster.alone():
                 targets.append(make_target(entry, 0, message))
         nodes = route.nodes
-        if route.groups:
+        if route.groups and not before:
             nodes = self._group_copies(message, route, encoding)
         if message.retain or targets or nodes:
             self.cluster.publish(Publication(message, targets, retain=message.retain, nodes=nodes))
@@ -337,11 +328,13 @@ class Dispatch(Table):
         except PeerError:
             return
         encoding = Encoding(message, message.remaining_s(self.cluster.now_ms()))
+        # The id of a client's QoS 2 message, a will or a delayed message: it may come by several nodes.
+        before = self.given.note(message.message_id) if message.message_id else 0
         if message.retain:
             self.retained_passes(message.topic)
         for item in route.entries if live else ():
             entry = item.without_own(message.publisher)
-            if entry is None or entry.subscriber.persistent:
+            if entry is None or entry.subscriber.persistent or entry.since < before:
                 continue
             granted = min(entry.qos, message.qos)
             session = entry.subscriber.session
@@ -349,7 +342,7 @@ class Dispatch(Table):
                 self._send_qos0(entry, encoding, message)
             elif session is not None:
                 session.deliver(encoding, granted, message.retain and entry.retain_as_published, entry.subscription_ids)
-        for group_id in groups:
+        for group_id in groups if not before else ():
             group = self.groups.get(group_id)
             if group is not None:
                 group.give_qos0(message, encoding)

@@ -251,7 +251,7 @@ class Inbound:
         if not connection.persistent():
             self._publish2_now(message, route, slot)
         elif retry:
-            self._publish2_now(message, route, slot, True, self._server.dispatch.is_own(message.message_id))
+            self._publish2_now(message, route, slot, True)
         else:
             self._reserve(message, slot)
 
@@ -268,10 +268,8 @@ class Inbound:
         assert connection.ref is not None
         self._server.cluster.reserve(connection.ref, slot.packet_id, message.message_id, reserved)
 
-    def _publish2_now(
-        self, message: Message, route: Route, slot: PublishSlot, deduplicate: bool = False, again: bool = False
-    ) -> None:
-        if self._server.dispatch.publish(message, route, slot, deduplicate, again):
+    def _publish2_now(self, message: Message, route: Route, slot: PublishSlot, deduplicate: bool = False) -> None:
+        if self._server.dispatch.publish(message, route, slot, deduplicate):
             self.settled(slot, None)
 
     def released(self, packet_id: int) -> None:

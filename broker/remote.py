@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 _log = get_logger("cluster")
 
-#: So many messages that the store did not take are remembered.
-REFUSED_LIMIT = 10_000
-
 
 class Early:
     """What was stored for sessions that are being opened here, told of before the answer to `attach`."""
@@ -83,8 +80,6 @@ class ClusterSide:
         self.early = Early()
         #: The message of the last `deliver_stored` with its encoding: many sessions in a row get the same one.
         self._last: Encoding | None = None
-        #: Ids of wills and delayed messages that the store did not take: they come again.
-        self._refused: dict[bytes, None] = {}
 
     # -- the route table
 
@@ -213,15 +208,9 @@ class ClusterSide:
         except PeerError:
             return
         slot = _StoredSlot()
-        again = message.message_id in self._refused
-        if not self.dispatch.publish(message, route, slot, message.qos > 0, again):
+        if not self.dispatch.publish(message, route, slot, True):
             self.reactor.wake()
             await slot.settled.wait()
             if slot.error is not None:
-                self._refused[message.message_id] = None
-                if len(self._refused) > REFUSED_LIMIT:
-                    del self._refused[next(iter(self._refused))]
                 raise slot.error
-        if again:
-            self._refused.pop(message.message_id, None)
         self.reactor.wake()

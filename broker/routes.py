@@ -84,12 +84,14 @@ class Subscriber:
 class Subscription:
     """One subscription with its options, ready to match."""
 
-    __slots__ = ("identifier", "options", "subscriber")
+    __slots__ = ("identifier", "options", "since", "subscriber")
 
-    def __init__(self, subscriber: Subscriber, options: int, identifier: int) -> None:
+    def __init__(self, subscriber: Subscriber, options: int, identifier: int, since: int = 0) -> None:
         self.subscriber = subscriber
         self.options = options
         self.identifier = identifier
+        #: `Given.count` when it was made.
+        self.since = since
 
     @property
     def qos(self) -> int:
@@ -128,7 +130,7 @@ class GroupMember:
 class Entry:
     """What one session gets of a topic: one copy at the highest QoS with all subscription identifiers."""
 
-    __slots__ = ("no_local", "own", "qos", "retain_as_published", "subscriber", "subscription_ids")
+    __slots__ = ("no_local", "own", "qos", "retain_as_published", "since", "subscriber", "subscription_ids")
 
     def __init__(self, subscriptions: Sequence[Subscription]) -> None:
         self.subscriber = subscriptions[0].subscriber
@@ -136,6 +138,7 @@ class Entry:
         self.retain_as_published = any(item.retain_as_published for item in subscriptions)
         self.subscription_ids = tuple(item.identifier for item in subscriptions if item.identifier)  # [MQTT-3.3.4-4]
         self.no_local = any(item.no_local for item in subscriptions)
+        self.since = min(item.since for item in subscriptions)
         #: What the session gets of its own messages, where No Local makes a difference.
         self.own: Entry | None = None
         if self.no_local:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from broker.errors import MalformedPacket
 from broker.extensions.delayed import PREFIX as DELAYED
 from broker.extensions.delayed import Delay
+from broker.given import Given
 from broker.groups import Group
 from broker.metrics import Metrics
 from broker.routes import GroupMember, RemoteNode, Route, Subscriber, Subscription, merge
@@ -58,6 +59,7 @@ class Table:
         self.subscribers: dict[bytes, Subscriber] = {}
         self.groups: dict[bytes, Group] = {}
         self.nodes: dict[bytes, RemoteNode] = {}
+        self.given = Given()
         self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
         self._strategy_of = strategy_of
         self._trie: TopicTrie[bytes, Subscription | Group | RemoteNode] = TopicTrie()
@@ -73,8 +75,9 @@ class Table:
     def add(self, subscriber: Subscriber, stored: StoredSubscription) -> bool:
         """Add or replace a subscription; True if the filter is new for this session."""
         topic_filter = stored.topic_filter
-        is_new = topic_filter not in subscriber.subscriptions
-        subscription = Subscription(subscriber, stored.options, stored.subscription_identifier)
+        known = subscriber.subscriptions.get(topic_filter)
+        since = self.given.count if known is None else known.since
+        subscription = Subscription(subscriber, stored.options, stored.subscription_identifier, since)
         subscriber.subscriptions[topic_filter] = subscription
         self.subscribers[subscriber.session_id] = subscriber
         share_name, plain = split_shared(topic_filter)
@@ -83,7 +86,7 @@ class Table:
         else:
             self._trie.set(plain, subscriber.session_id, subscription)
             self.routes.invalidate(plain)
-        return is_new
+        return known is None
 
     def remove(self, subscriber: Subscriber, topic_filter: str) -> None:
         """Remove a subscription if it exists."""

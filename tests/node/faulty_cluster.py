@@ -274,6 +274,11 @@ class FaultyCluster(MemoryCluster):
             for packet_id in session.inbound
         }
 
+    def inbound_messages(self, client_id: str) -> list[bytes]:
+        """Message ids of inbound QoS 2 that the store keeps."""
+        sessions = [session for session in self._sessions.values() if session.client_id == client_id]
+        return [message_id for session in sessions for message_id in session.inbound.values()]
+
     def owned(self, client_id: str) -> int:
         """How many sessions of this client id have an owner."""
         return sum(session.client_id == client_id and session.token != b"" for session in self._sessions.values())
