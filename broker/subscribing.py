@@ -36,14 +36,22 @@ BURST = 100
 
 
 class RetainedDelivery(Publication):
-    """A retained message on its way into the queue of a persistent session."""
+    """A retained message on its way into the queue of a persistent session; `newer` has the topics of those that were
+    overtaken on the way."""
 
-    __slots__ = ("_encoding", "_metrics", "_subscriber", "answered", "told")
+    __slots__ = ("_encoding", "_metrics", "_newer", "_subscriber", "answered", "told")
 
     def __init__(
-        self, message: Message, encoding: Encoding, target: Target, subscriber: Subscriber, metrics: Metrics
+        self,
+        message: Message,
+        encoding: Encoding,
+        target: Target,
+        subscriber: Subscriber,
+        metrics: Metrics,
+        newer: Set[bytes],
     ) -> None:
         super().__init__(message, [target])
+        self._newer = newer
         self._encoding = encoding
         self._subscriber = subscriber
         self._metrics = metrics
@@ -56,10 +64,14 @@ class RetainedDelivery(Publication):
         target = self.targets[0]
         subscriber = self._subscriber
         session = subscriber.session
-        if self.error is not None or target.seq <= 0:
+        if self.error is None and target.seq == 0:
+            pass  # something newer of the topic is in the queue
+        elif self.error is not None or target.seq < 0:
             self._metrics.dropped["queue_full" if target.seq == REFUSED_FULL else "not_stored"] += 1
         elif session is None:
             subscriber.stored_seq = max(subscriber.stored_seq, target.seq)
+        elif self.message.topic in self._newer:
+            session.skip(target.seq)  # what was queued behind it came first
         else:
             session.stored(target.seq, self._encoding, target.qos, target.retain, target.subscription_ids)
         self.answered = True
@@ -305,9 +317,10 @@ class Subscribing:
         identifier: int,
     ) -> int:
         """Returns the bytes of the messages."""
+        newest_seq = session.newest_seq
         with self._server.dispatch.in_hand(topics) as newer:
             values = await self._server.cluster.retained_values(topics)
-            await self._send_values(connection, subscriber, session, values, newer, qos, identifier)
+            await self._send_values(connection, subscriber, session, values, newer, newest_seq, qos, identifier)
         return sum(message.size() for message in values if message is not None)
 
     async def _send_values(
@@ -317,10 +330,12 @@ class Subscribing:
         session: Session,
         values: Sequence[Message | None],
         newer: Set[bytes],
+        newest_seq: int,
         qos: int,
         identifier: int,
     ) -> None:
-        """`newer` are the topics whose next retained message went out live since the values were asked for."""
+        """`newer` are the topics whose next retained message went out live since the values were asked for;
+        `newest_seq` is the last of the session's queue that was known then."""
         server = self._server
         now_ms = server.now_ms
         last: RetainedDelivery | None = None
@@ -342,8 +357,8 @@ class Subscribing:
             if not granted:
                 connection.send_qos0(encoding, True, ids)  # [MQTT-3.3.1-8]
             elif subscriber.persistent:
-                target = Target(subscriber.session_id, subscriber.birth, granted, True, ids)
-                last = RetainedDelivery(message, encoding, target, subscriber, server.metrics)
+                target = Target(subscriber.session_id, subscriber.birth, granted, True, ids, newest_seq)
+                last = RetainedDelivery(message, encoding, target, subscriber, server.metrics, newer)
                 server.cluster.publish(last)
             else:
                 session.deliver(encoding, granted, True, ids)

@@ -246,9 +246,11 @@ class GroupState:
 class Target:
     """A persistent session that a publication must reach; `seq` is filled in when it is stored.
 
-    With `qos` 0 nothing is stored: the session gets it if it is connected to another node."""
+    With `qos` 0 nothing is stored: the session gets it if it is connected to another node. With `after_seq` >= 0 nothing
+    is stored if a message of the same topic came into the queue behind that seq: this one is older, and 0 is reported.
+    """
 
-    __slots__ = ("birth", "qos", "retain", "seq", "session_id", "subscription_ids")
+    __slots__ = ("after_seq", "birth", "qos", "retain", "seq", "session_id", "subscription_ids")
 
     def __init__(
         self,
@@ -257,12 +259,14 @@ class Target:
         qos: int,
         retain: bool,
         subscription_ids: Sequence[int],
+        after_seq: int = -1,
     ) -> None:
         self.session_id = session_id
         self.birth = birth
         self.qos = qos
         self.retain = retain
         self.subscription_ids = subscription_ids
+        self.after_seq = after_seq
         #: > 0 once stored; REFUSED_FULL (queue bound) or REFUSED_GONE (session wiped since) otherwise.
         self.seq = 0
 
@@ -397,8 +401,9 @@ class ClusterEvents(Protocol):
         that is over half of its bound this is also called without entries, several times a second, so that
         publishers which are held up go on."""
 
-    async def delayed_due(self, message: Message) -> None:
-        """A delayed message is to be published now; when this returns without error it is marked as done."""
+    def delayed_due(self, message: Message, then: Callable[[Exception | None], None]) -> None:
+        """A delayed message is to be published now, in the order of the calls; it is marked as done when `then(None)`
+        is called, at once or later, and comes again after `then(error)`. It may also come again without that."""
 
     def messages_dropped(self, reason: str, count: int) -> None:
         """Messages that reach nobody, for the counters."""

@@ -192,6 +192,11 @@ class Session:
         releasing = self._releasing
         return self.window - len(self.inflight) - (len(releasing) if releasing else 0)
 
+    @property
+    def newest_seq(self) -> int:
+        """The highest seq that this session was told of."""
+        return self._top
+
     def waiting(self) -> int:
         """Messages of an ephemeral session that wait in memory."""
         return len(self._queue) if self._queue else 0

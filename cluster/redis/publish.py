@@ -23,6 +23,8 @@ _TARGET_BYTES = 64
 _RECORD_HEAD = bytes((FORMAT,))
 #: Instead of a message id's place: QoS 0, nothing is stored.
 _UNSTORED = -1
+#: ... less a seq: only if nothing of the topic came behind that.
+_AFTER = -2
 #: Instead of a seq: the session unsubscribed from something since the message was matched.
 _STALE = -3
 #: A delayed message found room.
@@ -155,10 +157,11 @@ class PartitionLane(Lane):
                 bodies.append(item.body)
                 body_index = len(bodies)
                 id_index = self._index_of_id(item, ids)
+            after = target.after_seq
             session += (
                 body_index,
                 queue_prefix(target.qos, target.retain, target.subscription_ids),
-                id_index if target.qos else _UNSTORED,
+                (id_index if after < 0 else _AFTER - after) if target.qos else _UNSTORED,
             )
             size += len(item.body) + _TARGET_BYTES
         groups: list[tuple[bytes, int, int]] = []

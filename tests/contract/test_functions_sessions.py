@@ -182,6 +182,24 @@ def test_refused_targets(store_functions: Functions) -> None:
     assert [seq for _, seq, _ in f.sent("a:1")] == [1, 2]
 
 
+@pytest.mark.parametrize("topic", ["t", "a/longer/topic/name/than/those/of/a/small/msgpack/string"])
+def test_a_retained_message_comes_behind_no_newer_one_of_its_topic(store_functions: Functions, topic: str) -> None:
+    f = store_functions
+    f.attach(SID, "a")
+    two_ids = b"\1\1\0\2" + bytes(8)  # the head with two subscription identifiers
+    assert f.enqueue("b", [body("live", topic), body("x", "u")], [[SID, 1, 1, two_ids, 0, 2, HEAD, 0]]) == [1, 2]
+
+    def retained(after: int) -> int | bytes:
+        (answer,) = f.enqueue("a", [body("old", topic)], [[SID, 1, 1, HEAD, -2 - after]])
+        return answer
+
+    assert retained(0) == 0
+    assert retained(1) == 3  # the live one was known when it was read: this one is newer
+    assert retained(2) == 0  # there is a copy by now
+    assert retained(3) == 4
+    assert f.enqueue("a", [body("old", "v")], [[SID, 1, 1, HEAD, -2]]) == [5]
+
+
 def test_unsubscribe_makes_older_matches_stale(store_functions: Functions) -> None:
     f = store_functions
     f.attach(SID, "a")

@@ -18,10 +18,31 @@ local function give_added(p, caller, added, answer, out)
   end
 end
 
+local UNSTORED, AFTER = -1, -2
+local LOOK_BACK = 2000 -- seqs
+
+-- Whether a message of the same topic was queued after a seq.
+local function has_newer(queue, after, last, body)
+  local topic = hash_key('hash_topic', body)
+  for first = math.max(after, last - LOOK_BACK) + 1, last, 100 do
+    local seqs = {}
+    for seq = first, math.min(first + 99, last) do
+      seqs[#seqs + 1] = seq
+    end
+    for _, value in ipairs(redis.call('HMGET', queue, unpack(seqs))) do
+      if value and hash_key('hash_topic', string.sub(value, 5 + 4 * struct.unpack('>I2', value, 3))) == topic then
+        return true
+      end
+    end
+  end
+  return false
+end
+
 -- Adds messages. args: node, inc, valid_until, number, max messages, max bytes, max group entries, generation, route
 -- version that the oldest was matched at, then msgpack of {bodies, sessions, groups, message ids}, a session being
 -- {sid, birth, body index, prefix, message id index, ...} and a group {gid, body index, message id index}; a message id
--- index 0 means no dedupe, -1 a QoS 0 message, which is not stored but passed to where the session is.
+-- index 0 means no dedupe, -1 a QoS 0 message, which is not stored but passed to where the session is, and -2 less a seq
+-- a retained message: only if no message of its topic was queued after that seq.
 -- Answer: msgpack of, per message of a session, its seq, or -1 full, -2 gone, -3 the session unsubscribed from
 -- something since that version, 0 served before or QoS 0; then three per group: entry id if the caller is to give it to
 -- a member, else ''; the sid that was chosen or ''; the depth, or -1 full, -2 no such group, 0 served before.
@@ -65,7 +86,9 @@ local function enqueue(keys, args)
         local id = ids[at]
         local body = bodies[item[j]]
         local value = item[j + 1] .. body
-        if at < 0 then
+        if at <= AFTER and has_newer(queue, AFTER - at, seq, body) then
+          answer[a] = 0
+        elseif at == UNSTORED then
           answer[a] = 0
           if owner then
             send_session(out, p, owner, sid, 0, item[j + 1], body)
