@@ -87,11 +87,7 @@ class Delivery(Publication):
 
     def wants(self, target: Target) -> bool:
         """Whether the session has a subscription that matches."""
-        for item in self._dispatch.route(self.message.topic).entries:
-            subscriber = item.subscriber
-            if subscriber.session_id == target.session_id and subscriber.birth == target.birth:
-                return item.without_own(self.message.publisher) is not None
-        return False
+        return self._dispatch.matches(self.message, target)
 
     def stored(self) -> None:
         """Acknowledge, and send what was stored to the sessions and members that are here."""
@@ -133,6 +129,22 @@ class Delivery(Publication):
                 slot = None
         if slot is not None:
             slot.settle(None)
+
+
+class Passing(Publication):
+    """A QoS 0 message for sessions that may be connected elsewhere: nothing is waited for."""
+
+    __slots__ = ("_dispatch",)
+
+    def __init__(
+        self, dispatch: Dispatch, message: Message, targets: Sequence[Target], nodes: Sequence[NodeTarget]
+    ) -> None:
+        super().__init__(message, targets, retain=message.retain, nodes=nodes)
+        self._dispatch = dispatch
+
+    def wants(self, target: Target) -> bool:
+        """Whether the session has a subscription that matches."""
+        return self._dispatch.matches(self.message, target)
 
 
 def make_target(entry: Entry, granted: int, message: Message) -> Target:
@@ -255,7 +267,15 @@ class Dispatch(Table):
         if route.groups and not before:
             nodes = self._group_copies(message, route, encoding)
         if message.retain or targets or nodes:
-            self.cluster.publish(Publication(message, targets, retain=message.retain, nodes=nodes))
+            self.cluster.publish(Passing(self, message, targets, nodes))
+
+    def matches(self, message: Message, target: Target) -> bool:
+        """Whether the session still has a subscription that matches."""
+        for item in self.route(message.topic).entries:
+            subscriber = item.subscriber
+            if subscriber.session_id == target.session_id and subscriber.birth == target.birth:
+                return item.without_own(message.publisher) is not None
+        return False
 
     def _group_copies(self, message: Message, route: Route, encoding: Encoding) -> Sequence[NodeTarget]:
         """Give a QoS 0 message to a member of each group, here or elsewhere; returns all nodes that get it."""

@@ -132,13 +132,14 @@ async def test_routes_found_while_a_message_is_on_its_way(autojump_clock: trio.a
         assert world.cluster.queue_length("other") == 0
 
 
-async def test_whether_a_session_still_wants_a_message(autojump_clock: trio.abc.Clock) -> None:
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_whether_a_session_still_wants_a_message(autojump_clock: trio.abc.Clock, qos: int) -> None:
     async with serving() as world:
         _not_alone(world)
         world.cluster.elsewhere("away", "t", "+")
         sender = await world.connect("sender")
         world.cluster.held = True
-        await sender.send(Publish("t", b"1", 1, False, False, 1))
+        await sender.send(Publish("t", b"1", qos, False, False, qos))
         [publication] = world.cluster.under_way()
         [target] = publication.targets
         world.cluster.change_routes(world.cluster.session_route("away", "t", removed=True))
