@@ -366,8 +366,9 @@ class Connection(Output):
             self._wake_feed()
 
     def session_gone(self) -> None:
-        """The store has no such session any more: the client has to begin anew."""
-        self.disconnect(0x83, "the store lost the session")
+        """The store has no such session any more: usually a clean start at another node ended it, and that node's word
+        is still on its way."""
+        self.disconnect(0x8E, "the session was ended by another connection")
 
     # -- SessionStore
 
