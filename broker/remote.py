@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -56,16 +56,14 @@ class Early:
 class _StoredSlot(AckSlot):
     """Tells when a message is stored: before that, what made the cluster publish it must not be marked as done."""
 
-    __slots__ = ("error", "settled")
+    __slots__ = ("_then",)
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[Exception | None], None]) -> None:
         super().__init__()
-        self.settled = trio.Event()
-        self.error: Exception | None = None
+        self._then = then
 
     def settle(self, error: Exception | None) -> None:
-        self.error = error
-        self.settled.set()
+        self._then(error)
 
 
 class ClusterSide:
@@ -193,24 +191,35 @@ class ClusterSide:
     async def publish_will(self, will: StoredWill) -> None:
         """Publish a will that is due, effectively once. Raises ClusterError if the store does not take it."""
         will.message.accepted_at_ms = self.dispatch.cluster.now_ms()
-        await self._publish(will.message)
+        settled = trio.Event()
+        errors: list[Exception] = []
 
-    async def delayed_due(self, message: Message) -> None:
-        """A delayed message is to be published. Raises ClusterError if the store does not take it."""
+        def then(error: Exception | None) -> None:
+            if error is not None:
+                errors.append(error)
+            settled.set()
+
+        self._publish(will.message, then)
+        await settled.wait()
+        if errors:
+            raise errors[0]
+
+    def delayed_due(self, message: Message, then: Callable[[Exception | None], None]) -> None:
+        """A delayed message is to be published; the store may not take it."""
         if delayed.wake_up(self.dispatch, message):
-            await self._publish(message)
+            self._publish(message, then)
+        else:
+            then(None)
 
-    async def _publish(self, message: Message) -> None:
+    def _publish(self, message: Message, then: Callable[[Exception | None], None]) -> None:
+        """Publish what may have been published before; `then` is called when it is stored, or will never be."""
         try:
             route = self.dispatch.route(message.topic)
             if route.delay is not None:
                 route.delay.check()
         except PeerError:
+            then(None)
             return
-        slot = _StoredSlot()
-        if not self.dispatch.publish(message, route, slot, True):
-            self.reactor.wake()
-            await slot.settled.wait()
-            if slot.error is not None:
-                raise slot.error
+        if self.dispatch.publish(message, route, _StoredSlot(then), True):
+            then(None)
         self.reactor.wake()

@@ -14,6 +14,8 @@ ALONE_S: Final = 2.0
 #: A timer item that is being worked on is handed out again after this time.
 TIMER_LEASE_S: Final = 10.0
 TIMER_POLL_S: Final = 1.0
+#: So many delayed messages are on their way into the store at the same time.
+DELAYED_AT_ONCE: Final = 1600
 
 #: How long the store remembers who already got a QoS 2 message, and how long after its PUBREL.
 SERVED_S: Final = 3600
@@ -22,6 +24,8 @@ SERVED_RELEASED_S: Final = 60
 #: At most so many target sessions in one call, and about so many bytes (rule 6).
 MAX_CALL_SESSIONS: Final = 100
 MAX_CALL_BYTES: Final = 256 * 1024
+#: Above this share of the store's `maxmemory` it takes no more messages from publishers.
+SOFT_FULL: Final = 0.85
 #: An adding call is refused when it reaches the store later than this (rule 5).
 CALL_VALID_S: Final = 5.0
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import heapq
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import trio
@@ -57,7 +59,7 @@ from cluster.memory.state import (
     Session,
     Then,
 )
-from cluster.policy import NEVER_EXPIRES, TIMER_LEASE_S, ClusterLimits
+from cluster.policy import DELAYED_AT_ONCE, NEVER_EXPIRES, TIMER_LEASE_S, ClusterLimits
 
 _log = get_logger("cluster")
 
@@ -76,6 +78,9 @@ class MemoryCluster:
         self._groups = Groups(limits.max_group_queue)
         #: Delayed messages by message id.
         self._delayed: dict[bytes, Message] = {}
+        #: Those that are due, and how many of them are being published.
+        self._ripe: deque[Message] = deque()
+        self._publishing = 0
         self._served = Served()
         self._timers: list[tuple[float, int, int, Session | FiredWill | Message]] = []
         self._timer_number = 0
@@ -96,6 +101,7 @@ class MemoryCluster:
         while True:
             self._wake = trio.Event()
             await self._work_off_timers(events)
+            self._publish_delayed(events)
             with trio.move_on_at(self._timers[0][0]) if self._timers else trio.CancelScope():
                 await self._wake.wait()
 
@@ -437,7 +443,7 @@ class MemoryCluster:
             if isinstance(what, FiredWill):
                 await self._publish_will(events, what)
             elif isinstance(what, Message):
-                await self._publish_delayed(events, what)
+                self._ripe.append(what)
             elif kind == WILL:
                 if what.will_at == due and what.will is not None:
                     fired = FiredWill(what.client_id, what.will, what)
@@ -465,14 +471,24 @@ class MemoryCluster:
             if fired.session is not None:
                 fired.session.wills_under_way -= 1
 
-    async def _publish_delayed(self, events: ClusterEvents, message: Message) -> None:
-        try:
-            await events.delayed_due(message)
-        except Exception as error:
+    def _publish_delayed(self, events: ClusterEvents) -> None:
+        """A bounded number at once, without waiting for their answers; nothing else waits for the rest."""
+        for _ in range(min(len(self._ripe), DELAYED_AT_ONCE - self._publishing)):
+            message = self._ripe.popleft()
+            self._publishing += 1
+            events.delayed_due(message, partial(self._delayed_published, message))
+        if self._ripe and self._publishing < DELAYED_AT_ONCE:
+            self._wake.set()
+
+    def _delayed_published(self, message: Message, error: Exception | None) -> None:
+        self._publishing -= 1
+        if error is not None:
             _log.warning("cluster.delayed_failed", error=repr(error))
             self._arm(trio.current_time() + TIMER_LEASE_S, DELAYED, message)
         else:
             del self._delayed[message.message_id]
+            if self._ripe:
+                self._wake.set()
 
     def _delete(self, session: Session) -> None:
         session.token = b""

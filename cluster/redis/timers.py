@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
 from typing import cast
 
 import trio
 
 from broker.errors import ClusterError
 from broker.log import get_logger
+from broker.message import Message
 from cluster.api import ClusterEvents, Poller
 from cluster.keys import Keys
-from cluster.policy import TIMER_POLL_S
+from cluster.policy import DELAYED_AT_ONCE, TIMER_POLL_S
 from cluster.records import unpack_message, unpack_will
 from cluster.redis.calls import gather
 from cluster.redis.links import Link
@@ -20,10 +25,12 @@ from cluster.redis.requests import result
 from cluster.redis.sessions import subscriptions_of
 
 _LIMIT = 100
-#: So many wills and delayed messages of one partition are published at the same time.
+#: So many wills of one partition are published at the same time.
 _AT_ONCE = 20
-#: Items with a message: wills and delayed messages.
-_PUBLISHED = (b"x", b"d")
+#: Kinds of items.
+_WILL = b"x"
+_DELAYED = b"d"
+_EXPIRY = b"e"
 
 _log = get_logger("cluster")
 
@@ -38,6 +45,9 @@ class Timers:
         self._member = member
         self._repair = repair
         self._wake = trio.Event()
+        #: Delayed messages that are being published: partition and message id.
+        self._publishing: set[tuple[bytes, bytes]] = set()
+        self._published = trio.Event()
 
     def wake(self) -> None:
         """Something is due now."""
@@ -64,6 +74,7 @@ class Timers:
         )
         more = False
         failure: ClusterError | None = None
+        pages: list[tuple[bytes, list[list[object]]]] = []
         for prefix, reply in zip(self._prefixes, replies, strict=True):
             try:
                 items = cast("list[list[object]]", result(reply))
@@ -71,24 +82,66 @@ class Timers:
                 failure = error
                 continue
             more = more or len(items) >= _LIMIT
+            pages.append((prefix, items))
+        self._publish_delayed(events, pages)
+        for prefix, items in pages:
             await self._work_off(events, prefix, items)
+        while len(self._publishing) >= DELAYED_AT_ONCE:
+            self._published = trio.Event()
+            await self._published.wait()
         if failure is not None:
             raise failure
         return more
+
+    def _publish_delayed(self, events: ClusterEvents, pages: Sequence[tuple[bytes, list[list[object]]]]) -> None:
+        """In the order of the times that they are due; across partitions that is known of those with one delay only.
+
+        Nothing waits for the answers."""
+        found: list[list[tuple[tuple[int, bytes], bytes, Message]]] = []
+        for prefix, items in pages:
+            page: list[tuple[tuple[int, bytes], bytes, Message]] = []
+            for item in items:
+                if item[0] != _DELAYED:
+                    continue
+                _, name, record = cast("list[bytes]", item)
+                message = unpack_message(record)
+                if message is None:
+                    _log.warning("cluster.unknown_record", kind="delayed", format=record[0])
+                elif (prefix, name) not in self._publishing:
+                    page.append(((message.accepted_at_ms, name), prefix, message))
+            found.append(page)
+        for (_, name), prefix, message in heapq.merge(*found, key=itemgetter(0)):
+            self._publishing.add((prefix, name))
+            try:
+                events.delayed_due(message, partial(self._delayed_published, prefix, name))
+            except Exception as error:
+                self._delayed_published(prefix, name, error)
+
+    def _delayed_published(self, prefix: bytes, name: bytes, error: Exception | None) -> None:
+        self._publishing.discard((prefix, name))
+        self._published.set()
+        if error is None:
+            self._done(prefix, _DELAYED + name)
+        else:
+            _log.warning("cluster.timer_failed", kind=str(_DELAYED), error=repr(error)[:200])
+
+    def _done(self, prefix: bytes, name: bytes) -> None:
+        self._link.command(("FCALL", "rk1_done", 1, prefix, name), None, resend=True)
+        self._poller.wake()
 
     async def _work_off(self, events: ClusterEvents, prefix: bytes, items: list[list[object]]) -> None:
         # Wills first: they go out before their sessions end.
         slots = trio.Semaphore(_AT_ONCE)
         async with trio.open_nursery() as nursery:
             for item in items:
-                if item[0] in _PUBLISHED:
+                if item[0] == _WILL:
                     await slots.acquire()
-                    nursery.start_soon(self._publish, events, prefix, cast("list[bytes]", item), slots)
+                    nursery.start_soon(self._publish_will, events, prefix, cast("list[bytes]", item), slots)
         for item in items:
-            if item[0] in _PUBLISHED:
+            if item[0] == _WILL or item[0] == _DELAYED:
                 continue
             try:
-                if item[0] == b"e":
+                if item[0] == _EXPIRY:
                     await self._end(events, prefix, item)
                 else:
                     await self._repair.repair(prefix, cast(bytes, item[1]))
@@ -107,35 +160,20 @@ class Timers:
         if ended:
             await self._repair.repair(prefix, session_id)
 
-    async def _publish(self, events: ClusterEvents, prefix: bytes, item: list[bytes], slots: trio.Semaphore) -> None:
+    async def _publish_will(
+        self, events: ClusterEvents, prefix: bytes, item: list[bytes], slots: trio.Semaphore
+    ) -> None:
         try:
-            kind, name, record = item
-            try:
-                if not await (self._will(events, record) if kind == b"x" else self._delayed(events, record)):
-                    return
-            except Exception as error:
-                _log.warning("cluster.timer_failed", kind=str(kind), error=repr(error)[:200])
+            _, name, record = item
+            found = unpack_will(record)
+            if found is None:
+                _log.warning("cluster.unknown_record", kind="will", format=record[0])
                 return
-            done = name if kind == b"x" else kind + name
-            self._link.command(("FCALL", "rk1_done", 1, prefix, done), None, resend=True)
-            self._poller.wake()
+            try:
+                await events.will_due(*found)
+            except Exception as error:
+                _log.warning("cluster.timer_failed", kind=str(_WILL), error=repr(error)[:200])
+                return
+            self._done(prefix, name)
         finally:
             slots.release()
-
-    async def _will(self, events: ClusterEvents, record: bytes) -> bool:
-        """Whether it was published."""
-        found = unpack_will(record)
-        if found is None:
-            _log.warning("cluster.unknown_record", kind="will", format=record[0])
-            return False
-        await events.will_due(*found)
-        return True
-
-    async def _delayed(self, events: ClusterEvents, record: bytes) -> bool:
-        """Whether it was published."""
-        message = unpack_message(record)
-        if message is None:
-            _log.warning("cluster.unknown_record", kind="delayed", format=record[0])
-            return False
-        await events.delayed_due(message)
-        return True

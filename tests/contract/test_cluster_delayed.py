@@ -60,6 +60,29 @@ async def test_g13_a_repeated_message_id_is_kept_once(make_cluster: Maker) -> No
         assert payloads(world) == [b"1", b"2"]
 
 
+async def test_those_that_are_due_at_the_same_time_come_in_order(make_cluster: Maker) -> None:
+    """Of one delay; and each without waiting for those before it."""
+    async with served(make_cluster()) as world:
+        world.events.delayed_held = []
+        sent = [delayed(number, accepted_at_ms=1000 + number // 10) for number in range(90)]
+        assert await kept(world, *sent) == [None] * 90
+        await world.events.until(lambda: len(world.events.delayed) == 90)
+        assert payloads(world) == [b"%d" % number for number in range(90)]
+
+
+async def test_delayed_messages_without_an_answer_hold_up_nobody(make_cluster: Maker) -> None:
+    async with served(make_cluster()) as world:
+        world.events.delayed_held = []
+        assert await kept(world, delayed(1)) == [None]
+        await world.events.until(lambda: world.events.delayed)
+        at = await world.connect("c", expiry_s=1)
+        await world.cluster.detach(at.ref, 1, 0, False)
+        assert await kept(world, delayed(2)) == [None]
+        await world.events.until(lambda: world.events.ended and len(world.events.delayed) == 2)
+        for then in world.events.delayed_held:
+            then(None)
+
+
 async def test_g15_delayed_messages_are_bounded(make_cluster: Maker) -> None:
     """The bound may be kept by parts of the store: it is that of the whole, or somewhat less."""
     async with served(make_cluster(max_delayed=64)) as world:

@@ -57,6 +57,8 @@ class Events:
         self.depths: dict[bytes, int] = {}
         self.delayed: list[Message] = []
         self.delayed_errors: list[Exception] = []
+        #: What waits for the answer, if none is given.
+        self.delayed_held: list[Callable[[Exception | None], None]] | None = None
         self.dropped: dict[str, int] = {}
         #: Client ids that `session_wanted` says to be connected here.
         self.here: set[str] = set()
@@ -114,12 +116,13 @@ class Events:
             self.depths[group_id] = depth
         self._note("group entries")
 
-    async def delayed_due(self, message: Message) -> None:
-        await trio.lowlevel.checkpoint()
+    def delayed_due(self, message: Message, then: Callable[[Exception | None], None]) -> None:
         self.delayed.append(message)
+        if self.delayed_held is None:
+            then(self.delayed_errors.pop() if self.delayed_errors else None)
+        else:
+            self.delayed_held.append(then)
         self._note(f"delayed {message.topic.decode()}")
-        if self.delayed_errors:
-            raise self.delayed_errors.pop()
 
     def messages_dropped(self, reason: str, count: int) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count

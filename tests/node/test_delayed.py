@@ -237,6 +237,28 @@ async def test_a_will_with_a_delay_that_is_none(autojump_clock: trio.abc.Clock) 
         assert peer.closed()
 
 
+async def test_many_at_the_same_time_hold_up_nobody(autojump_clock: trio.abc.Clock) -> None:
+    """They come in the order of their acceptance, a bounded number at once; a will does not wait for them."""
+    async with serving() as world:
+        live = await world.subscriber("live", "t", "will", qos=0)
+        peer = await world.connect("c", will=Will("will", b"gone", 0, False, Properties()))
+        for number in range(6000):
+            peer.put(_p("$delayed/5/t", b"%d" % number, min(number % 3, 1)))
+        await peer.received()
+        await trio.sleep(4.5)
+        world.cluster.single = False
+        world.cluster.held = True
+        await trio.sleep(1)
+        before = await live.payloads()
+        assert 0 < len(before) < 6000
+        peer.socket.reset()
+        await trio.sleep(1)
+        assert await live.payloads() == [b"gone"]
+        world.cluster.held = False
+        world.reactor.wake()
+        assert before + await live.payloads() == [b"%d" % number for number in range(6000)]
+
+
 async def test_many_come_in_the_order_of_their_times(autojump_clock: trio.abc.Clock) -> None:
     async with serving() as world:
         live = await world.subscriber("live", "t", qos=0)
