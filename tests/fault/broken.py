@@ -9,11 +9,10 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from broker import cli
 from broker.dispatch import Dispatch
-from broker.message import Message
-from broker.routes import AckSlot, Route
 from cluster.redis import library
 from cluster.redis.arrivals import Arrivals
 from cluster.redis.feed import Entries
@@ -27,18 +26,11 @@ def ack_early() -> None:
     """PUBACK and PUBREC leave before the store has replied."""
     publish = Dispatch.publish
 
-    def at_once(
-        self: Dispatch,
-        message: Message,
-        route: Route,
-        slot: AckSlot | None,
-        deduplicate: bool = False,
-        again: bool = False,
-    ) -> bool:
-        publish(self, message, route, slot, deduplicate, again)
+    def at_once(self: Dispatch, *what: Any) -> bool:
+        publish(self, *what)
         return True
 
-    Dispatch.publish = at_once  # type: ignore[method-assign]
+    Dispatch.publish = at_once  # type: ignore[method-assign, assignment]
 
 
 def no_fence() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -147,6 +147,7 @@ async def endure(
     store_url: str = "",
 ) -> tuple[World, Timeline, list[str]]:
     """Load, the fault, more load; then everything arrives, and is checked."""
+    folder.mkdir(parents=True, exist_ok=True)
     async with world(
         folder,
         seed=seed,
@@ -165,3 +166,21 @@ async def endure(
         if problems:
             made.run.history.save(folder / "history.jsonl")
     return made, timeline, problems
+
+
+async def together(
+    folder: Path, names: Iterable[str], situation: Callable[[Path, str], Awaitable[list[str]]]
+) -> list[str]:
+    """Situations at the same time, each with a cluster and a folder of its own: they mostly wait.
+
+    Returns what was wrong, with the names of the situations.
+    """
+    problems: list[str] = []
+
+    async def one(name: str) -> None:
+        problems.extend(f"[{name}] {problem}" for problem in await situation(folder / name, name))
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(one, name)
+    return problems
