@@ -137,7 +137,11 @@ async def _has_waitaof(call: Call) -> bool:
 
 async def _fields(call: Call, section: str) -> dict[str, str]:
     """The lines of an INFO section; none where it may not be seen."""
-    reply = await _allowed(call, "INFO", section)
+    return info_fields(await _allowed(call, "INFO", section))
+
+
+def info_fields(reply: object) -> dict[str, str]:
+    """The lines of an answer to INFO."""
     text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else str(reply or "")
     pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
     return {name: value.strip() for name, _, value in pairs}

@@ -22,15 +22,21 @@ if TYPE_CHECKING:
 
 _OK, _GAP, _LATE, _FENCED, _FREE, _BUSY = range(6)
 
+#: Calls that bring messages of publishers.
+_MESSAGES = (b"rk1_enqueue", b"rk1_delay", b"rk1_retain")
+
 _log = get_logger("cluster")
 
 
 class Outbox:
-    """The lanes with something to send: at the end of the turn, or later because the store said so."""
+    """The lanes with something to send: at the end of the turn, or later because the store said so.
 
-    __slots__ = ("due", "later")
+    While the store is nearly `full`, messages of publishers are taken as if it had refused them for want of room."""
+
+    __slots__ = ("due", "full", "later")
 
     def __init__(self) -> None:
+        self.full = False
         self.due: list[Lane] = []
         self.later: list[Lane] = []
 
@@ -96,6 +102,9 @@ class Lane:
         if self._call is None:
             self._call = self.build()
             if self._call is None:
+                return
+            if self._outbox.full and self._call[0] in _MESSAGES:
+                self._refused(StoreFull("the store is nearly full"), True)
                 return
         else:
             self._call = self.renewed(self._call)

@@ -44,6 +44,7 @@ from cluster.redis.calls import gather
 from cluster.redis.deployment import feed_groups, make_feed_link, make_link
 from cluster.redis.durability import Demand
 from cluster.redis.feed import Feed, Stream
+from cluster.redis.fullness import Fullness
 from cluster.redis.generations import Generations
 from cluster.redis.groups import Groups
 from cluster.redis.lanes import Outbox
@@ -205,6 +206,7 @@ class RedisCluster:
             self._groups.serve,
             self._takeover.serve,
             self._refill,
+            Fullness(self._link, self._outbox).serve,
         ):
             nursery.start_soon(task)
         await self._member.admitted(self._link.call)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+import trio
 
 from broker.errors import StoreFull, StoreUnavailable
 from cluster.api import Attachment, GroupTarget, shared_group_id
@@ -244,3 +245,28 @@ async def test_a_call_that_was_not_executed_does_not_hold_up_its_partition(serve
         fill(server, False)
         assert await world.send(at, b"3") == [2]
         assert await world.queue(at.ref) == [b"1", b"3"]
+
+
+async def test_g15_publishers_are_held_before_the_store_is_full(server: RedisServer) -> None:
+    """Everything but their messages goes on: there is room, and it is kept for that."""
+    async with fillable(server) as (world, _):
+        at, busy = await world.connect("c"), await world.connect("busy")
+        assert await world.send(at, b"1") == [1]
+        with server.client() as client:
+            used = cast("dict[str, int]", client.info("memory"))["used_memory"]
+            client.config_set("maxmemory", int(used * 1.1))
+        error: Exception | None = None
+        with trio.fail_after(10):
+            while error is None:
+                refused = world.start(WaitingPublication(message(), [target(busy)]))
+                await world.finished(refused)
+                error = refused.error
+        assert isinstance(error, StoreFull)
+        assert "nearly full" in str(error)
+        await world.subscribe(await world.connect("other"), "t")
+        assert await world.queue(at.ref) == [b"1"]
+        patient = world.start(Patient(message(payload=b"3"), [target(at)]))
+        fill(server, False)
+        await world.finished(patient)
+        assert patient.error is None
+        assert patient.targets[0].seq == 2
