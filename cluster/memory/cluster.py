@@ -9,14 +9,12 @@ from __future__ import annotations
 import heapq
 import secrets
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import cast
 
 import trio
 
-from broker.errors import SessionLost, StateError, StoreFull
+from broker.errors import SessionLost, StateError
 from broker.log import get_logger
 from broker.message import Message
 from broker.topics.names import is_shared
@@ -42,6 +40,7 @@ from cluster.api import (
     Target,
     shared_group_id,
 )
+from cluster.memory.delayed import Delayed
 from cluster.memory.groups import Groups
 from cluster.memory.state import (
     ACKNOWLEDGE,
@@ -59,7 +58,7 @@ from cluster.memory.state import (
     Session,
     Then,
 )
-from cluster.policy import DELAYED_AT_ONCE, NEVER_EXPIRES, TIMER_LEASE_S, ClusterLimits
+from cluster.policy import NEVER_EXPIRES, TIMER_LEASE_S, ClusterLimits
 
 _log = get_logger("cluster")
 
@@ -76,11 +75,7 @@ class MemoryCluster:
         self._index = RetainedIndex()
         self._retained: dict[str, Message] = {}
         self._groups = Groups(limits.max_group_queue)
-        #: Delayed messages by message id.
-        self._delayed: dict[bytes, Message] = {}
-        #: Those that are due, and how many of them are being published.
-        self._ripe: deque[Message] = deque()
-        self._publishing = 0
+        self._delayed = Delayed(limits.max_delayed, self._delay, self._run_timers)
         self._served = Served()
         self._timers: list[tuple[float, int, int, Session | FiredWill | Message]] = []
         self._timer_number = 0
@@ -101,7 +96,7 @@ class MemoryCluster:
         while True:
             self._wake = trio.Event()
             await self._work_off_timers(events)
-            self._publish_delayed(events)
+            self._delayed.publish(events)
             with trio.move_on_at(self._timers[0][0]) if self._timers else trio.CancelScope():
                 await self._wake.wait()
 
@@ -285,7 +280,7 @@ class MemoryCluster:
     def _store(self, publication: Publication) -> None:
         message = publication.message
         if publication.delay_s:
-            self._delay(publication)
+            self._delayed.keep(publication)
             return
         if publication.retain:
             topic = message.topic.decode()
@@ -300,16 +295,6 @@ class MemoryCluster:
             self._enqueue(target, message, served)
         for group in publication.groups:
             self._enqueue_for_group(group, message, served)
-
-    def _delay(self, publication: Publication) -> None:
-        message = publication.message
-        if message.message_id in self._delayed:  # a repetition
-            return
-        if len(self._delayed) >= self._limits.max_delayed:
-            publication.error = StoreFull(f"more than {self._limits.max_delayed} delayed messages")
-            return
-        self._delayed[message.message_id] = message
-        self._arm(trio.current_time() + publication.delay_s, DELAYED, message)
 
     def _enqueue(self, target: Target, message: Message, served: set[bytes] | None) -> None:
         if not target.qos:  # for sessions of other nodes
@@ -435,7 +420,13 @@ class MemoryCluster:
     def _arm(self, due: float, kind: int, what: Session | FiredWill | Message) -> None:
         self._timer_number += 1
         heapq.heappush(self._timers, (due, kind, self._timer_number, what))
+        self._run_timers()
+
+    def _run_timers(self) -> None:
         self._wake.set()
+
+    def _delay(self, delay_s: float, message: Message) -> None:
+        self._arm(trio.current_time() + delay_s, DELAYED, message)
 
     async def _work_off_timers(self, events: ClusterEvents) -> None:
         while self._timers and self._timers[0][0] <= trio.current_time():
@@ -443,7 +434,7 @@ class MemoryCluster:
             if isinstance(what, FiredWill):
                 await self._publish_will(events, what)
             elif isinstance(what, Message):
-                self._ripe.append(what)
+                self._delayed.ripen(what)
             elif kind == WILL:
                 if what.will_at == due and what.will is not None:
                     fired = FiredWill(what.client_id, what.will, what)
@@ -470,25 +461,6 @@ class MemoryCluster:
         else:
             if fired.session is not None:
                 fired.session.wills_under_way -= 1
-
-    def _publish_delayed(self, events: ClusterEvents) -> None:
-        """A bounded number at once, without waiting for their answers; nothing else waits for the rest."""
-        for _ in range(min(len(self._ripe), DELAYED_AT_ONCE - self._publishing)):
-            message = self._ripe.popleft()
-            self._publishing += 1
-            events.delayed_due(message, partial(self._delayed_published, message))
-        if self._ripe and self._publishing < DELAYED_AT_ONCE:
-            self._wake.set()
-
-    def _delayed_published(self, message: Message, error: Exception | None) -> None:
-        self._publishing -= 1
-        if error is not None:
-            _log.warning("cluster.delayed_failed", error=repr(error))
-            self._arm(trio.current_time() + TIMER_LEASE_S, DELAYED, message)
-        else:
-            del self._delayed[message.message_id]
-            if self._ripe:
-                self._wake.set()
 
     def _delete(self, session: Session) -> None:
         session.token = b""
