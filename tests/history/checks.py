@@ -48,21 +48,36 @@ def _promised(publication: Publication, session: Session, subscription: Subscrip
 
 
 def duplicates(timeline: Timeline) -> list[str]:
-    """G3: a QoS 2 message comes to a persistent QoS 2 session once; packet ids name one message until released."""
+    """G3: a QoS 2 message comes to a persistent QoS 2 session once; packet ids name one message until released.
+
+    To an ephemeral session it comes once at any QoS, if its publisher sent it in one session that was kept.
+    """
     problems = [
         f"packet id {event.packet_id} of {session} names {event.payload} before {before} was released"
         for session, event, before in timeline.reused_ids
     ]
     for session in timeline.sessions:
-        if not session.persistent:
-            continue
         times: dict[str, int] = defaultdict(int)
+        shared = any(subscription.share for subscription in session.subscriptions)
         for event in session.taken():
             publication = timeline.publications.get(event.payload)
-            if event.qos == 2 and (publication is None or publication.qos == 2):
+            if session.persistent:
+                counts = event.qos == 2 and (publication is None or publication.qos == 2)
+            else:
+                counts = (
+                    not shared and publication is not None and publication.qos == 2 and _kept(timeline, publication)
+                )
+            if counts:
                 times[event.payload] += 1
         problems += [f"duplicate: {payload} came {n} times to {session}" for payload, n in times.items() if n > 1]
     return problems
+
+
+def _kept(timeline: Timeline, publication: Publication) -> bool:
+    """Whether all its repetitions were sent in the persistent session that sent it first."""
+    connections = [timeline.connections[number] for number in publication.connections]
+    first = connections[0].number
+    return all(each.asked.value > 0 and (each.number == first or each.present) for each in connections)
 
 
 def at_most_once(timeline: Timeline) -> list[str]:
@@ -83,7 +98,7 @@ def at_most_once(timeline: Timeline) -> list[str]:
 def order(timeline: Timeline) -> list[str]:
     """G4: per publisher connection, topic and QoS, each session first gets the messages in the order of sending.
 
-    Delayed messages are published when they are due, each for itself: no order is promised among them.
+    Delayed messages are published when they are due, by any node: no order is promised among those of several.
     """
     problems: list[str] = []
     lines: list[list[str]] = []
@@ -356,7 +371,7 @@ def _overwritten(value: Publication | None, writes: Sequence[Publication], befor
 
 
 def delayed(timeline: Timeline, late_s: float = 1.0, early_s: float = 0.005) -> list[str]:
-    """G13: a delayed message comes not before it is due, at most `late_s` after that, and to a queue only once."""
+    """G13: a delayed message comes not before it is due, at most `late_s` after that, and only once."""
     problems: list[str] = []
     for session in timeline.sessions:
         times: dict[str, int] = defaultdict(int)
@@ -371,6 +386,6 @@ def delayed(timeline: Timeline, late_s: float = 1.0, early_s: float = 0.005) -> 
             if event.at > publication.ack_at + publication.delay_s + late_s and times[event.payload] == 1:
                 late = event.at - publication.ack_at - publication.delay_s
                 problems.append(f"delayed: {event.payload} came {late:.3f} s late")
-            if times[event.payload] > 1 and session.persistent and publication.sends == 1 and not event.dup:
+            if times[event.payload] > 1 and publication.sends == 1 and not event.dup:
                 problems.append(f"delayed: {event.payload} came again to {session}")
     return problems

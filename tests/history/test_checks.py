@@ -154,6 +154,20 @@ def test_a_duplicate_under_another_packet_id() -> None:
     assert len(checks.duplicates(script.timeline())) == 1
 
 
+@pytest.mark.parametrize("expiry_s, present, wrong", [(0, False, 0), (100, False, 0), (100, True, 1)])
+def test_a_duplicate_of_a_session_without_a_queue(expiry_s: float, present: bool, wrong: int) -> None:
+    """That of a publisher whose session ended with its connection is a new message."""
+    script = pair(expiry_s=0)
+    script.connect(3, "other", "a", expiry_s=expiry_s)
+    script.sent(3, "m1", qos=2)
+    script.deliver(1, "m1", qos=2, packet_id=7)
+    script.closed(3)
+    script.connect(4, "other", "b", expiry_s=expiry_s, present=present)
+    script.sent(4, "m1", qos=2)
+    script.deliver(1, "m1", qos=2, packet_id=8)
+    assert len(checks.duplicates(script.timeline())) == wrong
+
+
 def test_a_duplicate_after_its_release() -> None:
     script = pair()
     script.sent(2, "m1", qos=2)
@@ -422,8 +436,9 @@ def test_delayed(after_s: float, wrong: int) -> None:
     assert len(checks.delayed(script.timeline())) == wrong
 
 
-def test_delayed_twice() -> None:
-    script = pair()
+@pytest.mark.parametrize("expiry_s", [0, 100])
+def test_delayed_twice(expiry_s: float) -> None:
+    script = pair(expiry_s=expiry_s)
     script.sent(2, "m1", "$delayed/2/t")
     script.wait(2)
     script.deliver(1, "m1")
