@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.fault.faults import kill_node
 from tests.fault.world import World, endure
 from tests.history.run import require
 from tests.kit.redis_server import RedisServer, replicated_server, sentinels, server_cluster
@@ -55,10 +56,11 @@ def _primary(servers: list[RedisServer], before: RedisServer) -> RedisServer | N
     return None
 
 
-async def test_g16_a_server_of_a_redis_cluster_is_killed_and_comes_back(tmp_path: Path) -> None:
+async def test_g9_g16_a_node_on_a_redis_cluster_is_killed_and_then_a_server_of_it(tmp_path: Path) -> None:
     with server_cluster(3, options=("--appendonly", "yes", *ALWAYS)) as store:
 
-        async def restart_one(made: World) -> None:
+        async def kill_both(made: World) -> None:
+            await kill_node(made)
             victim = made.run.random.choice(store.primaries)
             made.begin("kill -9 of a server")
             await trio.to_thread.run_sync(victim.kill)
@@ -68,22 +70,6 @@ async def test_g16_a_server_of_a_redis_cluster_is_killed_and_comes_back(tmp_path
 
         hosts = ",".join(f"127.0.0.1:{server.address.port}" for server in store.primaries)
         _, _, problems = await endure(
-            tmp_path, restart_one, store=store.primaries[0], store_url=f"redis+cluster://{hosts}", after_s=4.0
+            tmp_path, kill_both, store=store.primaries[0], store_url=f"redis+cluster://{hosts}", after_s=4.0
         )
-    require(problems)
-
-
-async def test_g9_a_node_on_a_redis_cluster_is_killed(tmp_path: Path) -> None:
-    with server_cluster(3) as store:
-
-        async def kill(made: World) -> None:
-            name = made.some_node()
-            made.begin("kill -9", name)
-            made.nodes.kill(name)
-            await trio.sleep(1.0)
-            await made.nodes.start(name)
-            made.end("started again", name)
-
-        hosts = ",".join(f"127.0.0.1:{server.address.port}" for server in store.primaries)
-        _, _, problems = await endure(tmp_path, kill, store=store.primaries[0], store_url=f"redis+cluster://{hosts}")
     require(problems)

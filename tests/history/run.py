@@ -18,7 +18,7 @@ from tests.history.timeline import Timeline
 
 #: For everything that was acknowledged to arrive, on a machine that does other things too.
 DRAIN_S = 40.0
-_POLL_S = 0.25
+_POLL_S, _LONG_POLL_S = 0.25, 1.0
 _SHOWN = 25
 
 
@@ -105,7 +105,7 @@ class Run:
                 if not missing:
                     break
                 await trio.sleep(pause_s)
-                pause_s *= 1.5
+                pause_s = min(pause_s * 1.5, _LONG_POLL_S)
         # Repetitions and strays would come right behind: one exchange with each node is time for them.
         for client in self.clients.values():
             client.confirm_all()
