@@ -14,7 +14,7 @@ from cluster.redis.callbacks import call_stored
 from cluster.redis.generations import Generations
 from cluster.redis.groups import Groups
 from cluster.redis.lanes import Outbox
-from cluster.redis.membership import Membership
+from cluster.redis.membership import Membership, monotonic_s
 from cluster.redis.nodes import Dropped, Nodes
 from cluster.redis.publish import Item, PartitionLane
 from cluster.redis.retained import Retained
@@ -146,7 +146,7 @@ class Batch:
         item.size = len(item.body) + _TARGET_BYTES
         self._pending_bytes += item.size
         lane = self.partitions[partition_of(message.message_id, self._count)]
-        lane.delays.append((item, self._member.now_ms() + publication.delay_s * 1000))
+        lane.delays.append((item, monotonic_s() + publication.delay_s))
         lane.touch()
 
     def _extend(self, item: Item, found: Extension) -> None:

@@ -12,7 +12,7 @@ from cluster.api import REFUSED_GONE, GroupEntry, GroupTarget, Publication, Targ
 from cluster.policy import MAX_CALL_BYTES, MAX_CALL_SESSIONS, ClusterLimits
 from cluster.records import FORMAT, pack_arguments, queue_prefix, unpack_answer
 from cluster.redis.lanes import Lane, Outbox
-from cluster.redis.membership import Membership
+from cluster.redis.membership import Membership, monotonic_s
 from cluster.redis.pipeline import Part
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ class PartitionLane(Lane):
         super().__init__(prefix, link, member, outbox)
         self.pending: deque[Pair] = deque()
         self.groups: deque[tuple[Item, GroupTarget]] = deque()
-        #: Messages to be kept, and when (store time in ms) they are due.
-        self.delays: deque[tuple[Item, int]] = deque()
+        #: Messages to be kept, and when (by `monotonic_s`) they are due.
+        self.delays: deque[tuple[Item, float]] = deque()
         self._pairs: list[Pair] = []
         self._group_pairs: list[tuple[Item, GroupTarget]] = []
-        self._delayed: list[tuple[Item, int]] = []
+        self._delayed: list[tuple[Item, float]] = []
         #: Nothing more goes out before what is stale was looked at.
         self._held = False
         self._partition = partition
@@ -185,11 +185,12 @@ class PartitionLane(Lane):
 
     def _build_delays(self) -> tuple[Part, ...]:
         batch: list[tuple[bytes, int, bytes]] = []
-        size = 0
+        size, now_s = 0, monotonic_s()
         while self.delays and size < MAX_CALL_BYTES and len(batch) < MAX_CALL_SESSIONS:
-            item, due_ms = self.delays.popleft()
-            self._delayed.append((item, due_ms))
-            batch.append((item.publication.message.message_id, due_ms, _RECORD_HEAD + item.body))
+            item, due_s = self.delays.popleft()
+            self._delayed.append((item, due_s))
+            left_ms = max(0, int((due_s - now_s) * 1000))
+            batch.append((item.publication.message.message_id, left_ms, _RECORD_HEAD + item.body))
             size += len(item.body) + _TARGET_BYTES
         return (b"rk1_delay", self._max_delayed, pack_arguments(batch))
 

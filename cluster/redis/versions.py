@@ -7,6 +7,7 @@ by `Publication.rematch`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -69,9 +70,13 @@ class Versions:
         self._tags: dict[int, bytes] = {0: b""}
         #: Matched, and not proven to be matched with the newest version; oldest first.
         self._flying: dict[Item, None] = {}
-        self._unread: list[Waiting] = []
-        #: Read, but not adopted yet.
-        self._ahead: list[tuple[int, list[Waiting]]] = []
+        #: Those that wait, oldest first: a version that proves one proves all before it. They are counted from the first
+        #: that ever was; `_proven` were answered, for those up to `_asked` a version was asked for.
+        self._waiting: deque[Waiting] = deque()
+        self._proven = 0
+        self._asked = 0
+        #: Versions that were read but not adopted yet, with the count of those that they prove.
+        self._ahead: list[tuple[int, int]] = []
 
     def add(self, item: Item) -> None:
         """A publication that was matched now; it waits for one more answer. One that is also retained has to be
@@ -79,15 +84,15 @@ class Versions:
         item.checked = True
         self._flying[item] = None
         if not item.publication.retain:
-            self._unread.append(item)
+            self._waiting.append(item)
 
     def read(self, waiting: Waiting) -> None:
         """Tells it when a version that is read from now on is adopted."""
-        self._unread.append(waiting)
+        self._waiting.append(waiting)
 
     def newest(self, then: Callable[[], object]) -> None:
         """As `read`, with a call."""
-        self._unread.append(_Waiter(then))
+        self._waiting.append(_Waiter(then))
 
     async def caught_up(self, wake: Callable[[], None]) -> None:
         """Returns when a version that was read after the call is adopted."""
@@ -98,26 +103,29 @@ class Versions:
 
     def flush(self) -> None:
         """Asks for the version, once for all that came since."""
-        if self._unread and self._link.up_for(self._key):
-            unread, self._unread = self._unread, []
-            self._link.command((b"GET", self._key), partial(self._answered, unread))
+        count = self._proven + len(self._waiting)
+        if count > self._asked and self._link.up_for(self._key):
+            self._asked = count
+            self._link.command((b"GET", self._key), partial(self._answered, count))
 
-    def _answered(self, waiting: list[Waiting], reply: object) -> None:
+    def _answered(self, count: int, reply: object) -> None:
         if not (reply is None or isinstance(reply, bytes)):
-            self._unread[:0] = waiting
+            self._asked = self._proven
             return
         number, tag = parse_version(reply)
         if number > self.number:
-            self._ahead.append((number, waiting))
+            self._ahead.append((number, count))
         elif self._tags.get(number) == tag:
-            self._prove(waiting)
+            self._prove(count)
         else:
-            self._ahead.append((number, waiting))
+            self._ahead.append((number, count))
             self.on_foreign()
 
-    def _prove(self, waiting: Sequence[Waiting]) -> None:
-        flying = self._flying
-        for each in waiting:
+    def _prove(self, count: int) -> None:
+        flying, waiting = self._flying, self._waiting
+        while self._proven < count:
+            self._proven += 1
+            each = waiting.popleft()
             flying.pop(each, None)  # type: ignore[call-overload]
             each.answered()
 
@@ -132,19 +140,23 @@ class Versions:
         if changes and self.events is not None:
             self.events.routes_changed(changes)
             self._rematch()
+        foreign = False
         ahead, self._ahead = self._ahead, []
         for entry in ahead:
-            if entry[0] <= number:
-                self._prove(entry[1])
+            if entry[0] <= number and self.has(entry[0], entry[1]):
+                self._prove(entry[2])
             else:
+                # The log was read from another server than the version, or from the same one in another life.
+                foreign = foreign or entry[0] <= number
                 self._ahead.append(entry)
+        if foreign:
+            self.on_foreign()
 
     def start(self, number: int, tag: bytes, changes: Sequence[RouteChange] = ()) -> None:
         """The whole table was loaded at a version, which may be of another history: what waits reads again."""
         self._tags = {}
-        for _, waiting in self._ahead:
-            self._unread += waiting
         self._ahead = []
+        self._asked = self._proven
         self.adopt(number, [(number, tag)], changes)
 
     def _rematch(self) -> None:

@@ -3,15 +3,15 @@
 -- be brought in line are in a zset of their own.
 
 -- Keeps messages to be published later. args: node, inc, valid_until, number, most that a partition keeps, msgpack of a
--- list of {message id, due ms, record}. Value: for each '1', or '0' if it found no room. One
--- that is there stays as it is.
+-- list of {message id, ms from now, record}. Value: for each '1', or '0' if it found no room. One that is there stays as
+-- it is. The time counts from here, not by a node's idea of this clock: so nothing comes too early.
 local function delay(keys, args)
   local p = keys[1]
   local refused = refusal(p, args)
   if refused then
     return refused
   end
-  local items, dly, kept = cmsgpack.unpack(args[6]), p .. 'dly', {}
+  local items, dly, kept, now = cmsgpack.unpack(args[6]), p .. 'dly', {}, now_ms()
   local room = tonumber(args[5]) - redis.call('HLEN', dly)
   for i, item in ipairs(items) do
     kept[i] = '1'
@@ -19,7 +19,7 @@ local function delay(keys, args)
       if room > 0 then
         room = room - 1
         redis.call('HSET', dly, item[1], item[3])
-        redis.call('ZADD', p .. 't', item[2], 'd' .. item[1])
+        redis.call('ZADD', p .. 't', now + item[2], 'd' .. item[1])
       else
         kept[i] = '0'
       end
