@@ -70,8 +70,8 @@ class Versions:
         self._tags: dict[int, bytes] = {0: b""}
         #: Matched, and not proven to be matched with the newest version; oldest first.
         self._flying: dict[Item, None] = {}
-        #: Those that wait, oldest first: a version that proves one proves all before it. They are counted from the first
-        #: that ever was; `_proven` were answered, for those up to `_asked` a version was asked for.
+        #: Those that wait, oldest first: a version that proves one proves all before it. They are counted from the
+        #: first that ever was; `_proven` were answered, for those up to `_asked` a version was asked for.
         self._waiting: deque[Waiting] = deque()
         self._proven = 0
         self._asked = 0

@@ -1,4 +1,4 @@
-"""Publications that wait for the version of the route table are answered in their order, whatever happens to the store."""
+"""Publications that wait for the version of the route table are answered in order, whatever happens to the store."""
 
 from __future__ import annotations
 
