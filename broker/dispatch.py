@@ -237,7 +237,8 @@ class Dispatch(Table):
             elif entry.since < before:
                 continue
             elif not granted:
-                self._send_qos0(entry, encoding, message)
+                if not deduplicate or not self.had(subscriber, message):
+                    self._send_qos0(entry, encoding, message)
             else:
                 session = subscriber.session
                 if session is not None:
@@ -259,7 +260,7 @@ class Dispatch(Table):
             if entry is None:
                 continue
             if entry.subscriber.connection is not None:
-                if entry.since >= before:
+                if entry.since >= before and not self.had(entry.subscriber, message):
                     self._send_qos0(entry, encoding, message)
             elif entry.subscriber.persistent and not before and not self.cluster.alone():
                 targets.append(make_target(entry, 0, message))
@@ -276,6 +277,12 @@ class Dispatch(Table):
             if subscriber.session_id == target.session_id and subscriber.birth == target.birth:
                 return item.without_own(message.publisher) is not None
         return False
+
+    def had(self, subscriber: Subscriber, message: Message) -> bool:
+        """Whether a persistent session got a copy at QoS 0 before of a message that may come twice; it gets it now."""
+        if not message.message_id or not subscriber.persistent:
+            return False
+        return self.copies.note(message.message_id + subscriber.session_id) > 0
 
     def _group_copies(self, message: Message, route: Route, encoding: Encoding) -> Sequence[NodeTarget]:
         """Give a QoS 0 message to a member of each group, here or elsewhere; returns all nodes that get it."""

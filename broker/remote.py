@@ -136,7 +136,7 @@ class ClusterSide:
             self.dispatch.retained_passes(message.topic)
         if seq:
             session.stored(seq, encoding, qos, retain, subscription_ids)
-        elif subscriber.connection is not None:
+        elif subscriber.connection is not None and not self.dispatch.had(subscriber, message):
             subscriber.connection.send_qos0(encoding, retain, subscription_ids)
 
     def group_entries(self, group_id: bytes, entries: Sequence[GroupEntry], depth: int) -> None:
@@ -171,6 +171,16 @@ class ClusterSide:
         if connection is not None and connection.ref is ref:
             connection.lost = True
             connection.disconnect(0x8E, "another connection uses this client id")
+
+    def subscriptions(self, ref: SessionRef) -> Sequence[StoredSubscription] | None:
+        """What a persistent session of this node has."""
+        connection = self.clients.get(ref.client_id)
+        subscriber = connection.subscriber if connection is not None and connection.ref is ref else None
+        if subscriber is None or not subscriber.persistent or subscriber.session is None:
+            return None
+        return [
+            StoredSubscription(name, each.options, each.identifier) for name, each in subscriber.subscriptions.items()
+        ]
 
     def session_wanted(self, client_id: str) -> bool:
         """A client with this id connects to another node."""

@@ -60,6 +60,8 @@ class Table:
         self.groups: dict[bytes, Group] = {}
         self.nodes: dict[bytes, RemoteNode] = {}
         self.given = Given()
+        #: Message ids with session ids: copies at QoS 0 for persistent sessions here, which come by several ways.
+        self.copies = Given()
         self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
         self._strategy_of = strategy_of
         self._trie: TopicTrie[bytes, Subscription | Group | RemoteNode] = TopicTrie()

@@ -8,6 +8,7 @@ import trio
 
 from broker.codec.packets import Pubcomp, Publish, Pubrec, Pubrel
 from broker.message import Message
+from cluster import keys
 from cluster.api import StoredWill
 from tests.node.kit import Peer, World, serving
 
@@ -99,6 +100,24 @@ async def test_g3_a_retry_of_a_message_that_another_node_delivered_here(autojump
         world.reactor.wake()
         assert await _taken(reader) == [b"m"]
         assert await _retry(world, reader) == [[]]
+
+
+async def test_a_retry_adds_no_copy_at_qos_0(autojump_clock: trio.abc.Clock) -> None:
+    """A persistent session is given those by a stream of its own; the publisher comes from the other node."""
+    async with serving() as world:
+        world.cluster.single = False
+        low = await world.subscriber("low", "t", qos=0, expiry_s=100)
+        other = await world.subscriber("other", "t", qos=0, expiry_s=100)
+        events = world.cluster.events
+        for qos in (2, 0):
+            message = _again(qos=qos, message_id=ID[:-1] + b"%d" % qos)
+            for _ in range(2):
+                events.deliver_stored(keys.session_id("low"), 0, message, 0, False, ())
+                world.reactor.wake()
+            await events.will_due("c", StoredWill(message, 0))
+            events.deliver_stored(keys.session_id("other"), 0, message, 0, False, ())
+            world.reactor.wake()
+            assert await low.payloads() == await other.payloads() == [b"m"]
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
