@@ -54,6 +54,11 @@ listen mqtt
 """
 
 
+def find_haproxy() -> str | None:
+    """The binary; Debian has it where only root looks."""
+    return shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/sbin")
+
+
 class HaProxy:
     """HAProxy as what clients connect to; `live` and `address` are what a run asks for."""
 
@@ -64,7 +69,7 @@ class HaProxy:
         text = _CONFIGURATION.format(folder=folder, port=self.port)
         text += "".join(f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
         (folder / "haproxy.cfg").write_text(text)
-        binary = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/sbin")
+        binary = find_haproxy()
         if binary is None:
             raise RuntimeError("no haproxy: install the Debian package of that name")
         with (folder / "haproxy.log").open("ab") as log:

@@ -4,6 +4,9 @@ Sessions are made through the protocol, by many connections at a time over all n
 session that outlives it, subscribes to three filters and leaves. All filters are distinct, of four levels. Then a
 publish to one of all the sessions is timed, a node is started anew and timed, and a node that owns a third of the
 sessions is killed and timed until it is reaped.
+
+`--routes 100000` measures instead what a route costs in the memory of a node: so many distinct filters of few sessions,
+so that the sessions themselves weigh nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ FILTERS = 3
 IN_PARALLEL = 200
 SAMPLES = 500
 HOUR_S = 3600
+#: Of each session where routes are measured, and of each of its SUBSCRIBE packets.
+MANY_FILTERS, AT_ONCE = 500, 100
 
 
 def filters_of(number: int) -> list[str]:
@@ -182,14 +187,43 @@ async def measure(sessions: int) -> None:
             say(f"a dead node that owned a third was reaped {taken_s:.2f} s after its death, its lease of 6 s included")
 
 
+async def measure_routes(filters: int, persistent: bool) -> None:
+    """Print what a route costs on each node; the sessions are those of node a."""
+    with tempfile.TemporaryDirectory(prefix="rookery-scale-") as folder, redis_server(aof=True) as store:
+        async with cluster(Path(folder), NAMES, store=store) as nodes:
+            peers = {name: Peers(nodes[name].host, nodes[name].port, "scale") for name in NAMES}
+            empty = {name: rss_bytes(nodes[name].pid) for name in NAMES}
+            names = [topic_filter for number in range(filters // FILTERS + 1) for topic_filter in filters_of(number)]
+            began = time.perf_counter()
+            for first in range(0, filters, MANY_FILTERS):
+                client = await peers["a"].connect(persistent=persistent)
+                for start in range(first, min(first + MANY_FILTERS, filters), AT_ONCE):
+                    await client.subscribe(*names[start : min(start + AT_ONCE, filters)], qos=1)
+            taken_s = time.perf_counter() - began
+            for name in NAMES:
+                # Its acknowledgement says that the node knows of all routes before it.
+                await (await peers[name].connect()).publish("t", b"", 1)
+            grown = [f"{name} {(rss_bytes(nodes[name].pid) - empty[name]) / filters:.0f}" for name in NAMES]
+            say(
+                f"{filters} distinct filters of {'persistent' if persistent else 'ephemeral'} sessions on node a, made "
+                f"in {taken_s:.1f} s: bytes per route on node {', '.join(grown)}"
+            )
+            for each in peers.values():
+                await each.close()
+
+
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=100_000)
+    parser.add_argument("--routes", type=int, metavar="FILTERS", help="only measure what this many routes cost")
     parser.add_argument("--own", type=int, metavar="PORT", help="only own so many sessions of the store there")
     options = parser.parse_args()
     if options.own:
         trio.run(own, options.own, options.sessions)
+    elif options.routes:
+        for persistent in (True, False):
+            trio.run(measure_routes, options.routes, persistent)
     else:
         trio.run(measure, options.sessions)
     return 0
