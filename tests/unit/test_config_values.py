@@ -113,7 +113,7 @@ def test_assignments(raw: object, pairs: tuple[tuple[str, str], ...]) -> None:
 
 @pytest.mark.parametrize("raw", ["n", "n=z", "=x", "n=x,n=y", "a/b=x", ["n = x"], [1], {"n": "x"}, "n=+,=x"])
 def test_no_assignments(raw: object) -> None:
-    with pytest.raises(ValueError, match="has|must be"):
+    with pytest.raises(ValueError, match=r"has|must be"):
         Assignments("x", "y").parse(raw)
 
 
