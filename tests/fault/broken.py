@@ -18,7 +18,7 @@ from cluster.redis.arrivals import Arrivals
 from cluster.redis.feed import Entries
 from cluster.redis.membership import Membership
 from cluster.redis.publish import Item, PartitionLane
-from cluster.redis.versions import Versions, Waiting
+from cluster.redis.versions import Versions
 from tests.kit.broker_process import BrokerProcess
 
 
@@ -61,8 +61,8 @@ def no_mid() -> None:
 def no_version() -> None:
     """Whatever version of the route table is read, the own one is taken for the newest."""
 
-    def proven(self: Versions, waiting: list[Waiting], reply: object) -> None:
-        self._prove(waiting)
+    def proven(self: Versions, count: int, reply: object) -> None:
+        self._prove(count)
 
     Versions._answered = proven  # type: ignore[method-assign]
 
