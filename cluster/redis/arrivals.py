@@ -30,7 +30,7 @@ class Attached:
 
     def __init__(self, partitions: int) -> None:
         self._count = partitions
-        self._sessions: dict[bytes, tuple[bytes, int]] = {}
+        self._sessions: dict[bytes, tuple[SessionRef, int]] = {}
         #: Being attached: the store may take this node for the owner already.
         self._coming: dict[bytes, int] = {}
         #: Have to look into their queues: what came for them came before anyone here knew them.
@@ -53,13 +53,25 @@ class Attached:
 
     def attach(self, ref: SessionRef, after: int) -> None:
         """It is here; entries of the stream up to `after` are of an earlier time, perhaps of an older session."""
-        self._sessions[ref.session_id] = ref.token, after
+        self._sessions[ref.session_id] = ref, after
 
     def detach(self, ref: SessionRef) -> None:
         """It is not here any more, unless it came anew."""
-        found = self._sessions.get(ref.session_id)
-        if found is not None and found[0] == ref.token:
+        if self.has(ref):
             del self._sessions[ref.session_id]
+
+    def has(self, ref: SessionRef) -> bool:
+        """Whether it is here, by this very attach."""
+        found = self._sessions.get(ref.session_id)
+        return found is not None and found[0].token == ref.token
+
+    def refs(self) -> list[SessionRef]:
+        """All that are here."""
+        return [ref for ref, _ in self._sessions.values()]
+
+    def refs_of_partition(self, partition: int) -> list[SessionRef]:
+        """Those in one partition."""
+        return [ref for ref, _ in self._sessions.values() if partition_of(ref.session_id, self._count) == partition]
 
     def takes(self, identifier: bytes, number: int) -> bool:
         """Whether the entry with this number is for it; if not, but perhaps it is, it will look."""
@@ -69,6 +81,11 @@ class Attached:
         if found is not None or identifier in self._coming:
             self.looks[identifier] = None
         return False
+
+    def restart(self, partition: int, last: int) -> None:
+        """The stream of the partition has another history: entries up to `last` are of an earlier time now."""
+        for identifier in self.of_partition(partition):
+            self._sessions[identifier] = self._sessions[identifier][0], last
 
     def of_partition(self, partition: int) -> list[bytes]:
         """All that are in it."""

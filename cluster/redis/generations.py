@@ -23,7 +23,7 @@ class Generations:
     async def register(self, call: Call, serves: Callable[[bytes], bool] | None = None) -> None:
         """On each new connection, before anything else; `serves` tells which prefixes live on that server (all).
         Raises StoreUnavailable."""
-        replid = await _replication_id(call)
+        replid = await replication_id(call)
         for position, prefix in enumerate(self._keys.partitions):
             if serves is not None and not serves(prefix):
                 continue
@@ -31,7 +31,7 @@ class Generations:
             self.numbers[position] = max(self.numbers[position], cast(int, number))
 
 
-async def _replication_id(call: Call) -> bytes:
+async def replication_id(call: Call) -> bytes:
     """It changes with each start of a server and each promotion. Raises ClusterError."""
     reply = cast(bytes, await call("INFO", "replication"))
     for line in reply.splitlines():

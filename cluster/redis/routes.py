@@ -205,7 +205,7 @@ class Routes:
         tags: list[tuple[int, bytes]] = []
         changes: list[RouteChange] = []
         for number, flat in entries:
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            fields = _fields(flat)
             tags.append((number, fields[b"t"]))
             own = fields[b"o"] == self._member.member
             values = unpack_answer(fields[b"c"])
@@ -215,6 +215,10 @@ class Routes:
                 if not own or self._is_foreign(cast(bytes, field), ()):
                     _add_change(changes, removed, cast(bytes, field), cast(bytes, value))
         self._versions.adopt(entries[-1][0], tags, changes)
+
+    def continues(self, number: int, flat: Sequence[bytes]) -> bool:
+        """Whether this entry of the log is the one that was adopted under its number."""
+        return self._versions.has(number, _fields(flat)[b"t"])
 
     def reload(self) -> None:
         """The log has a gap, or is not the one that was read so far."""
@@ -263,6 +267,10 @@ class Routes:
         if field[:1] == b"s":
             return field[1:17] not in self._attached
         return not field.startswith(b"n" + self._member.member + b"\0")
+
+
+def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _route(field: bytes, record: bytes) -> Route | NodeRoute | None:

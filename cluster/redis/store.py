@@ -213,13 +213,11 @@ class RedisCluster:
 
     def _make_feeds(self) -> list[Feed]:
         """The route log first: who subscribed is known before what was stored for it."""
-        log = Stream(self._keys.routes + ROUTES_LOG, self._routes.adopt, self._routes.reload)
-        log.cursor = self._versions.number
-
-        def loaded(version: int) -> None:
-            log.cursor = version
-
-        self._routes.on_loaded = loaded
+        log = Stream(
+            self._keys.routes + ROUTES_LOG, self._routes.adopt, self._routes.reload, continues=self._routes.continues
+        )
+        log.move(self._versions.number)
+        self._routes.on_loaded = log.move
         own = self._keys.node(self._member.member)
         pushed = Stream(
             own + NODE_STREAM,
@@ -227,6 +225,7 @@ class RedisCluster:
             lambda: None,  # nothing else has these messages
             lambda before, size: ("FCALL", "rk1_trim", 1, own, before, size),
             ("FCALL", "rk1_open", 1, own, NODE_STREAM),
+            again=True,
         )
         streams = [log, *(self._owner_stream(number) for number in range(self._count)), pushed]
         by_key = {stream.key: stream for stream in streams}
@@ -248,6 +247,7 @@ class RedisCluster:
             partial(self._arrivals.missed, number),
             lambda before, _: ("XTRIM", prefix + name, "MINID", before),
             ("FCALL", "rk1_open", 1, prefix, name),
+            anew=partial(self._attached.restart, number),
         )
 
     async def _leave(self) -> None:
@@ -306,7 +306,7 @@ class RedisCluster:
             self._empty = trio.Event()
             try:
                 for feed in self._feeds:
-                    await feed.check(self._link.call)
+                    await feed.check(self._link.call, True)
             except ClusterError as error:
                 _log.warning("cluster.feed_delayed", reason=str(error)[:200])
                 await trio.sleep(BEAT_S)

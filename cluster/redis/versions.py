@@ -76,7 +76,7 @@ class Versions:
         self._proven = 0
         self._asked = 0
         #: Versions that were read but not adopted yet, with the count of those that they prove.
-        self._ahead: list[tuple[int, int]] = []
+        self._ahead: list[tuple[int, bytes, int]] = []
 
     def add(self, item: Item) -> None:
         """A publication that was matched now; it waits for one more answer. One that is also retained has to be
@@ -114,12 +114,16 @@ class Versions:
             return
         number, tag = parse_version(reply)
         if number > self.number:
-            self._ahead.append((number, count))
-        elif self._tags.get(number) == tag:
+            self._ahead.append((number, tag, count))
+        elif self.has(number, tag):
             self._prove(count)
         else:
-            self._ahead.append((number, count))
+            self._ahead.append((number, tag, count))
             self.on_foreign()
+
+    def has(self, number: int, tag: bytes) -> bool:
+        """Whether this version was adopted: then so was the same history up to it."""
+        return self._tags.get(number) == tag
 
     def _prove(self, count: int) -> None:
         flying, waiting = self._flying, self._waiting
