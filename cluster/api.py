@@ -419,6 +419,10 @@ class ClusterEvents(Protocol):
     def session_lost(self, ref: SessionRef) -> None:
         """Another connection owns the session now: close this one (Session taken over)."""
 
+    def subscriptions(self, ref: SessionRef) -> Sequence[StoredSubscription] | None:
+        """What the session has here now, with changes that the store does not have yet; None where it is not connected
+        here any more, or is not persistent. The store came back, and perhaps without its last writes."""
+
     def session_wanted(self, client_id: str) -> bool:
         """A client with this id connects to another node: close the connection here (Session taken over), which
         detaches it. False if there is none."""

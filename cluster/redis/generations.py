@@ -18,6 +18,10 @@ class Generations:
     def __init__(self, keys: Keys) -> None:
         #: By partition; 0: not known yet, nothing is compared.
         self.numbers = [0] * len(keys.partitions)
+        #: Called with the prefix of a partition, or of the route table, whose store has another life than it had on the
+        #: connection before.
+        self.on_changed: Callable[[bytes], None] = lambda _: None
+        self._lives: dict[bytes, bytes] = {}
         self._keys = keys
 
     async def register(self, call: Call, serves: Callable[[bytes], bool] | None = None) -> None:
@@ -29,6 +33,15 @@ class Generations:
                 continue
             number = await call("FCALL", "rk1_generation", 1, prefix, replid)
             self.numbers[position] = max(self.numbers[position], cast(int, number))
+            self._lives_on(prefix, replid)
+        if serves is None or serves(self._keys.routes):
+            self._lives_on(self._keys.routes, replid)
+
+    def _lives_on(self, prefix: bytes, replid: bytes) -> None:
+        known = self._lives.get(prefix, replid)
+        self._lives[prefix] = replid
+        if known != replid:
+            self.on_changed(prefix)
 
 
 async def replication_id(call: Call) -> bytes:

@@ -6,7 +6,7 @@ and by the streams of the partitions; each entry is told to the broker once, unt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, cast
 
 import trio
@@ -130,6 +130,25 @@ class Groups:
             group = self._groups[group_id] = _Group(topic_filter)
         group.strategy, group.members = strategy, members
         group.number += 1
+        await self._tell_members(group_id, group)
+
+    async def tell_again(self, partition: int) -> None:
+        """The store may have forgotten who the members in this partition are, and what this node was given. Raises
+        ClusterError."""
+        prefix = self._prefixes[partition]
+        for group_id, group in list(self._groups.items()):
+            if self._prefix(group_id) == prefix:
+                group.number += 1
+                await self._tell_members(group_id, group)
+        # Or that the last one left.
+        known = await self._link.call("SMEMBERS", prefix + b"ng:" + self._member.member)
+        for group_id in cast("Iterable[bytes]", known):
+            if group_id not in self._groups:
+                reply = await self._in_turn(group_id, *self._members_call(group_id, "", ()))
+                result(reply)
+        self.missed(partition)
+
+    async def _tell_members(self, group_id: bytes, group: _Group) -> None:
         wanted = group.number
         # Of changes that come while one is under way only the last one counts.
         while group.applied < wanted:
@@ -148,19 +167,7 @@ class Groups:
         if not members and group.routed:
             await self._routes.remove(group.topic_filter)
             group.routed = False
-        batch = [(each.session_id, each.birth, int(each.persistent), each.window) for each in members]
-        reply = await self._in_turn(
-            group_id,
-            "FCALL",
-            "rk1_group_members",
-            1,
-            self._prefix(group_id),
-            group_id,
-            self._member.node,
-            self._member.incarnation_text,
-            group.strategy,
-            pack_arguments(batch),
-        )
+        reply = await self._in_turn(group_id, *self._members_call(group_id, group.strategy, members))
         if cast("list[int]", result(reply))[0]:
             self._member.fenced()
             raise StoreUnavailable("this node was taken for dead")
@@ -171,6 +178,19 @@ class Groups:
         if not members and group.number == number:
             del self._groups[group_id]
             self.states.pop(group_id, None)
+
+    def _members_call(self, group_id: bytes, strategy: str, members: Sequence[GroupMemberState]) -> tuple[Part, ...]:
+        return (
+            "FCALL",
+            "rk1_group_members",
+            1,
+            self._prefix(group_id),
+            group_id,
+            self._member.node,
+            self._member.incarnation_text,
+            strategy,
+            pack_arguments([(each.session_id, each.birth, int(each.persistent), each.window) for each in members]),
+        )
 
     async def _in_turn(self, group_id: bytes, *parts: Part) -> object:
         """The raw reply to `rk1_group_members`; entries in it are told before the turn ends."""

@@ -130,6 +130,24 @@ class NodeRoutes:
             fields += (node_route_field(self._member.member, each.encode()), b"")
         return self._routes.start(True, fields)
 
+    @property
+    def member(self) -> bytes:
+        """Whose routes these are."""
+        return self._member.member
+
+    def compare(self, fields: Iterable[bytes]) -> None:
+        """The table was loaded anew, and has these fields of this node: makes it as it shall be."""
+        found = set(fields)
+        names = {node_route_field(self._member.member, each.encode()): each for each in self._announced}
+        lacking = [each for field, each in names.items() if field not in found and self._announced[each] is None]
+        surplus = [field for field in found if field not in names]
+        if lacking or surplus:
+            _log.warning("cluster.node_routes_mended", written=len(lacking), removed=len(surplus))
+        if lacking:
+            self._write(lacking)
+        if surplus:
+            self._routes.start(True, [part for field in surplus for part in (field, b"")])
+
     def announce_again(self) -> None:
         """The store lost the table."""
         self._announced.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -128,6 +128,8 @@ class Routes:
         self._wanted = trio.Event()
         #: Set to where the log is to be read from, after a reload.
         self.on_loaded: Callable[[int], None] = lambda _: None
+        #: Called after a reload with what the table has.
+        self.on_reloaded: Callable[[Mapping[bytes, Route | NodeRoute | None]], None] = lambda _: None
         versions.on_foreign = self.reload
 
     # Changes by this node
@@ -260,6 +262,7 @@ class Routes:
         self.on_loaded(version[0])
         self._versions.start(*version, changes)
         self._wake()
+        self.on_reloaded(records)
 
     def _is_foreign(self, field: bytes, touched: Container[bytes]) -> bool:
         if field in touched:

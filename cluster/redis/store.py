@@ -62,6 +62,7 @@ from cluster.redis.settle import SettleBox, Settler
 from cluster.redis.signals import Signals
 from cluster.redis.takeover import Takeover
 from cluster.redis.timers import Timers
+from cluster.redis.verify import Verifier
 from cluster.redis.versions import Versions
 
 _LEAVE_S = 0.5
@@ -139,6 +140,18 @@ class RedisCluster:
             self._keys, self._link, self._member, self._repair, self._takeover, self._generations, limits
         )
         self._timers = Timers(self._keys, self._link, self._poller, self._member, self._repair)
+        self._verifier = Verifier(
+            self._keys,
+            self._link,
+            self._attached,
+            self._sessions,
+            self._repair,
+            self._groups,
+            self._node_routes,
+            self._session_lost,
+        )
+        self._generations.on_changed = self._verifier.changed
+        self._routes.on_reloaded = self._verifier.reloaded
         self._feeds: list[Feed] = []
         self._events: ClusterEvents | None = None
         self._available = False
@@ -152,7 +165,7 @@ class RedisCluster:
         """See `Cluster.serve`."""
         self._poller.poller = poller
         self._events = self._versions.events = self._arrivals.events = events
-        self._groups.events = self._takeover.events = events
+        self._groups.events = self._takeover.events = self._verifier.events = events
         failures: list[ClusterError] = []
         await self._link.connect()
         try:
@@ -205,6 +218,7 @@ class RedisCluster:
             self._retained.serve,
             self._groups.serve,
             self._takeover.serve,
+            self._verifier.serve,
             self._refill,
             Fullness(self._link, self._outbox).serve,
         ):

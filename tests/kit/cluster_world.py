@@ -66,6 +66,8 @@ class Events:
         self.wills: list[tuple[str, StoredWill]] = []
         self.ended: list[tuple[str, list[str]]] = []
         self.lost: list[SessionRef] = []
+        #: What the sessions that `World.subscribe` subscribed have, by token.
+        self.subscribed: dict[bytes, dict[str, StoredSubscription]] = {}
         self.available: list[bool] = []
         #: What happened, in order.
         self.log: list[str] = []
@@ -150,6 +152,10 @@ class Events:
     def session_lost(self, ref: SessionRef) -> None:
         self.lost.append(ref)
         self._note(f"lost {ref.client_id}")
+
+    def subscriptions(self, ref: SessionRef) -> Sequence[StoredSubscription] | None:
+        found = self.subscribed.get(ref.token)
+        return None if found is None else list(found.values())
 
     def store_emptied(self) -> None:
         self._note("store emptied")
@@ -285,8 +291,10 @@ class World:
 
     async def subscribe(self, at: Attachment, *topic_filters: str, qos: int = 1) -> None:
         """Subscriptions of a persistent session."""
+        stored = [StoredSubscription(each, qos) for each in topic_filters]
+        self.events.subscribed.setdefault(at.ref.token, {}).update((each.topic_filter, each) for each in stored)
         with trio.fail_after(LIMIT_S):
-            await self.cluster.subscribe(at.ref, [StoredSubscription(each, qos) for each in topic_filters], True)
+            await self.cluster.subscribe(at.ref, stored, True)
 
     async def queue(self, ref: SessionRef, limit: int = 100) -> list[bytes]:
         """All payloads of a session's queue, page by page."""
