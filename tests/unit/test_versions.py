@@ -68,3 +68,19 @@ def test_a_reloaded_table_asks_about_the_oldest_first() -> None:
     turns.ask(4)
     turns.link.answer(b"9:other")
     assert turns.answered == [1, 2, 3, 4]
+
+
+def test_a_version_of_another_history_proves_nothing() -> None:
+    turns = Publications()
+    reloads: list[None] = []
+    turns.versions.on_foreign = lambda: reloads.append(None)
+    turns.versions.start(5, b"five")
+    turns.ask(1)
+    turns.link.answer(b"7:seven")
+    # The log is still read from the server that was the primary before.
+    turns.versions.adopt(7, [(6, b"old"), (7, b"older")], ())
+    assert (turns.answered, len(reloads)) == ([], 1)
+    turns.versions.start(7, b"seven")
+    turns.ask()
+    turns.link.answer(b"7:seven")
+    assert turns.answered == [1]
