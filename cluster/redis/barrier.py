@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, cast
 
 from broker.log import get_logger
@@ -23,9 +24,17 @@ class Barrier:
     executed already, by way of another connection, and write nothing. EXPIRE also works in a full store.
     """
 
-    __slots__ = ("_short", "local", "mark", "replicas", "timeout_s", "wait")
+    __slots__ = ("local", "mark", "replicas", "short_since_s", "timeout_s", "wait")
 
-    def __init__(self, mark_key: bytes, local: int, replicas: int, timeout_s: float, aof: bool) -> None:
+    def __init__(
+        self,
+        mark_key: bytes,
+        local: int,
+        replicas: int,
+        timeout_s: float,
+        aof: bool,
+        short_since_s: float | None = None,
+    ) -> None:
         self.local = local
         self.replicas = replicas
         self.timeout_s = timeout_s
@@ -33,7 +42,8 @@ class Barrier:
         wait: tuple[Part, ...] = ("WAITAOF", local, replicas, timeout_ms) if aof else ("WAIT", replicas, timeout_ms)
         self.mark = pack(("EXPIRE", mark_key, MARK_S))
         self.wait = pack(wait)
-        self._short = False
+        #: Since when (time.monotonic) too few have what is written; None: enough have it.
+        self.short_since_s = short_since_s
 
     def enough(self, reply: object, address: StoreAddress) -> bool:
         """What `wait` was answered with: whether as many have it as must."""
@@ -42,8 +52,8 @@ class Barrier:
         else:
             local, replicas = self.local, cast(int, reply)
         short = local < self.local or replicas < self.replicas
-        if short != self._short:
-            self._short = short
+        if short != (self.short_since_s is not None):
+            self.short_since_s = time.monotonic() if short else None
             if short:
                 _log.warning(
                     "store.not_durable", store=str(address), local=local, replicas=replicas, needed=self.replicas

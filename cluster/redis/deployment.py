@@ -147,12 +147,13 @@ async def _prepare(link: RedisLink, demand: Demand, namespace: str, first: bool)
     """Before anything else on a new connection: the class it has, what makes that true, and the library."""
     call = link.setup_call
     promise = await durability(call, demand, first)
-    link.barrier = None
+    before, link.barrier = link.barrier, None
     if promise.waits:
         key = _mark_key(link, namespace)
         if not await call("EXPIRE", key, MARK_S):
             await call("SET", key, "1", "EX", MARK_S)
-        link.barrier = Barrier(key, promise.local, promise.replicas, demand.timeout_s, promise.aof)
+        short_since_s = before.short_since_s if before is not None else None
+        link.barrier = Barrier(key, promise.local, promise.replicas, demand.timeout_s, promise.aof, short_since_s)
     await library.ensure_loaded(call)
     link.durability = promise.durability
 

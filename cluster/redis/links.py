@@ -43,6 +43,10 @@ class Link(Protocol):
     def durability(self) -> str:
         """The class of GUARANTEES section 2; the weakest of all primaries. "" before the first connection."""
 
+    @property
+    def short_s(self) -> float:
+        """For how long now what is written is not as safe as the durability class says; of the worst primary."""
+
     def primaries(self) -> Sequence[RedisLink]:
         """The link of each primary: for what is asked of a server and not of a key."""
 

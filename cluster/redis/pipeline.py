@@ -101,6 +101,17 @@ class Pipeline:
         """Requests without a reply, sent or not."""
         return len(self._unanswered) + len(self._kept) + len(self._held) + len(self._refused)
 
+    @property
+    def short_s(self) -> float:
+        """For how long now fewer replicas or disks have what was written than must; 0: all that must."""
+        since_s = self.barrier.short_since_s if self.barrier is not None else None
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def probe(self) -> None:
+        """Asks whether what is written is safe, though nobody waits for it: the next flush does."""
+        if self._up and self.barrier is not None:
+            self._unsafe = True
+
     def command(
         self,
         parts: Sequence[Part],

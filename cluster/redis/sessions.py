@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Sequence
 from typing import cast
 
+import trio
+
 from broker.errors import ClusterError, SessionLost, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from cluster import keys as names
@@ -24,6 +26,8 @@ from cluster.redis.takeover import Takeover
 _FENCED, _FULL, _OWNED = 1, 2, 3
 #: An attach gives up when so many other members had the session one after the other.
 _MAX_OWNERS = 10
+#: How long a client waits for its session.
+ATTACH_S = 5.0
 
 _log = get_logger("cluster")
 
@@ -76,7 +80,9 @@ class Sessions:
             self._takeover.robbed(request.client_id, robbed)
         attachment = self._attachment(request.client_id, session_id, token, answer)
         if attachment.ended_subscriptions:
-            await self._repair_gone(self.prefix(session_id), session_id)
+            # Nobody waits for long: they are marked, and the timers go on with them.
+            with trio.move_on_after(ATTACH_S):
+                await self._repair_gone(self.prefix(session_id), session_id)
         return attachment
 
     async def _attach(self, request: AttachRequest, session_id: bytes, token: bytes, robbed: bytes) -> list[object]:
@@ -101,11 +107,14 @@ class Sessions:
         self._takeover.began(session_id)
         answered = False
         try:
-            try:
-                reply = await self._link.call("FCALL", "rk1_attach", 1, prefix, *arguments, durable=True)
-            except StoreFull:
-                reply = await self._link.call("FCALL", "rk1_attach_full", 1, prefix, *arguments, durable=True)
-            answered = True
+            with trio.move_on_after(ATTACH_S):
+                try:
+                    reply = await self._link.call("FCALL", "rk1_attach", 1, prefix, *arguments, durable=True)
+                except StoreFull:
+                    reply = await self._link.call("FCALL", "rk1_attach_full", 1, prefix, *arguments, durable=True)
+                answered = True
+            if not answered:
+                raise StoreUnavailable("a session was not safe in time: the store is slow, or lacks replicas")
         finally:
             if answered:
                 self._takeover.attached(session_id, request.client_id)

@@ -109,6 +109,11 @@ class ClusterLink:
         """See `Link.durability`."""
         return weakest([shard.durability for shard in self._owners if shard.durability])
 
+    @property
+    def short_s(self) -> float:
+        """See `Link.short_s`."""
+        return max((shard.short_s for shard in self._owners), default=0.0)
+
     def primaries(self) -> Sequence[RedisLink]:
         """See `Link.primaries`."""
         return [shard for shard in self._shards.values() if shard in self._owners]

@@ -12,6 +12,7 @@ from broker.errors import ClusterError, StateError
 from broker.log import get_logger
 from broker.message import Message
 from cluster.api import (
+    LEASE_S,
     PAGE_LIMIT,
     Attachment,
     AttachRequest,
@@ -277,6 +278,7 @@ class RedisCluster:
     async def _up(self, link: RedisLink) -> None:
         """On each new connection to a primary, before anything else is sent on it."""
         await self._generations.register(link.setup_call, link.serves)
+        self._retained.doubt(link.serves)
         if self._member.incarnation and link.serves(self._keys.members):
             await self._member.beat(link.setup_call)
 
@@ -301,6 +303,8 @@ class RedisCluster:
         if self._member.readmitted:
             self._member.readmitted = False
             self._emptied()
+        for link in self._link.primaries():
+            link.probe()
         for feed in self._feeds:
             feed.tick()
         self._outbox.retry()
@@ -350,7 +354,7 @@ class RedisCluster:
             str(server.get("server", "redis")),
             str(server.get("version", "")),
             self._link.durability,
-            self._available,
+            self._available and self._member.holds_lease() and self._link.short_s <= LEASE_S,
             self._link.round_trip_ms,
             [member.decode("utf-8", "replace") for member in self._member.members],
             self._groups.states,
