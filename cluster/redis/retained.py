@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -122,6 +122,10 @@ class Retained:
         self._latest: dict[bytes, Item] = {}
         #: Up to which change of its names the index knows each shard.
         self._cursors = [0] * len(keys.retained)
+        #: What the log says at these places; None: not known.
+        self._marks: list[bytes | None] = [None] * len(keys.retained)
+        #: Shards whose store may have another history than the one that the index is of.
+        self._doubtful: set[int] = set()
         self._catching_up = trio.Lock()
 
     def add(self, item: Item) -> None:
@@ -152,19 +156,25 @@ class Retained:
         """The store is empty; what is on its way to it is not."""
         self.index = RetainedIndex()
         self._cursors = [0] * len(self._cursors)
+        self._marks = [None] * len(self._cursors)
         for topic, item in self._latest.items():
             if item.publication.message.payload:
                 self.index.add(topic.decode())
 
+    def doubt(self, serves: Callable[[bytes], bool]) -> None:
+        """There is a new connection to the server that has these prefixes: it may have lost what was read, and others
+        may have written on since."""
+        self._doubtful.update(shard for shard, prefix in enumerate(self._prefixes) if serves(prefix))
+
     async def load(self) -> None:
         """Fills the mirror from the store. Raises ClusterError."""
-        versions = await self._read_versions()
-        for shard, version in enumerate(versions):
+        shards = range(len(self._prefixes))
+        for shard, version in zip(shards, await self._read_versions(shards), strict=True):
             await self._load_shard(shard, version)
 
-    async def _read_versions(self) -> list[int]:
+    async def _read_versions(self, shards: Sequence[int]) -> list[int]:
         replies = await gather(
-            self._link, self._poller, [("GET", prefix + RETAINED_VERSION) for prefix in self._prefixes]
+            self._link, self._poller, [("GET", self._prefixes[shard] + RETAINED_VERSION) for shard in shards]
         )
         return [int(cast("bytes | None", result(reply)) or 0) for reply in replies]
 
@@ -187,7 +197,38 @@ class Retained:
                 break
         for topic in before:
             self._forget(topic, stamps[topic])
-        self._cursors[shard] = version
+        await self._moved([(shard, version)])
+
+    async def _moved(self, places: Sequence[tuple[int, int]]) -> None:
+        """The index knows these shards up to these changes, in the history that is in the store now."""
+        for (shard, version), mark in zip(places, await self._read_marks(places), strict=True):
+            self._cursors[shard], self._marks[shard] = version, mark
+
+    async def _read_marks(self, places: Sequence[tuple[int, int]]) -> list[bytes | None]:
+        """What the log says at a place of each shard; None if that is not there any more."""
+        replies = await gather(
+            self._link,
+            self._poller,
+            [
+                ("XRANGE", self._prefixes[shard] + RETAINED_LOG, b"0-%d" % version, b"0-%d" % version)
+                for shard, version in places
+            ],
+        )
+        found = [cast("list[tuple[bytes, list[bytes]]]", result(reply)) for reply in replies]
+        return [b"".join(entries[0][1]) if entries else None for entries in found]
+
+    async def _doubts(self, doubtful: set[int]) -> set[int]:
+        """Those of these shards whose store has another history than before, as far as that can be told."""
+        self._doubtful -= doubtful
+        places = [(shard, self._cursors[shard]) for shard in doubtful if self._cursors[shard]]
+        try:
+            marks = await self._read_marks(places)
+        except ClusterError:
+            self._doubtful |= doubtful
+            raise
+        return {
+            shard for (shard, _), mark in zip(places, marks, strict=True) if mark is None or mark != self._marks[shard]
+        }
 
     async def catch_up(self, topic_filters: Sequence[str]) -> None:
         """When it returns, the mirror knows all that matches and was stored before. Raises ClusterError."""
@@ -196,7 +237,7 @@ class Retained:
         filters = [each for each in topic_filters if not is_shared(each)]
         exact = [each.encode() for each in filters if not has_wildcard(each)]
         if len(exact) < len(filters):
-            await self._catch_up()
+            await self._catch_up(range(len(self._prefixes)))
             return
         replies = await gather(
             self._link,
@@ -207,18 +248,23 @@ class Retained:
             if result(reply) and topic not in self._latest:
                 self.index.add(topic.decode())
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, shards: Sequence[int]) -> None:
         # Whoever comes while another is at it has to look for itself: what it must see may be younger.
         async with self._catching_up:
-            versions = await self._read_versions()
+            foreign = await self._doubts(self._doubtful.intersection(shards))
+            versions = await self._read_versions(shards)
             alone = self._member.alone()
-            for shard, version in enumerate(versions):
-                if alone:
-                    self._cursors[shard] = version  # nobody else changed anything
-                elif version < self._cursors[shard]:
+            moved: list[tuple[int, int]] = []
+            for shard, version in zip(shards, versions, strict=True):
+                if shard in foreign or version < self._cursors[shard]:
                     await self._load_shard(shard, version)  # another history of the store
                 elif version > self._cursors[shard]:
-                    await self._read_log(shard, version)
+                    if alone:
+                        moved.append((shard, version))  # nobody else changed anything
+                    else:
+                        await self._read_log(shard, version)
+            if moved:
+                await self._moved(moved)
 
     async def _read_log(self, shard: int, version: int) -> None:
         while self._cursors[shard] < version:
@@ -240,16 +286,15 @@ class Retained:
                         self.index.add(topic)
                     elif self.index.stamp_of(topic) <= clock:
                         self.index.discard(topic)
-                self._cursors[shard] = int(entry_id[2:])
+                self._cursors[shard], self._marks[shard] = int(entry_id[2:]), b"".join(fields)
 
     async def serve(self) -> None:
         """Keeps the mirror from falling far behind; until cancelled."""
         while True:
             await trio.sleep(_CATCH_UP_S)
-            if not self._link.up:
-                continue
+            shards = [shard for shard, prefix in enumerate(self._prefixes) if self._link.up_for(prefix)]
             try:
-                await self._catch_up()
+                await self._catch_up(shards)
             except ClusterError as error:
                 _log.warning("cluster.retained_delayed", reason=str(error)[:200])
 

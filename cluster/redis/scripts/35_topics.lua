@@ -2,11 +2,14 @@
 
 local LOG = 100000 -- entries of a log
 
--- Logs names of retained messages that came (1) or went (0), in order. changes: that number, topic, ...
+-- Logs names of retained messages that came (1) or went (0), in order. changes: that number, topic, ... Field 't', the
+-- time, tells this change from another of the same number in another history of the store.
 local function log_names(p, changes)
   if #changes > 0 then
     local version = redis.call('INCR', p .. 'rver')
-    redis.call('XADD', p .. 'rlog', 'MAXLEN', '~', LOG, string.format('0-%.0f', version), 'c', cmsgpack.pack(changes))
+    local now = redis.call('TIME')
+    redis.call('XADD', p .. 'rlog', 'MAXLEN', '~', LOG, string.format('0-%.0f', version), 'c', cmsgpack.pack(changes),
+      't', now[1] .. '.' .. now[2])
   end
 end
 
