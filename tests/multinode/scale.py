@@ -32,7 +32,7 @@ from cluster.redis.store import RedisCluster
 from tests.conformance.peers import Peers
 from tests.kit.cluster_world import served
 from tests.kit.mqtt_client import properties
-from tests.kit.redis_server import redis_server
+from tests.kit.redis_server import RedisServer, redis_server
 from tests.multinode.nodes import Nodes, cluster
 
 NAMES = ("a", "b", "c")
@@ -134,14 +134,22 @@ async def own(port: int, count: int) -> None:
         await trio.sleep_forever()
 
 
-async def reaping(nodes: Nodes, port: int, sessions: int) -> float:
+def owned(store: RedisServer, node: str) -> int:
+    """How many sessions a node owns, as the store has it."""
+    with store.client() as client:
+        return sum(client.scard(key) for key in client.scan_iter(f"*own:{node}:*", count=10_000))
+
+
+async def reaping(nodes: Nodes, store: RedisServer, sessions: int) -> float:
     """Kill a fourth node that owns a third; returns the seconds until the others have reaped it."""
-    command = [sys.executable, "-m", "tests.multinode.scale", "--own", str(port), "--sessions", str(sessions // 3)]
+    third, port = str(sessions // 3), str(store.address.port)
+    command = [sys.executable, "-m", "tests.multinode.scale", "--own", port, "--sessions", third]
     owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         while (line := await trio.to_thread.run_sync(owner.stdout.readline)).strip() != "owner":
             assert line, "the owner has ended"
+        assert owned(store, "d") == sessions // 3
         began = time.monotonic()
     finally:
         owner.kill()
@@ -151,7 +159,9 @@ async def reaping(nodes: Nodes, port: int, sessions: int) -> float:
         if time.monotonic() - began > 600:
             raise RuntimeError("the node was not reaped in ten minutes")
         await trio.sleep(0.02)
-    return time.monotonic() - began
+    taken_s = time.monotonic() - began
+    assert owned(store, "d") == 0
+    return taken_s
 
 
 async def measure(sessions: int) -> None:
@@ -168,7 +178,7 @@ async def measure(sessions: int) -> None:
                 grown = rss_bytes(nodes[name].pid) - empty[name]
                 say(
                     f"node {name}: {rss_bytes(nodes[name].pid) / 2**20:.0f} MiB, "
-                    f"{grown / routes:.0f} bytes per route of {routes} distinct filters"
+                    f"{grown / routes:.0f} bytes per route of {routes} distinct filters, with the sessions"
                 )
             held = rss_bytes(store.pid)
             say(f"store: {held / 2**20:.0f} MiB, {held / sessions:.0f} bytes per session")
@@ -183,7 +193,7 @@ async def measure(sessions: int) -> None:
             say(f"a killed node started, accepting clients, in {time.perf_counter() - began:.2f} s")
             fresh = rss_bytes(nodes["c"].pid)
             say(f"node c after its start: {fresh / 2**20:.0f} MiB, {(fresh - empty['c']) / routes:.0f} bytes per route")
-            taken_s = await reaping(nodes, store.address.port, sessions)
+            taken_s = await reaping(nodes, store, sessions)
             say(f"a dead node that owned a third was reaped {taken_s:.2f} s after its death, its lease of 6 s included")
 
 
