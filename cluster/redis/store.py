@@ -338,7 +338,15 @@ class RedisCluster:
             if self._events is not None:
                 self._events.node_gone(member)
             self._batch.nodes.gone(member)
+        self._forget_writers(members)
         self._poller.wake()
+
+    def _forget_writers(self, members: Sequence[bytes]) -> None:
+        """What dead members wrote into this node's stream has no successor."""
+        live = {member.rpartition(b":")[0] for member in self._member.members}
+        fields = [b"l:" + name for member in members if (name := member.rpartition(b":")[0]) not in live]
+        if fields:
+            self._link.command(("HDEL", self._keys.node(self._member.member) + b"fence", *fields))
 
     def _messages_dropped(self, reason: str, count: int) -> None:
         if self._events is not None:

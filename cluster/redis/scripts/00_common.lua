@@ -8,6 +8,7 @@ local NEVER = 4294967295 -- Session Expiry Interval: no end
 local LEASE_MS = 10000 -- a timer item that is worked on comes again after this
 local SERVED_S = 3600 -- memory of who got a message id
 local PAGE_BYTES = 1048576 -- a page ends after so many bytes
+local FORGET_MS = 3600000 -- a dead node is remembered for so long
 local CHUNK = 2000 -- elements unpacked into one command
 
 -- Answers of adding calls (GUARANTEES section 4, rule 5).
@@ -45,9 +46,27 @@ end
 -- From now on nothing that this incarnation or an older one of the node asks for is done here.
 local function fence(p, node, inc)
   if not is_fenced(p, node, inc) then
-    redis.call('HSET', p .. 'fence', 'f:' .. node, inc)
+    redis.call('HSET', p .. 'fence', 'f:' .. node, inc, 'z:' .. node, now_ms())
     redis.call('HDEL', p .. 'fence', 'l:' .. node, 's:' .. node)
   end
+end
+
+-- Forgets those that were fenced more than `after` ms (nil: FORGET_MS) ago: what of theirs still comes is late.
+local function forget_fenced(p, after)
+  local fields = {}
+  for _, field in ipairs(redis.call('HKEYS', p .. 'fence')) do
+    if string.sub(field, 1, 2) == 'z:' then
+      fields[#fields + 1] = field
+    end
+  end
+  local gone, before = {}, now_ms() - (tonumber(after) or FORGET_MS)
+  for _, field in ipairs(fields) do
+    if tonumber(redis.call('HGET', p .. 'fence', field)) < before then
+      local n = #gone
+      gone[n + 1], gone[n + 2] = field, 'f:' .. string.sub(field, 3)
+    end
+  end
+  in_chunks('HDEL', p .. 'fence', gone)
 end
 
 -- Whether a member, "<node>:<inc>", is known here to be dead.

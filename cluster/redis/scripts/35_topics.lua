@@ -139,6 +139,7 @@ end
 local function reap_routes(keys, args)
   local p, member = keys[1], args[1] .. ':' .. args[2]
   fence(p, args[1], args[2])
+  forget_fenced(p)
   local own = p .. 'nr:' .. member
   local fields, changes = redis.call('SRANDMEMBER', own, args[3]), {}
   if #fields > 0 then

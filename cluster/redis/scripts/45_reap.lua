@@ -29,7 +29,8 @@ end
 
 -- Fences a dead incarnation and frees what it had: first sessions, then its part of groups, at last its stream.
 -- args: node, inc, grace ms, limit (sessions, or entries of one group), margin of sent seqs, 1 if a reconnect does not
--- cancel a will without delay. Returns how many sessions and groups it still has.
+-- cancel a will without delay; optional: after how many ms dead nodes are forgotten.
+-- Returns how many sessions and groups it still has.
 local function reap(keys, args)
   local p, limit = keys[1], tonumber(args[4])
   local owner, now = args[1] .. ':' .. args[2], now_ms()
@@ -50,6 +51,7 @@ local function reap(keys, args)
   local left = redis.call('SCARD', own) + redis.call('SCARD', ng)
   if left == 0 then
     redis.call('UNLINK', p .. 'n:' .. owner)
+    forget_fenced(p, args[7])
   end
   return left
 end
