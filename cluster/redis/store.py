@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import cast
 
 import trio
@@ -27,9 +26,7 @@ from cluster.api import (
     StoreHealth,
 )
 from cluster.keys import (
-    NODE_STREAM,
     OWNER_STREAM,
-    ROUTES_LOG,
     ROUTES_VERSION,
     SERVED,
     Keys,
@@ -42,9 +39,10 @@ from cluster.redis.arrivals import Arrivals, Attached
 from cluster.redis.batch import Batch
 from cluster.redis.callbacks import Then
 from cluster.redis.calls import gather
-from cluster.redis.deployment import feed_groups, make_feed_link, make_link
+from cluster.redis.deployment import make_link
 from cluster.redis.durability import Demand
-from cluster.redis.feed import Feed, Stream
+from cluster.redis.feed import Feed
+from cluster.redis.following import make_feeds
 from cluster.redis.fullness import Fullness
 from cluster.redis.generations import Generations
 from cluster.redis.groups import Groups
@@ -209,7 +207,16 @@ class RedisCluster:
         routes, nodes = await self._routes.load()
         await self._retained.load()
         events.restore(routes, nodes)
-        self._feeds = self._make_feeds()
+        self._feeds = make_feeds(
+            self._address,
+            self._poller,
+            self._keys,
+            self._member.member,
+            self._routes,
+            self._versions.number,
+            self._arrivals,
+            self._attached,
+        )
         for feed in self._feeds:
             await nursery.start(feed.serve)
         for task in (
@@ -225,45 +232,6 @@ class RedisCluster:
         ):
             nursery.start_soon(task)
         await self._member.admitted(self._link.call)
-
-    def _make_feeds(self) -> list[Feed]:
-        """The route log first: who subscribed is known before what was stored for it."""
-        log = Stream(
-            self._keys.routes + ROUTES_LOG, self._routes.adopt, self._routes.reload, continues=self._routes.continues
-        )
-        log.move(self._versions.number)
-        self._routes.on_loaded = log.move
-        own = self._keys.node(self._member.member)
-        pushed = Stream(
-            own + NODE_STREAM,
-            self._arrivals.pushed,
-            lambda: None,  # nothing else has these messages
-            lambda before, size: ("FCALL", "rk1_trim", 1, own, before, size),
-            ("FCALL", "rk1_open", 1, own, NODE_STREAM),
-            again=True,
-        )
-        streams = [log, *(self._owner_stream(number) for number in range(self._count)), pushed]
-        by_key = {stream.key: stream for stream in streams}
-        feeds = []
-        for keys in feed_groups(self._address, by_key):
-
-            def connect(feed: Feed, key: bytes = keys[0]) -> RedisLink:
-                return make_feed_link(self._address, self._poller, key, on_up=feed.up)
-
-            feeds.append(Feed([by_key[key] for key in keys], connect, self._poller.wake))
-        return feeds
-
-    def _owner_stream(self, number: int) -> Stream:
-        prefix = self._keys.partitions[number]
-        name = OWNER_STREAM + self._member.member
-        return Stream(
-            prefix + name,
-            partial(self._arrivals.stored, number),
-            partial(self._arrivals.missed, number),
-            lambda before, _: ("XTRIM", prefix + name, "MINID", before),
-            ("FCALL", "rk1_open", 1, prefix, name),
-            anew=partial(self._attached.restart, number),
-        )
 
     async def _leave(self) -> None:
         if self._member.incarnation and not self._member.superseded:
