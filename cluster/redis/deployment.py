@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 
 from broker.errors import StoreUnavailable
 from cluster.api import Poller
@@ -13,7 +12,7 @@ from cluster.redis.barrier import MARK_S, Barrier
 from cluster.redis.durability import Demand, durability
 from cluster.redis.link import RedisLink
 from cluster.redis.links import Link
-from cluster.redis.sentinel import find_primary
+from cluster.redis.sentinel import Finder
 from cluster.redis.shards import ClusterLink
 from cluster.redis.slots import SlotOwner, slot_of
 
@@ -139,7 +138,7 @@ def _place(
     address: StoreAddress | SentinelAddress,
 ) -> tuple[StoreAddress, Callable[[], Awaitable[StoreAddress]] | None]:
     if isinstance(address, SentinelAddress):
-        return address.store, partial(find_primary, address)
+        return address.store, Finder(address).find
     return address, None
 
 
