@@ -214,26 +214,27 @@ class Verifier:
 
     async def _verify_routes(self) -> None:
         """Reads the routes of this node and its sessions, and compares them."""
-        fields = list(
-            cast("Iterable[bytes]", await self._link.call("SMEMBERS", self._routes + b"nr:" + self._node_routes.member))
-        )
-        table: dict[bytes, Route | NodeRoute | None] = dict.fromkeys(fields)
-        wanted: list[bytes] = []
-        for number, ref in enumerate(self._attached.refs()):
-            wanted += [route_field(ref.session_id, name.encode()) for name in self._subscriptions(ref) or ()]
-            if len(wanted) >= _ROUTES_AT_ONCE or number % _ROUTES_AT_ONCE == _ROUTES_AT_ONCE - 1:
-                await self._read(table, wanted)
-                wanted = []
-        await self._read(table, wanted)
-        await self._compare(table)
+        own = await self._link.call("SMEMBERS", self._routes + b"nr:" + self._node_routes.member)
+        self._node_routes.compare(cast("Iterable[bytes]", own))
+        refs: list[SessionRef] = []
+        fields: list[bytes] = []
+        for ref in self._attached.refs():
+            refs.append(ref)
+            fields += [route_field(ref.session_id, name.encode()) for name in self._subscriptions(ref) or ()]
+            if len(fields) >= _ROUTES_AT_ONCE or len(refs) >= _ROUTES_AT_ONCE:
+                await self._compare_sessions(refs, await self._read(fields), {})
+                refs, fields = [], []
+        await self._compare_sessions(refs, await self._read(fields), {})
 
-    async def _read(self, table: dict[bytes, Route | NodeRoute | None], fields: Sequence[bytes]) -> None:
+    async def _read(self, fields: Sequence[bytes]) -> dict[bytes, Route | NodeRoute | None]:
+        table: dict[bytes, Route | NodeRoute | None] = {}
         for first in range(0, len(fields), _ROUTES_AT_ONCE):
             names = fields[first : first + _ROUTES_AT_ONCE]
             records = await self._link.call("HMGET", self._routes + ROUTES, *names)
             for field, record in zip(names, cast("list[bytes | None]", records), strict=True):
                 if record is not None:
                     table[field] = unpack_route(field, record)
+        return table
 
     async def _compare(self, table: Found) -> None:
         own = node_route_field(self._node_routes.member, b"")
@@ -247,10 +248,16 @@ class Verifier:
             if number % _ROUTES_AT_ONCE == _ROUTES_AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
         self._node_routes.compare(own_fields)
+        refs = self._attached.refs()
+        for first in range(0, len(refs), MAX_CALL_SESSIONS):
+            await self._compare_sessions(refs[first : first + MAX_CALL_SESSIONS], table, surplus)
+            await trio.lowlevel.checkpoint()
+
+    async def _compare_sessions(
+        self, refs: Sequence[SessionRef], table: Found, surplus: Mapping[bytes, Sequence[str]]
+    ) -> None:
         async with trio.open_nursery() as nursery:
-            for number, ref in enumerate(self._attached.refs()):
-                if number % _ROUTES_AT_ONCE == _ROUTES_AT_ONCE - 1:
-                    await trio.lowlevel.checkpoint()
+            for ref in refs:
                 wanted = self._subscriptions(ref)
                 if wanted is None:
                     continue
