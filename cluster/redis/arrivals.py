@@ -60,6 +60,10 @@ class Attached:
         if self.has(ref):
             del self._sessions[ref.session_id]
 
+    def may_have(self, identifier: bytes) -> bool:
+        """Whether it is here, or is being attached."""
+        return identifier in self._sessions or identifier in self._coming
+
     def has(self, ref: SessionRef) -> bool:
         """Whether it is here, by this very attach."""
         found = self._sessions.get(ref.session_id)

@@ -140,15 +140,9 @@ class RedisCluster:
         )
         self._timers = Timers(self._keys, self._link, self._poller, self._member, self._repair)
         self._verifier = Verifier(
-            self._keys,
-            self._link,
-            self._attached,
-            self._sessions,
-            self._repair,
-            self._groups,
-            self._node_routes,
-            self._session_lost,
-        )
+            self._keys, self._link, self._member, limits, self._takeover, self._attached, self._sessions,
+            self._repair, self._groups, self._node_routes, self._session_lost,
+        )  # fmt: skip
         self._generations.on_changed = self._verifier.changed
         self._routes.on_reloaded = self._verifier.reloaded
         self._feeds: list[Feed] = []

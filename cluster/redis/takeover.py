@@ -120,6 +120,10 @@ class Takeover:
         """A call is under way that makes this node the owner, or no longer the owner."""
         self._busy[identifier] = self._busy.get(identifier, 0) + 1
 
+    def busy(self, identifier: bytes) -> bool:
+        """Whether such a call is under way."""
+        return identifier in self._busy
+
     def attached(self, identifier: bytes, client_id: str) -> None:
         """Such a call to attach was answered: whoever wants the session meanwhile gets it now."""
         self._ended(identifier)

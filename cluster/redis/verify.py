@@ -17,14 +17,17 @@ from broker.errors import ClusterError, SessionLost
 from broker.log import get_logger
 from cluster.api import ClusterEvents, NodeRoute, Route, SessionRef, StoredSubscription
 from cluster.keys import ROUTES, Keys
-from cluster.policy import MAX_CALL_SESSIONS
+from cluster.policy import MAX_CALL_SESSIONS, ClusterLimits
 from cluster.records import node_route_field, pack_arguments, pack_subscription, route_field, unpack_route
 from cluster.redis.arrivals import Attached
 from cluster.redis.groups import Groups
 from cluster.redis.links import Link
+from cluster.redis.membership import Membership
 from cluster.redis.node_routes import NodeRoutes
+from cluster.redis.pipeline import Part
 from cluster.redis.repair import Repair
 from cluster.redis.sessions import Sessions
+from cluster.redis.takeover import Takeover
 
 #: Subscriptions in one call, unless a session alone has more; and routes that are looked at before others get a turn.
 _MAX_SUBSCRIPTIONS: Final = 1000
@@ -46,6 +49,9 @@ class Verifier:
         self,
         keys: Keys,
         link: Link,
+        member: Membership,
+        limits: ClusterLimits,
+        takeover: Takeover,
         attached: Attached,
         sessions: Sessions,
         repair: Repair,
@@ -57,6 +63,11 @@ class Verifier:
         self._prefixes = keys.partitions
         self._routes = keys.routes
         self._link = link
+        self._member = member
+        self._grace_ms = int(limits.will_failover_grace_s * 1000)
+        self._margin = limits.inflight + 64
+        self._publish_wills = int(limits.will_failover == "publish")
+        self._takeover = takeover
         self._attached = attached
         self._sessions = sessions
         self._repair = repair
@@ -153,7 +164,38 @@ class Verifier:
                     else:
                         await self._slots.acquire()
                         nursery.start_soon(self._one, self._mend, ref, _text(lacking), _text(surplus))
+        await self._disown(self._prefixes[partition])
         await self._groups.tell_again(partition)
+
+    async def _disown(self, prefix: bytes) -> None:
+        """Frees the sessions that the store has here, though their connections ended."""
+        own = await self._link.call("SMEMBERS", prefix + b"own:" + self._member.member)
+        strays = [sid for sid in cast("Iterable[bytes]", own) if not self._is_here(sid)]
+        for first in range(0, len(strays), MAX_CALL_SESSIONS):
+            arguments: list[Part] = []
+            for sid in strays[first : first + MAX_CALL_SESSIONS]:
+                token = await self._link.call("HGET", prefix + b"s:" + sid, "token")
+                arguments += (sid, cast("bytes | None", token) or b"")
+            pairs = zip(arguments[::2], arguments[1::2], strict=True)
+            still = [part for sid, token in pairs if not self._is_here(cast(bytes, sid)) for part in (sid, token)]
+            freed = await self._link.call(
+                "FCALL",
+                "rk1_disown",
+                1,
+                prefix,
+                self._member.node,
+                self._member.incarnation_text,
+                self._grace_ms,
+                self._margin,
+                self._publish_wills,
+                *still,
+                durable=True,
+            )
+            _log.warning("cluster.sessions_freed", count=freed)
+
+    def _is_here(self, session_id: bytes) -> bool:
+        """It is, or the store is about to hear whether it is."""
+        return self._attached.may_have(session_id) or self._takeover.busy(session_id)
 
     def _batches(
         self, refs: Sequence[SessionRef]

@@ -126,6 +126,17 @@ async def test_sessions_that_are_lost_are_told() -> None:
         assert {each.token for each in world.events.lost} == {moved.ref.token, lost.ref.token, short.ref.token}
 
 
+async def test_the_lost_end_of_a_connection_is_made_good() -> None:
+    async with loss() as it:
+        world = it.world
+        stays, goes = await world.connect("stays"), await world.connect("goes", expiry_s=1)
+        async with it.tail():
+            await world.cluster.detach(goes.ref, 1, 0, False)
+        await world.events.until(lambda: ("goes", []) in world.events.ended)
+        assert await world.send(stays, b"1") == [28673]
+        assert not world.events.lost
+
+
 async def test_lost_routes_of_the_node_are_written_again() -> None:
     async with loss() as it:
         world = it.world
