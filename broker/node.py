@@ -242,7 +242,7 @@ class Node:
             return STARTING
         if not self._serving:
             return FENCED if self._lives > 1 else JOINING
-        if not life.cluster.health().available:
+        if not (life.cluster.health().available and life.cluster.holds_lease()):
             return UNREACHABLE
         return READY
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 
 from broker.errors import ClusterError, StoreUnavailable
+from broker.log import get_logger
 from cluster.policy import MAX_CALL_SESSIONS
 from cluster.records import pack_arguments
 from cluster.redis.callbacks import Then, call_then
@@ -18,6 +19,8 @@ from cluster.redis.membership import Membership
 from cluster.redis.requests import result
 
 ACKNOWLEDGED, RETURNED, KEPT = range(3)
+
+_log = get_logger("cluster")
 
 #: At most so many entries in one call.
 _MAX_ENTRIES: Final = 1000
@@ -42,7 +45,18 @@ Answered = Callable[[list[Settlement], list[tuple[bytes, GroupAnswer]], bool], N
 class GroupSettler:
     """The way of one partition. One call is under way at a time; meanwhile the next is gathered."""
 
-    __slots__ = ("_answered", "_busy", "_link", "_member", "_number", "_prefix", "_repeated", "_waiting", "dirty")
+    __slots__ = (
+        "_answered",
+        "_busy",
+        "_link",
+        "_member",
+        "_number",
+        "_prefix",
+        "_refused",
+        "_repeated",
+        "_waiting",
+        "dirty",
+    )
 
     def __init__(self, prefix: bytes, link: Link, member: Membership, answered: Answered) -> None:
         self._prefix = prefix
@@ -50,7 +64,7 @@ class GroupSettler:
         self._member = member
         self._answered = answered
         self._waiting: deque[Settlement] = deque()
-        self._busy = self._repeated = False
+        self._busy = self._repeated = self._refused = False
         self._number = 0
         #: Whoever sets it pumps at the end of the turn.
         self.dirty = False
@@ -63,10 +77,15 @@ class GroupSettler:
         """On a new connection the call under way is sent again, and may be executed twice."""
         self._repeated = self._busy
 
+    def retry(self) -> None:
+        """The store takes calls: what it refused may go out."""
+        self._refused = False
+        self.pump()
+
     def pump(self) -> None:
         """Sends what waits, unless a call is under way: then that one's answer sends it."""
         self.dirty = False
-        if self._busy or not self._waiting:
+        if self._busy or self._refused or not self._waiting:
             return
         batch: list[Settlement] = []
         groups: dict[bytes, tuple[list[bytes], list[bytes], list[bytes]]] = {}
@@ -112,8 +131,14 @@ class GroupSettler:
             if not answers:
                 self._member.fenced()
                 error = StoreUnavailable("this node was taken for dead")
+        except StoreUnavailable:
+            # Not executed: the same entries go before all others, when the store takes calls again.
+            self._waiting.extendleft(reversed(batch))
+            self._refused = True
+            return
         except ClusterError as failure:
             error = failure
+            _log.error("cluster.call_failed", call="rk1_group_settle", error=str(failure)[:200])
         if error is None:
             self._answered(batch, list(zip(names, answers, strict=True)), repeated)
         for each in batch:

@@ -273,6 +273,11 @@ class Groups:
                 self._ask_held(group_id, b"-")
         self._poller.wake()
 
+    def retry(self) -> None:
+        """The store takes calls: what it refused goes out."""
+        for settler in self._settlers:
+            settler.retry()
+
     def link_up(self) -> None:
         """There is a new store connection; calls are sent again."""
         for settler in self._settlers:
@@ -317,6 +322,9 @@ class Groups:
                 del group.held[each.entry_id]
         for group_id, answer in answers:
             self._tell(group_id, answer, group_id in full)
+            if repeated and answer[1]:
+                # It was the first page of what this node holds.
+                self._ask_held(group_id, answer[1][-4])
 
     def _tell(self, group_id: bytes, answer: GroupAnswer, early: bool) -> None:
         """Entries in an answer; `early`: perhaps also those that the stream, or another answer, will tell of."""
@@ -376,8 +384,6 @@ class Groups:
                 with trio.move_on_after(_STATE_POLL_S):
                     await self._filled.wait()
             await trio.sleep(_DEPTH_POLL_S)
-            if not self._link.up:
-                continue
             try:
                 if self._over:
                     await self._poll_over()
@@ -398,7 +404,9 @@ class Groups:
     async def _info(self, group_ids: Sequence[bytes]) -> dict[bytes, GroupState]:
         by_prefix: dict[bytes, list[bytes]] = {}
         for group_id in group_ids:
-            by_prefix.setdefault(self._prefix(group_id), []).append(group_id)
+            prefix = self._prefix(group_id)
+            if self._link.up_for(prefix):
+                by_prefix.setdefault(prefix, []).append(group_id)
         replies = await gather(
             self._link,
             self._poller,

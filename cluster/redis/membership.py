@@ -214,10 +214,12 @@ class Membership:
                 continue
             try:
                 await self.beat(link.call)
-            except StoreUnavailable as error:
-                _log.warning("cluster.beat_failed", reason=str(error)[:200])
             except ClusterError as error:
-                _log.error("cluster.beat_failed", reason=str(error)[:200])
+                tell = _log.warning if isinstance(error, StoreUnavailable) else _log.error
+                tell("cluster.beat_failed", reason=str(error)[:200])
+                if self._steady_since_s is not None:
+                    # Others are refused as well: nobody is taken for dead for a while.
+                    self.link_up()
         raise self._end
 
     async def leave(self, call: Call) -> None:

@@ -20,7 +20,7 @@ from cluster.redis.links import Link
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part
 from cluster.redis.repair import Repair
-from cluster.redis.takeover import Takeover
+from cluster.redis.takeover import LET_GO, SILENT, Takeover
 
 #: Answers to an attach, beside 0.
 _FENCED, _FULL, _OWNED = 1, 2, 3
@@ -52,6 +52,10 @@ class Sessions:
         self._takeover = takeover
         self._generations = generations
         self._margin = limits.inflight + 64
+        #: After how long the will of a session goes out that is taken from a dead owner; b"": it is cancelled.
+        self._dead_will_after_ms = b""
+        if limits.will_failover == "publish":
+            self._dead_will_after_ms = b"%d" % int(limits.will_failover_grace_s * 1000)
 
     def prefix(self, session_id: bytes) -> bytes:
         """The prefix of a session's partition."""
@@ -61,14 +65,18 @@ class Sessions:
         """See `Cluster.attach`."""
         session_id = names.session_id(request.client_id)
         token = b"%d:%b:%b" % (self._member.incarnation, self._member.node, secrets.token_bytes(12))
-        robbed = b""
+        robbed, will_after_ms = b"", self._dead_will_after_ms
         for _ in range(_MAX_OWNERS):
-            answer = await self._attach(request, session_id, token, robbed)
+            answer = await self._attach(request, session_id, token, robbed, will_after_ms)
             if answer[0] != _OWNED:
                 break
             # Another member has it; not the same one as before, if that was to be robbed.
             owner = cast(bytes, answer[1])
-            robbed = b"" if await self._takeover.ask(request.client_id, owner) else owner
+            outcome = await self._takeover.ask(request.client_id, owner)
+            robbed = b"" if outcome == LET_GO else owner
+            # A silent owner lives: the takeover ends its connection, as if it had noticed. Where nobody is, the node
+            # died or was drained, and a reconnect may cancel the will.
+            will_after_ms = b"0" if outcome == SILENT else self._dead_will_after_ms
         if answer[0] == _FENCED:
             self._member.fenced()
             raise StoreUnavailable("this node was taken for dead, or superseded by a newer process")
@@ -85,7 +93,9 @@ class Sessions:
                 await self._repair_gone(self.prefix(session_id), session_id)
         return attachment
 
-    async def _attach(self, request: AttachRequest, session_id: bytes, token: bytes, robbed: bytes) -> list[object]:
+    async def _attach(
+        self, request: AttachRequest, session_id: bytes, token: bytes, robbed: bytes, will_after_ms: bytes
+    ) -> list[object]:
         """The store's answer; takes the session from the member `robbed`, if that has it still."""
         will = request.will
         partition = partition_of(session_id, len(self._prefixes))
@@ -103,6 +113,7 @@ class Sessions:
             self._margin,
             robbed,
             self._generations.numbers[partition],
+            will_after_ms,
         )
         self._takeover.began(session_id)
         answered = False

@@ -11,7 +11,7 @@ from typing import Final, TypeVar, cast
 import hiredis
 import trio
 
-from broker.errors import ClusterError, SessionLost
+from broker.errors import ClusterError, SessionLost, StoreUnavailable
 from cluster.api import SessionRef
 from cluster.policy import MAX_CALL_SESSIONS
 from cluster.records import pack_arguments
@@ -57,13 +57,18 @@ class _Reservation:
         return self.ref.session_id, self.ref.token, *self.values
 
 
+_T = TypeVar("_T", _Work, _Reservation)
+
+
 class SettleBox:
     """The partitions with something to settle: at the end of this turn, or after acknowledgements were held a while."""
 
-    __slots__ = ("_filled", "_held", "due")
+    __slots__ = ("_filled", "_held", "due", "refused")
 
     def __init__(self) -> None:
         self.due: list[Settler] = []
+        #: Those that the store refused: due again when it takes a beat.
+        self.refused: list[Settler] = []
         self._held: list[Settler] = []
         self._filled = trio.Event()
 
@@ -78,6 +83,12 @@ class SettleBox:
         self.due.clear()
         for settler in settlers:
             settler.pump()
+
+    def retry(self) -> None:
+        """The store takes calls."""
+        refused, self.refused = self.refused, []
+        for settler in refused:
+            settler.go_on()
 
     async def serve(self, wake: Callable[[], None]) -> None:
         """Lets no acknowledgement be held for longer than HELD_S."""
@@ -101,6 +112,7 @@ class Settler:
         "_lost",
         "_outbox",
         "_prefix",
+        "_refused",
         "_reservations",
         "_reserving",
         "_settling",
@@ -114,7 +126,7 @@ class Settler:
         self._lost = lost
         self._work: dict[bytes, _Work] = {}
         self._reservations: dict[bytes, _Reservation] = {}
-        self._settling = self._reserving = self._dirty = self._again = False
+        self._settling = self._reserving = self._dirty = self._again = self._refused = False
 
     def acknowledge(self, ref: SessionRef, seq: int, sent_seq: int) -> None:
         """See `Cluster.acknowledge`. May wait for others to come."""
@@ -167,28 +179,66 @@ class Settler:
     def pump(self, everything: bool = False) -> None:
         """Sends what is due; `everything` also what else would wait for the answer to an earlier call."""
         self._dirty = False
+        if self._refused and not everything:
+            return
         while self._reservations and (everything or not self._reserving):
             self._reserving = True
             reservations = _take(self._reservations)
-            self._send(b"rk1_reserve", reservations, self._reserved)
+            self._send(b"rk1_reserve", reservations, self._reserved, self._reserve_again)
         while self._work and (everything or not self._settling):
             self._settling = True
             work = _take(self._work)
-            self._send(b"rk1_settle", work, self._settled)
+            self._send(b"rk1_settle", work, self._settled, self._settle_again)
         # What was due and has to wait for the answer under way goes then.
         self._again = bool(self._work or self._reservations)
 
-    def _send(self, name: bytes, batch: Sequence[_Work | _Reservation], then: Callable[[], None]) -> None:
+    def _send(
+        self, name: bytes, batch: Sequence[_T], then: Callable[[], None], again: Callable[[Sequence[_T]], None]
+    ) -> None:
         arguments = pack_arguments([each.record() for each in batch])
 
         def answered(reply: object) -> None:
             then()
+            if _may_pass(reply):
+                again(batch)
+                self._wait()
+                return
             if self._again:
                 self._again = False
                 self.touch()
             self._answer(reply, batch)
 
         self._link.command((b"FCALL", name, b"1", self._prefix, arguments), answered, resend=True, durable=True)
+
+    def _wait(self) -> None:
+        """The store refused a call and may take it later: nothing goes out before that."""
+        if not self._refused:
+            self._refused = True
+            self._outbox.refused.append(self)
+
+    def go_on(self) -> None:
+        """What was refused is due."""
+        self._refused = self._again = False
+        self.touch()
+
+    def _reserve_again(self, batch: Sequence[_Reservation]) -> None:
+        newer, self._reservations = self._reservations, {each.ref.token: each for each in batch}
+        for token, each in newer.items():
+            older = self._reservations.setdefault(token, each)
+            if older is not each:
+                older.values += each.values
+                older.thens += each.thens
+
+    def _settle_again(self, batch: Sequence[_Work]) -> None:
+        newer, self._work = self._work, {each.ref.token: each for each in batch}
+        for token, each in newer.items():
+            older = self._work.setdefault(token, each)
+            if older is not each:
+                older.sent_seq = max(older.sent_seq, each.sent_seq)
+                older.settled += each.settled
+                older.received += each.received
+                older.released += each.released
+                older.thens += each.thens
 
     def _reserved(self) -> None:
         self._reserving = False
@@ -217,7 +267,11 @@ class Settler:
                 call_then(then, failure)
 
 
-_T = TypeVar("_T")
+def _may_pass(reply: object) -> bool:
+    """Whether the store refused a call that it may take later."""
+    if isinstance(reply, hiredis.ReplyError):
+        return isinstance(error_from(reply), StoreUnavailable)
+    return False
 
 
 def _take(waiting: dict[bytes, _T]) -> list[_T]:

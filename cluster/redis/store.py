@@ -96,6 +96,7 @@ class RedisCluster:
             on_up=self._up,
             on_ready=self._ready_again,
             on_down=self._down,
+            on_part=self._part_up,
         )
         self._generations = Generations(self._keys)
         self._outbox = Outbox()
@@ -247,18 +248,29 @@ class RedisCluster:
     def _ready_again(self) -> None:
         if not self._member.incarnation:
             return
-        self._available = True
         self._member.link_up()
         self._groups.link_up()
-        if self._events is not None:
-            self._events.store_changed(True)
+        self._tell(True)
         self._poller.wake()
 
-    def _down(self, _: Exception) -> None:
-        self._available = False
-        self._member.link_down()
+    def _tell(self, available: bool) -> None:
+        self._available = available
         if self._events is not None:
-            self._events.store_changed(False)
+            self._events.store_changed(available)
+
+    def _part_up(self) -> None:
+        if not self._available and self._serves_all():
+            self._ready_again()
+
+    def _serves_all(self) -> bool:
+        """Whether what concerns every client can be reached: without another shard only what it has waits."""
+        return self._link.up_for(self._keys.members) and self._link.up_for(self._keys.routes)
+
+    def _down(self, _: Exception) -> None:
+        if not self._link.up_for(self._keys.members):
+            self._member.link_down()
+        if self._available and not self._serves_all():
+            self._tell(False)
 
     def _beaten(self) -> None:
         """A beat was answered."""
@@ -270,6 +282,8 @@ class RedisCluster:
         for feed in self._feeds:
             feed.tick()
         self._outbox.retry()
+        self._settling.retry()
+        self._groups.retry()
         self._poller.wake()
 
     def _emptied(self) -> None:

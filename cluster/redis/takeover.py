@@ -28,6 +28,9 @@ _MAX_NOTES: Final = 10_000
 #: A member and the number under which it wants to be told.
 _Asker = tuple[bytes, int]
 
+#: What became of a session that its owner was asked for.
+LET_GO, ABSENT, SILENT = range(3)
+
 _log = get_logger("cluster")
 
 
@@ -57,25 +60,26 @@ class Takeover:
 
     # The node that wants a session
 
-    async def ask(self, client_id: str, owner: bytes) -> bool:
-        """Whether the owner let the session go; False: it has no connection for it, is not there or is too slow, so
-        it has to be robbed if the session still is its. Raises StoreUnavailable."""
+    async def ask(self, client_id: str, owner: bytes) -> int:
+        """Whether the owner let the session go (LET_GO). Else it has to be robbed, if the session still is its: it is
+        not there or has no connection for it (ABSENT), or does not answer (SILENT). Raises StoreUnavailable."""
         number = next(self._numbers)
         done = trio.Event()
-        detached = False
+        outcome = ABSENT
 
         def answered(value: bool) -> None:
-            nonlocal detached
-            detached = value
+            nonlocal outcome
+            outcome = LET_GO if value else ABSENT
             done.set()
 
         self._asked[number] = answered
         try:
             message = kick(client_id, self._member.member, number)
             if await self._link.call("SPUBLISH", channel(self._keys, owner), message):
+                outcome = SILENT
                 with trio.move_on_after(FORCE_S):
                     await done.wait()
-            return detached
+            return outcome
         finally:
             del self._asked[number]
 

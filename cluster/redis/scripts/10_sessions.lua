@@ -97,7 +97,8 @@ local function may_take(p, owner, node, inc)
 end
 
 -- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs,
--- member that it may be robbed from or '', generation.
+-- member that it may be robbed from or '', generation, after how many ms the will goes out of an owner that did not let
+-- the session go, if its end makes that due, or '' if it never does.
 -- Returns {1} if fenced; {3, owner} if another live member owns the session, and not that one; else
 -- {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound, ended will or '',
 -- ended subscriptions}.
@@ -122,6 +123,10 @@ local function attach(keys, args)
   end
   if s[3] and s[3] ~= owner then
     redis.call('SREM', p .. 'own:' .. s[3], sid)
+    local w = redis.call('HMGET', will, 'm', 'd')
+    if w[1] and args[13] ~= '' and (w[2] == '0' or not present) then
+      fire(p, sid, w[1], now + tonumber(args[13]))
+    end
   end
   redis.call('ZREM', p .. 't', 'w' .. sid, 'e' .. sid)
   redis.call('UNLINK', will)

@@ -53,7 +53,12 @@ local function trim(keys, args)
   if tonumber(args[2]) > 0 and redis.call('HINCRBY', p .. 'fence', 'bytes', -tonumber(args[2])) < 0 then
     redis.call('HSET', p .. 'fence', 'bytes', 0)
   end
-  return redis.call('XLEN', p .. 'in')
+  local left = redis.call('XLEN', p .. 'in')
+  if left == 0 then
+    -- A call that was lost is not counted later.
+    redis.call('HSET', p .. 'fence', 'bytes', 0)
+  end
+  return left
 end
 
 -- The member is dead: nothing is added any more.
