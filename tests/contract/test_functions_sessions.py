@@ -394,7 +394,7 @@ def test_outcome_of_a_call(store_functions: Functions) -> None:
 def test_the_will_of_an_owner_that_was_robbed(
     store_functions: Functions, clean: int, delay: int, after: str, fired: bool
 ) -> None:
-    """Due where its connection is what ended, and not continued later [MQTT-3.1.3-9]; or after the time that is given."""
+    """Due where its connection is what ended, and not cancelled [MQTT-3.1.3-9]; or after the time that is given."""
     f = store_functions
     f.attach(SID, "a", will=b"will of a", delay=delay)
     f.attach(SID, "b", clean=clean, force="a:1", will=b"will of b", will_after=after)

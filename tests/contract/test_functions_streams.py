@@ -240,7 +240,7 @@ def test_flags(functions: Functions) -> None:
         fields = _fields(entry)
         found[cast(bytes, fields[b"name"]).decode().removeprefix("rk1_")] = list(cast("list[bytes]", fields[b"flags"]))
     adding = {"attach", "subscribe", "enqueue", "push", "retain", "set_routes", "delay"}
-    reading = {"outcome", "routes_wanted", "page", "unseen", "group_held", "group_info"}
+    reading = {"outcome", "routes_wanted", "page", "unseen", "group_held", "group_info", "verify"}
     assert {name for name, flags in found.items() if not flags} == adding
     assert {name for name, flags in found.items() if flags == [b"no-writes"]} == reading
     rest = {name for name, flags in found.items() if flags == [b"allow-oom"]}
