@@ -323,46 +323,12 @@ def test_robbing_a_live_owner_is_the_end_of_a_connection(
     f.attach(SID, "a", expiry=expiry, will=b"bye", delay=delay)
     assert f.attach(SID, "b", clean=clean) == [3, b"a:1"]
     assert f.call("due", 100) == []
-    assert f.attach(SID, "b", clean=clean, force="a:1", will=b"newer", delay=7)[0] == 0
+    assert f.attach(SID, "b", clean=clean, force="a:1", will_after="0", will=b"newer", delay=7)[0] == 0
     found = cast("list[list[bytes]]", f.call("due", 100))
     assert [(item[0], item[2]) for item in found] == [(b"x", b"bye")] * due
     assert f.client.hgetall(f.key(b"will:" + SID)) == {b"m": b"newer", b"d": b"7"}
     # The old connection's end adds none.
     assert f.call("detach", SID, "token-a:1", expiry, 0, 1) == [0, 0, 0]
-
-
-@pytest.mark.parametrize("known", ["told", "fenced", "older"])
-@pytest.mark.parametrize(
-    ("expiry", "delay", "clean", "publish", "due"),
-    [
-        (60, 0, 0, 0, ""),
-        (0, 0, 0, 0, ""),
-        (0, 0, 1, 0, ""),
-        (60, 5, 0, 0, ""),
-        (60, 5, 1, 0, "now"),
-        (60, 0, 0, 1, "later"),
-        (0, 5, 0, 1, "later"),
-        (60, 0, 1, 1, "later"),
-        (60, 5, 0, 1, ""),
-        (60, 5, 1, 1, "now"),
-    ],
-)
-def test_whether_a_reconnect_cancels_the_will_of_a_dead_owner(
-    store_functions: Functions, known: str, expiry: int, delay: int, clean: int, publish: int, due: str
-) -> None:
-    """As where it was reaped before."""
-    f = store_functions
-    f.attach(SID, "a", expiry=expiry, will=b"bye", delay=delay)
-    if known == "fenced":
-        f.client.hset(f.key("fence"), "f:a", "1")
-    node, inc = ("a", 2) if known == "older" else ("b", 1)
-    start = f.now_ms()
-    force = "a:1" if known == "told" else ""
-    assert f.attach(SID, node, inc=inc, clean=clean, force=force, alive=0, publish=publish)[0] == 0
-    timers = cast("list[tuple[bytes, float]]", f.client.zrange(f.key("t"), 0, -1, withscores=True))
-    wills = [score - start for item, score in timers if item[:1] in (b"x", b"w")]
-    assert len(wills) == bool(due)
-    assert all((0 if due == "now" else 10_000) <= each <= (5000 if due == "now" else 15_000) for each in wills)
 
 
 def test_one_call_reaches_a_hundred_sessions(store_functions: Functions) -> None:
