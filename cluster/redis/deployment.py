@@ -32,10 +32,12 @@ def make_link(
     on_up: OnUp | None = None,
     on_ready: Callable[[], None] | None = None,
     on_down: Callable[[Exception], None] | None = None,
+    on_part: Callable[[], None] | None = None,
     answer_timeout_s: float = 5.0,
 ) -> Link:
     """The link for commands. On each new connection to a primary it checks the store's settings, loads the library and
-    then calls `on_up`; `on_ready` and `on_down` tell that all primaries are up, and that they are not any more."""
+    then calls `on_up`; `on_ready` tells that all primaries are up, `on_part` that one more of several is, and `on_down`
+    that one is not any more."""
 
     started = False
 
@@ -57,6 +59,7 @@ def make_link(
             on_up=prepared,
             on_ready=ready,
             on_down=on_down,
+            on_part=on_part,
             answer_timeout_s=answer_timeout_s,
         )
     first, locate = _place(address)

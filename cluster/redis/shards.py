@@ -40,8 +40,9 @@ _log = get_logger("store")
 class ClusterLink:
     """A `Link` with one RedisLink for each primary.
 
-    `on_up` runs on each new connection to any of them. `on_ready` is called when all are up, `on_down` once when then
-    one is lost. Commands for the others go on. Order is kept per slot as long as that does not move.
+    `on_up` runs on each new connection to any of them. `on_ready` is called when all are up, `on_part` when one more
+    is, `on_down` whenever one is lost. Commands for the others go on. Order is kept per slot as long as that does not
+    move.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class ClusterLink:
         on_up: Callable[[RedisLink], Awaitable[None]] | None = None,
         on_ready: Callable[[], None] | None = None,
         on_down: Callable[[Exception], None] | None = None,
+        on_part: Callable[[], None] | None = None,
         answer_timeout_s: float = 5.0,
         name: str = "rookery",
     ) -> None:
         self.address = address
         self._poller = poller
-        self._on_up, self._on_ready, self._on_down = on_up, on_ready, on_down
+        self._on_up, self._on_ready, self._on_down, self._on_part = on_up, on_ready, on_down, on_part
         self._answer_timeout_s = answer_timeout_s
         self._name = name
         self._shards: dict[Place, RedisLink] = {}
@@ -271,10 +273,12 @@ class ClusterLink:
 
     def _shard_ready(self) -> None:
         self._look()
+        if self._on_part is not None:
+            self._on_part()
         self._send_later()
 
     def _shard_down(self, error: Exception) -> None:
-        if self._up and not all(shard.up for shard in self._owners):
+        if not all(shard.up for shard in self._owners):
             self._up = False
             if self._on_down is not None:
                 self._on_down(error)

@@ -259,6 +259,7 @@ class RedisCluster:
             self._events.store_changed(available)
 
     def _part_up(self) -> None:
+        self._groups.link_up()
         if not self._available and self._serves_all():
             self._ready_again()
 

@@ -48,6 +48,8 @@ class Timers:
         #: Delayed messages that are being published: partition and message id.
         self._publishing: set[tuple[bytes, bytes]] = set()
         self._published = trio.Event()
+        #: Partitions whose items are being worked on.
+        self._busy: set[bytes] = set()
 
     def wake(self) -> None:
         """Something is due now."""
@@ -55,37 +57,44 @@ class Timers:
 
     async def serve(self, events: ClusterEvents) -> None:
         """Until cancelled."""
-        while True:
-            more = False
-            if self._link.up and self._member.holds_lease():
+        async with trio.open_nursery() as nursery:
+            while True:
                 self._wake = trio.Event()
-                try:
-                    more = await self._turn(events)
-                except ClusterError as error:
-                    _log.warning("cluster.timers_delayed", reason=str(error)[:200])
-            if more:
-                continue
-            with trio.move_on_after(TIMER_POLL_S):
-                await self._wake.wait()
+                # Whatever one part of the store holds up, the others go on.
+                prefixes = [each for each in self._prefixes if each not in self._busy and self._link.up_for(each)]
+                more = False
+                if prefixes and self._member.holds_lease():
+                    try:
+                        more = await self._turn(events, prefixes, nursery)
+                    except ClusterError as error:
+                        _log.warning("cluster.timers_delayed", reason=str(error)[:200])
+                if more:
+                    continue
+                with trio.move_on_after(TIMER_POLL_S):
+                    await self._wake.wait()
 
-    async def _turn(self, events: ClusterEvents) -> bool:
+    async def _turn(self, events: ClusterEvents, prefixes: Sequence[bytes], nursery: trio.Nursery) -> bool:
+        """Whether there is more to be had at once."""
         replies = await gather(
-            self._link, self._poller, [("FCALL", "rk1_due", 1, prefix, _LIMIT) for prefix in self._prefixes]
+            self._link, self._poller, [("FCALL", "rk1_due", 1, prefix, _LIMIT) for prefix in prefixes]
         )
         more = False
         failure: ClusterError | None = None
         pages: list[tuple[bytes, list[list[object]]]] = []
-        for prefix, reply in zip(self._prefixes, replies, strict=True):
+        for prefix, reply in zip(prefixes, replies, strict=True):
             try:
                 items = cast("list[list[object]]", result(reply))
             except ClusterError as error:
                 failure = error
                 continue
-            more = more or len(items) >= _LIMIT
             pages.append((prefix, items))
         self._publish_delayed(events, pages)
         for prefix, items in pages:
-            await self._work_off(events, prefix, items)
+            if any(item[0] != _DELAYED for item in items):
+                self._busy.add(prefix)
+                nursery.start_soon(self._work_off, events, prefix, items)
+            else:
+                more = more or len(items) >= _LIMIT
         while len(self._publishing) >= DELAYED_AT_ONCE:
             self._published = trio.Event()
             await self._published.wait()
@@ -130,6 +139,14 @@ class Timers:
         self._poller.wake()
 
     async def _work_off(self, events: ClusterEvents, prefix: bytes, items: list[list[object]]) -> None:
+        try:
+            await self._work(events, prefix, items)
+        finally:
+            self._busy.discard(prefix)
+        if len(items) >= _LIMIT:
+            self.wake()
+
+    async def _work(self, events: ClusterEvents, prefix: bytes, items: list[list[object]]) -> None:
         # Wills first: they go out before their sessions end.
         slots = trio.Semaphore(_AT_ONCE)
         async with trio.open_nursery() as nursery:
