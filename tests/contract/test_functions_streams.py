@@ -246,7 +246,7 @@ def test_flags(functions: Functions) -> None:
     rest = {name for name, flags in found.items() if flags == [b"allow-oom"]}
     assert rest == {
         *("generation", "attach_full", "detach", "unsubscribe", "routes_done", "reap", "settle", "reserve"),
-        *("open", "trim", "close", "unretain", "expire_retained", "remove_routes", "reap_routes"),
+        *("open", "trim", "close", "disown", "unretain", "expire_retained", "remove_routes", "reap_routes"),
         *("join", "beat", "leave", "buried", "due", "expire", "done"),
         *("group_join", "group_leave", "group_members", "group_settle"),
     }

@@ -36,7 +36,9 @@ async def gather(client: MqttClient, count: int) -> list[Publish]:
     return got
 
 
-async def publishing(client: MqttClient, topic: str, payloads: Sequence[bytes], qos: int) -> AsyncGenerator[bytes, None]:
+async def publishing(
+    client: MqttClient, topic: str, payloads: Sequence[bytes], qos: int
+) -> AsyncGenerator[bytes, None]:
     """Publish with several messages on their way at a time, and yield each when it is acknowledged.
 
     Ends early if the connection is lost.
