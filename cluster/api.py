@@ -246,8 +246,9 @@ class GroupState:
 class Target:
     """A persistent session that a publication must reach; `seq` is filled in when it is stored.
 
-    With `qos` 0 nothing is stored: the session gets it if it is connected to another node. With `after_seq` >= 0 nothing
-    is stored if a message of the same topic came into the queue behind that seq: this one is older, and 0 is reported.
+    With `qos` 0 nothing is stored: the session gets it if it is connected to another node. With `after_seq` >= 0
+    nothing is stored if a message of the same topic came into the queue behind that seq: this one is older, and 0 is
+    reported.
     """
 
     __slots__ = ("after_seq", "birth", "qos", "retain", "seq", "session_id", "subscription_ids")
