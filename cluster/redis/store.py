@@ -232,15 +232,16 @@ class RedisCluster:
         if self._member.incarnation and not self._member.superseded:
             for settler in self._settlers:
                 settler.pump(everything=True)
-            with trio.move_on_after(_LEAVE_S, shield=True):
-                try:
+            try:
+                with trio.move_on_after(_LEAVE_S, shield=True):
                     await self._member.leave(self._link.call)
-                except ClusterError as error:
-                    _log.warning("cluster.leave_failed", reason=str(error)[:200])
+            except ClusterError as error:
+                _log.warning("cluster.leave_failed", reason=str(error)[:200])
 
     async def _up(self, link: RedisLink) -> None:
         """On each new connection to a primary, before anything else is sent on it."""
         await self._generations.register(link.setup_call, link.serves)
+        self._generations.renew(self._link.command)
         self._retained.doubt(link.serves)
         if self._member.incarnation and link.serves(self._keys.members):
             await self._member.beat(link.setup_call)
@@ -264,7 +265,7 @@ class RedisCluster:
             self._ready_again()
 
     def _serves_all(self) -> bool:
-        """Whether what concerns every client can be reached: without another shard only what it has waits."""
+        # Without another shard only what that one has waits.
         return self._link.up_for(self._keys.members) and self._link.up_for(self._keys.routes)
 
     def _down(self, _: Exception) -> None:
@@ -280,6 +281,7 @@ class RedisCluster:
             self._emptied()
         for link in self._link.primaries():
             link.probe()
+        self._generations.renew(self._link.command)
         for feed in self._feeds:
             feed.tick()
         self._outbox.retry()

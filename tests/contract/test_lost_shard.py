@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import trio
+
 from cluster.keys import Keys, partition_of, session_id
 from cluster.policy import ClusterLimits
 from cluster.redis.store import RedisCluster
@@ -26,3 +30,27 @@ async def test_without_a_shard_that_has_neither_routes_nor_members_the_others_go
             await world.events.until(lambda: world.events.ended)
             assert await world.send(at, b"1") == [1]
             assert world.events.available == []
+
+
+async def test_a_shard_that_lost_the_last_routes_holds_up_no_messages() -> None:
+    keys = Keys("n", 16)
+    with server_cluster(3) as servers:
+        routes = servers.owner(keys.routes)
+        others = [number for number, prefix in enumerate(keys.partitions) if servers.owner(prefix) is not routes]
+        name = next(f"c{number}" for number in range(1000) if partition_of(session_id(f"c{number}"), 16) in others)
+        async with served(RedisCluster(servers.address, "a", ClusterLimits(), "n", 16)) as world:
+            at = await world.connect(name)
+            await world.subscribe(at, "a", "b")
+            with routes.client() as client:
+                client.save()
+            for _ in range(20):
+                await world.subscribe(at, "c")
+                del world.events.subscribed[at.ref.token]["c"]
+                await world.cluster.unsubscribe(at.ref, ["c"], True)
+            versions = cast(RedisCluster, world.cluster)._versions
+            last = versions.number
+            await trio.to_thread.run_sync(routes.restart)
+            await world.events.within(lambda: versions.number < last)
+            # The version of its last unsubscribe is one that the table will not reach for long.
+            with trio.fail_after(10):
+                assert [seq > 0 for seq in await world.send(at, b"1", b"2")] == [True, True]
