@@ -1,6 +1,6 @@
 """What nodes are done with of groups' queues: acknowledged, returned and kept entries, one call per partition.
 
-A call has a number, by which the store knows it if the link sends it again after a lost connection.
+A call has a number, by which the store knows it if it is sent again: after a lost connection, or since it was refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from cluster.records import pack_arguments
 from cluster.redis.callbacks import Then, call_then
 from cluster.redis.links import Link
 from cluster.redis.membership import Membership
+from cluster.redis.pipeline import Part
 from cluster.redis.requests import result
 
 ACKNOWLEDGED, RETURNED, KEPT = range(3)
@@ -47,9 +48,12 @@ class GroupSettler:
 
     __slots__ = (
         "_answered",
+        "_batch",
         "_busy",
+        "_call",
         "_link",
         "_member",
+        "_names",
         "_number",
         "_prefix",
         "_refused",
@@ -64,7 +68,13 @@ class GroupSettler:
         self._member = member
         self._answered = answered
         self._waiting: deque[Settlement] = deque()
-        self._busy = self._repeated = self._refused = False
+        #: What the call under way settles, of which groups, and the call.
+        self._batch: list[Settlement] = []
+        self._names: list[bytes] = []
+        self._call: tuple[Part, ...] = ()
+        self._busy = self._repeated = False
+        #: The call under way is to be sent again.
+        self._refused = False
         self._number = 0
         #: Whoever sets it pumps at the end of the turn.
         self.dirty = False
@@ -74,18 +84,19 @@ class GroupSettler:
         self._waiting.append(settlement)
 
     def link_up(self) -> None:
-        """On a new connection the call under way is sent again, and may be executed twice."""
+        """On a new connection the call under way is sent again, and may have been executed before."""
         self._repeated = self._busy
 
     def retry(self) -> None:
-        """The store takes calls: what it refused may go out."""
-        self._refused = False
-        self.pump()
+        """The store takes calls: what it refused goes out once more."""
+        if self._refused:
+            self._refused = False
+            self._send()
 
     def pump(self) -> None:
         """Sends what waits, unless a call is under way: then that one's answer sends it."""
         self.dirty = False
-        if self._busy or self._refused or not self._waiting:
+        if self._busy or not self._waiting:
             return
         batch: list[Settlement] = []
         groups: dict[bytes, tuple[list[bytes], list[bytes], list[bytes]]] = {}
@@ -105,42 +116,41 @@ class GroupSettler:
                 lists[each.kind].append(each.entry_id)
         self._busy = True
         self._number += 1
-        arguments = pack_arguments([(group_id, *lists) for group_id, lists in groups.items()])
-        names = list(groups)
-        self._link.command(
-            (
-                b"FCALL",
-                b"rk1_group_settle",
-                b"1",
-                self._prefix,
-                self._member.node,
-                self._member.incarnation_text,
-                arguments,
-                self._number,
-            ),
-            lambda reply: self._done(batch, names, reply),
-            resend=True,
-            durable=True,
+        self._batch, self._names = batch, list(groups)
+        self._call = (
+            b"FCALL",
+            b"rk1_group_settle",
+            b"1",
+            self._prefix,
+            self._member.node,
+            self._member.incarnation_text,
+            pack_arguments([(group_id, *lists) for group_id, lists in groups.items()]),
+            self._number,
         )
+        self._send()
 
-    def _done(self, batch: list[Settlement], names: list[bytes], reply: object) -> None:
-        repeated, self._busy, self._repeated = self._repeated, False, False
+    def _send(self) -> None:
+        self._link.command(self._call, self._done, resend=True, durable=True)
+
+    def _done(self, reply: object) -> None:
         error: Exception | None = None
+        answers: list[GroupAnswer] = []
         try:
             answers = cast("list[GroupAnswer]", result(reply))
             if not answers:
                 self._member.fenced()
                 error = StoreUnavailable("this node was taken for dead")
         except StoreUnavailable:
-            # Not executed: the same entries go before all others, when the store takes calls again.
-            self._waiting.extendleft(reversed(batch))
+            # Under the same number, since it may have been executed before: and nothing overtakes it.
             self._refused = True
             return
         except ClusterError as failure:
             error = failure
             _log.error("cluster.call_failed", call="rk1_group_settle", error=str(failure)[:200])
+        batch, self._batch, self._call = self._batch, [], ()
+        repeated, self._busy, self._repeated = self._repeated, False, False
         if error is None:
-            self._answered(batch, list(zip(names, answers, strict=True)), repeated)
+            self._answered(batch, list(zip(self._names, answers, strict=True)), repeated)
         for each in batch:
             if each.then is not None:
                 call_then(each.then, error)

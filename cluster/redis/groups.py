@@ -322,8 +322,8 @@ class Groups:
                 del group.held[each.entry_id]
         for group_id, answer in answers:
             self._tell(group_id, answer, group_id in full)
-            if repeated and answer[1]:
-                # It was the first page of what this node holds.
+            if group_id in full and answer[1]:
+                # Perhaps it was the first page of what this node holds.
                 self._ask_held(group_id, answer[1][-4])
 
     def _tell(self, group_id: bytes, answer: GroupAnswer, early: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -251,3 +252,35 @@ async def test_a_crash_between_unsubscribe_and_leaving_the_group(nodes: Nodes) -
         (put,) = await GroupHand(one, _FILTER).put(b"2")
         assert put.depth == REFUSED_GONE
     assert nodes.waiting() == 0
+
+
+async def test_g14_what_a_lost_answer_gave_is_asked_for_to_the_last_page(nodes: Nodes) -> None:
+    """The repeated call answers with the beginning of what this node holds: that is what it knows already."""
+    async with served(nodes.make("a")) as world:
+        hand = GroupHand(world)
+        at = await world.connect("m")
+        await world.subscribe(at, _FILTER)
+        await hand.members(at, window=150)
+        filling = b" " + b"x" * 20_000
+        for first in range(0, 200, 40):
+            await hand.put(*[b"%d" % number + filling for number in range(first, first + 40)])
+        await hand.until(150)
+        done = hand.entries[:50]
+        for entry in done:
+            world.cluster.group_acknowledge(hand.group_id, entry.entry_id, None)
+        world.cluster.flush()
+        # Executed, and its answer lost: nothing is read meanwhile.
+        deadline = time.monotonic() + LIMIT_S
+        while nodes.waiting() > 150:
+            assert time.monotonic() < deadline
+        with nodes.server.client() as client:
+            key = nodes.prefix + GROUP_QUEUE + hand.group_id
+            held = cast("dict[str, int]", client.xpending(key, "m"))["pending"]
+        assert held > 100
+        cut(world)
+        assert len(set(await hand.until(50 + held))) == 50 + held
+        while nodes.waiting():
+            settled, done = len(hand.entries), hand.entries[len(done) :]
+            await hand.settle(*done)
+            done = hand.entries[:settled]
+        assert sorted(int(payload.split()[0]) for payload in hand.payloads()) == list(range(200))
