@@ -265,7 +265,6 @@ class RedisCluster:
             self._ready_again()
 
     def _serves_all(self) -> bool:
-        # Without another shard only what that one has waits.
         return self._link.up_for(self._keys.members) and self._link.up_for(self._keys.routes)
 
     def _down(self, _: Exception) -> None:
