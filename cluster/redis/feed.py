@@ -69,7 +69,7 @@ class Stream:
     - `again`: what is there is read from its beginning, without what was read before.
     - neither: nothing that is there already is read; `anew` is told the number of the last entry of that.
 
-    `trim`, if given, makes the command that deletes all before an id, with the bytes of what was read since the last.
+    `trim`, if given, makes the command that deletes all before an id.
     `opening` is the function that makes the stream if need be; without it the stream is another's."""
 
     __slots__ = (
@@ -94,7 +94,7 @@ class Stream:
         key: bytes,
         handle: Callable[[Entries], None],
         lost: Callable[[], None],
-        trim: Callable[[bytes, int], tuple[Part, ...]] | None = None,
+        trim: Callable[[bytes], tuple[Part, ...]] | None = None,
         opening: tuple[Part, ...] | None = None,
         *,
         continues: Callable[[int, list[bytes]], bool] | None = None,
@@ -300,5 +300,5 @@ class Feed:
 
     def _trim(self, stream: Stream) -> None:
         if stream.trim is not None:
-            self._link.command(stream.trim(b"0-%d" % (stream.cursor + 1), stream.read_bytes))
+            self._link.command(stream.trim(b"0-%d" % (stream.cursor + 1)))
         stream.read_entries = stream.read_bytes = 0

@@ -38,7 +38,7 @@ def make_feeds(
         own + NODE_STREAM,
         arrivals.pushed,
         lambda: None,  # nothing else has these messages
-        lambda before, size: ("FCALL", "rk1_trim", 1, own, before, size),
+        lambda before: ("FCALL", "rk1_trim", 1, own, before),
         ("FCALL", "rk1_open", 1, own, NODE_STREAM),
         again=True,
     )
@@ -49,7 +49,7 @@ def make_feeds(
             prefix + name,
             partial(arrivals.stored, number),
             partial(arrivals.missed, number),
-            lambda before, _: ("XTRIM", prefix + name, "MINID", before),
+            lambda before: ("XTRIM", prefix + name, "MINID", before),
             ("FCALL", "rk1_open", 1, prefix, name),
             anew=partial(attached.restart, number),
         )

@@ -38,13 +38,28 @@ def test_a_stream_begins_with_its_first_entry(functions: Functions) -> None:
     assert f.call("open", "in") == b"0-0"
     assert f.lane("push", "a", "one") == [0, b"1 3"]
     assert f.lane("push", "b", "three") == [0, b"2 8"]
-    assert log(f, "in") == [(b"0-1", {b"b": b"one"}), (b"0-2", {b"b": b"three"})]
+    assert log(f, "in") == [(b"0-1", {b"b": b"one", b"n": b"3"}), (b"0-2", {b"b": b"three", b"n": b"8"})]
     assert f.call("open", "in") == b"0-2"
-    assert f.call("trim", "0-2", 3) == 1
+    assert f.call("trim", "0-2") == 1
     assert f.lane("push", "b", "four") == [0, b"2 9"]
-    assert f.call("trim", "0-4", 100) == 0
+    assert f.call("trim", "0-4") == 0
     assert f.lane("push", "a", "x") == [0, b"1 1"]
     assert log(f, "in")[0][0] == b"0-4"
+
+
+def test_the_bytes_of_a_stream_are_what_is_in_it(functions: Functions) -> None:
+    """However much of it a reader lost count of, and however often it trims."""
+    f = functions
+    f.call("open", "in")
+    for number in range(1, 9):
+        f.lane("push", "a", "x" * number)
+    for before, left, size in ((1, 8, 36), (4, 5, 30), (4, 5, 30), (3, 5, 30), (8, 1, 8), (9, 0, 0), (9, 0, 0)):
+        assert f.call("trim", f"0-{before}") == left
+        assert f.client.hget(f.key("fence"), "bytes") == b"%d" % size
+    assert f.lane("push", "a", "xyz") == [0, b"1 3"]
+    assert f.lane("push", "b", "xy") == [0, b"2 5"]
+    assert f.call("trim", "0-10") == 1
+    assert f.lane("push", "b", "x") == [0, b"2 3"]
 
 
 def test_a_repeated_push_adds_nothing(functions: Functions) -> None:
@@ -63,6 +78,7 @@ def test_a_stream_that_is_not_there(functions: Functions) -> None:
     f.lane("push", "a", "x", number=1)
     assert f.call("close") == 2
     assert f.lane("push", "a", "x", number=2) == [0, b"-1"]
+    assert f.call("trim", "0-2") == 0
     assert f.client.keys(f.key("*")) == []
 
 
@@ -73,10 +89,10 @@ def test_a_full_stream_is_busy(functions: Functions) -> None:
     for count in range(64):
         assert f.lane("push", "a", big) == [0, b"%d %d" % (count + 1, (count + 1) << 20)]
     assert f.lane("push", "a", "x", number=65) == [5, b"64 67108864"]
-    assert f.call("trim", "0-2", 1 << 20) == 63
+    assert f.call("trim", "0-2") == 63
     assert f.lane("push", "a", "x", number=65)[0] == 0
     f.client.unlink(f.key("fence"))
-    f.call("trim", "1-0", 0)
+    f.call("trim", "1-0")
     script = "for _ = 1, 20000 do redis.call('XADD', KEYS[1], '0-*', 'b', 'x') end"
     execute(f.client, "EVAL", script, 1, f.key("in"))
     assert f.lane("push", "b", "x") == [5, b"20000 0"]
@@ -212,7 +228,7 @@ def test_a_full_store_frees(functions: Functions) -> None:
         ):
             with pytest.raises(redis.ResponseError, match="maxmemory"):
                 f.lane(name, "c", *arguments)
-        assert f.call("trim", "0-2", 1) == 0
+        assert f.call("trim", "0-2") == 0
         assert f.lane("remove_routes", "a", "tag00002", b"na:1\0x", b"")[0] == 0
         assert f.call("reap_routes", "a", 1, 9) == 0
         assert f.lane("unretain", "d", "x") == [0, b""]

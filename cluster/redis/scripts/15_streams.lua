@@ -25,7 +25,8 @@ local function open(keys, args)
   end
 end
 
--- Appends to a node's in-stream, field 'b'. args: node, inc, valid_until, number, body.
+-- Appends to a node's in-stream: field 'b', and in 'n' the bytes of all that was ever appended, with this.
+-- args: node, inc, valid_until, number, body.
 -- Value: '<entries> <bytes>' of the stream with this; '-1' if there is no such stream: that node is gone.
 -- Status BUSY, and nothing was added, if it is full.
 local function push(keys, args)
@@ -37,28 +38,33 @@ local function push(keys, args)
   if refused then
     return refused
   end
-  local entries, bytes = call('XLEN', p .. 'in'), tonumber(call('HGET', p .. 'fence', 'bytes') or 0)
+  local sums = call('HMGET', p .. 'fence', 'bytes', 'pushed')
+  local entries, bytes, pushed = call('XLEN', p .. 'in'), tonumber(sums[1] or 0), tonumber(sums[2] or 0) + #args[5]
   if entries >= STREAM_ENTRIES or bytes >= STREAM_BYTES then
     return { BUSY, string.format('%.0f %.0f', entries, bytes) }
   end
-  call('XADD', p .. 'in', 'NOMKSTREAM', '0-*', 'b', args[5])
-  bytes = call('HINCRBY', p .. 'fence', 'bytes', #args[5])
-  return answered(p, args, string.format('%.0f %.0f', entries + 1, bytes))
+  local sum = string.format('%.0f', pushed)
+  bytes = string.format('%.0f', bytes + #args[5])
+  call('XADD', p .. 'in', 'NOMKSTREAM', '0-*', 'b', args[5], 'n', sum)
+  call('HSET', p .. 'fence', 'bytes', bytes, 'pushed', sum)
+  return answered(p, args, string.format('%.0f ', entries + 1) .. bytes)
 end
 
--- Its reader is done with what is before `minid`. args: minid, bytes of those bodies. Returns the entries left.
+-- Its reader is done with what is before `minid`. args: minid. Returns the entries left. The bytes of these follow from
+-- the oldest of them: whatever calls of the reader were lost, or came twice.
 local function trim(keys, args)
   local p = keys[1]
+  if redis.call('EXISTS', p .. 'in') == 0 then
+    return 0
+  end
   redis.call('XTRIM', p .. 'in', 'MINID', args[1])
-  if tonumber(args[2]) > 0 and redis.call('HINCRBY', p .. 'fence', 'bytes', -tonumber(args[2])) < 0 then
-    redis.call('HSET', p .. 'fence', 'bytes', 0)
+  local first, bytes = redis.call('XRANGE', p .. 'in', '-', '+', 'COUNT', 1)[1], 0
+  if first then
+    local fields = first[2]
+    bytes = tonumber(redis.call('HGET', p .. 'fence', 'pushed') or 0) - tonumber(fields[4] or 0) + #fields[2]
   end
-  local left = redis.call('XLEN', p .. 'in')
-  if left == 0 then
-    -- A call that was lost is not counted later.
-    redis.call('HSET', p .. 'fence', 'bytes', 0)
-  end
-  return left
+  redis.call('HSET', p .. 'fence', 'bytes', string.format('%.0f', bytes))
+  return redis.call('XLEN', p .. 'in')
 end
 
 -- The member is dead: nothing is added any more.
