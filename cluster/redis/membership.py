@@ -59,6 +59,8 @@ class Membership:
         self.member = b""
         #: Others have this node's name or took it for dead: it may not write any more.
         self.superseded = False
+        #: The last beat was refused.
+        self.refused = False
         #: The store had lost its data and took this node in again; whoever acts on it sets it back.
         self.readmitted = False
         #: All that are not buried, with this one; in the order of their names.
@@ -92,6 +94,10 @@ class Membership:
         """Whether anything may leave this node; the lease counts from when its last renewal was sent. Where this
         process was stopped for longer, False until a beat was answered. For each turn: it costs a look at the clock."""
         return not self.superseded and monotonic_s() - self._beat_sent_s < LEASE_S
+
+    def well(self) -> bool:
+        """Whether the store takes what this node writes, as far as the last beat tells."""
+        return not self.refused and self.holds_lease()
 
     def alone(self) -> bool:
         """See `Cluster.alone`."""
@@ -164,6 +170,7 @@ class Membership:
             "FCALL", "rk1_beat", 1, self._keys.members, self.node, self.incarnation, int(LEASE_S * 1000), LAYOUT,
             len(self._keys.partitions), self.mver, bury_until_ms, FEATURES,
         ))  # fmt: skip
+        self.refused = False
         status = reply[1]
         self.heard(cast(int, reply[0]), sent_s)
         if monotonic_s() - sent_s > BEAT_S:
@@ -215,6 +222,7 @@ class Membership:
             try:
                 await self.beat(link.call)
             except ClusterError as error:
+                self.refused = True
                 tell = _log.warning if isinstance(error, StoreUnavailable) else _log.error
                 tell("cluster.beat_failed", reason=str(error)[:200])
                 if self._steady_since_s is not None:

@@ -340,7 +340,7 @@ class RedisCluster:
             str(server.get("server", "redis")),
             str(server.get("version", "")),
             self._link.durability,
-            self._available and self._member.holds_lease() and self._link.short_s <= LEASE_S,
+            self._available and self._member.well() and self._link.short_s <= LEASE_S,
             self._link.round_trip_ms,
             [member.decode("utf-8", "replace") for member in self._member.members],
             self._groups.states,

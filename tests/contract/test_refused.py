@@ -135,6 +135,16 @@ async def test_nobody_is_buried_before_beats_were_answered_for_a_lease(place: Pl
         assert world.events.gone == []
 
 
+async def test_a_node_is_not_available_while_its_beats_are_refused(place: Place) -> None:
+    async with place.node() as world:
+        assert world.cluster.health().available
+        place.refuse()
+        await until(lambda: not world.cluster.health().available)
+        assert world.cluster.holds_lease()
+        place.refuse(False)
+        await until(lambda: world.cluster.health().available)
+
+
 async def test_acknowledgements_are_repeated_when_the_store_takes_them(place: Place) -> None:
     async with place.node() as world:
         at = await world.connect("c")

@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from broker.errors import SessionLost
-from cluster.api import Attachment, SessionRef, StoredSubscription
+from cluster.api import Attachment, SessionRef, StoredSubscription, StoredWill
 from cluster.policy import ClusterLimits
 from cluster.redis.store import RedisCluster
-from tests.kit.cluster_world import LIMIT_S, World, served
+from tests.kit.cluster_world import LIMIT_S, World, message, served
 from tests.kit.redis_server import RedisServer, ServerCluster
 
 pytestmark = pytest.mark.parametrize("store", ["single", "shards"], indirect=True)
@@ -64,13 +64,12 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def doors(server: Store, count: int) -> AsyncIterator[Sequence[Door]]:
+async def doors(server: Store, count: int, **limits: object) -> AsyncIterator[Sequence[Door]]:
     namespace = f"take{next(_numbers)}"
+    chosen = ClusterLimits(**limits)  # type: ignore[arg-type]
     async with contextlib.AsyncExitStack() as stack:
         worlds = [
-            await stack.enter_async_context(
-                served(RedisCluster(server.address, f"n{number}", ClusterLimits(), namespace, 4))
-            )
+            await stack.enter_async_context(served(RedisCluster(server.address, f"n{number}", chosen, namespace, 4)))
             for number in range(count)
         ]
         async with trio.open_nursery() as nursery:
@@ -149,6 +148,40 @@ async def test_g8_a_node_that_does_not_let_go_is_robbed(store: Store) -> None:
         await until(lambda: one.here == {})
         assert "c" in two.here
         await two.world.settle(new.ref)
+
+
+def _will() -> StoredWill:
+    return StoredWill(message("will", b"bye", message_id=b"w" * 16), 0)
+
+
+async def test_g11_the_will_of_a_session_that_is_robbed_goes_out(store: Store) -> None:
+    """What the old connection would have done as it ended, had its node heard in time."""
+    async with doors(store, 2) as (one, two):
+        one.here["c"] = (await one.world.connect("c", will=_will())).ref
+        one.here["d"] = (await one.world.connect("d", will=_will())).ref
+        one.stubborn = True
+        await two.come("c")
+        await until(lambda: one.world.events.wills or two.world.events.wills)
+        # Let go as well, it goes out as well; and the end of the one that was robbed adds none.
+        one.stubborn = False
+        await until(lambda: one.ended == ["c"])
+        await one.world.cluster.detach(one.here["d"], 3600, 0, True)
+        await until(lambda: len(one.world.events.wills + two.world.events.wills) >= 2)
+        assert sorted(name for name, _ in one.world.events.wills + two.world.events.wills) == ["c", "d"]
+
+
+@pytest.mark.parametrize("mode", ["cancel", "publish"])
+async def test_g11_whether_a_reconnect_cancels_the_will_of_a_killed_node(store: Store, mode: str) -> None:
+    async with doors(store, 2, will_failover=mode, will_failover_grace_s=1) as (one, two):
+        await one.world.connect("c", will=_will())
+        cluster = cast(RedisCluster, one.world.cluster)
+        cluster._signals.close()
+        cluster._link.close()
+        await two.come("c")
+        last = await two.world.connect("last", will=StoredWill(_will().message, 3))
+        await two.world.cluster.detach(last.ref, 3600, 0, True)
+        await until(lambda: [name for name, _ in two.world.events.wills][-1:] == ["last"])
+        assert [name for name, _ in two.world.events.wills] == ["c"] * (mode == "publish") + ["last"]
 
 
 async def test_g8_two_that_rob_the_same_node_do_not_both_have_it(store: Store) -> None:
