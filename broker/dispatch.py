@@ -31,7 +31,7 @@ class Delivery(Publication):
         self,
         dispatch: Dispatch,
         message: Message,
-        encoding: Encoding,
+        encoding: Encoding | None,
         route: Route,
         targets: Sequence[Target],
         entries: Sequence[Entry],
@@ -97,14 +97,19 @@ class Delivery(Publication):
                 slot.settle(self.error)
             return
         message = self.message
-        if message.expiry_s >= 0 and (self.targets or self.groups):
-            self.encoding = Encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
+        if not (self.targets or self.groups):
+            if slot is not None:
+                slot.settle(None)
+            return
+        encoding = self.encoding
+        if encoding is None or message.expiry_s >= 0:
+            encoding = Encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
         for target, entry in zip(self.targets, self.entries, strict=True):
             seq = target.seq
             session = entry.subscriber.session
             if seq > 0:
                 if session is not None:
-                    session.stored(seq, self.encoding, target.qos, target.retain, target.subscription_ids)
+                    session.stored(seq, encoding, target.qos, target.retain, target.subscription_ids)
                 else:
                     entry.subscriber.stored_seq = max(entry.subscriber.stored_seq, seq)
             elif seq < 0:
@@ -124,7 +129,7 @@ class Delivery(Publication):
                 reason = "group_queue_full" if depth == REFUSED_FULL else "group_gone"
                 self._dispatch.metrics.dropped[reason] += 1
             if group_target.entry is not None:
-                group.offer(group_target.entry, self.encoding)
+                group.offer(group_target.entry, encoding)
             if depth > 0 and slot is not None and group.hold(slot):
                 slot = None
         if slot is not None:
@@ -206,13 +211,20 @@ class Dispatch(Table):
                 return False
             message.topic = route.delay.topic
             route = self.route(message.topic)
-        encoding = Encoding(message, message.expiry_s)
         before = self.given.note(message.message_id) if deduplicate else 0
         qos = message.qos
         if message.retain:
             self.retained_passes(message.topic)
             if not message.accepted_at_ms:
                 message.accepted_at_ms = self.cluster.now_ms()
+        if qos and not route.entries and not route.groups:
+            if not message.retain and self.cluster.alone():
+                return True
+            if not message.accepted_at_ms:
+                message.accepted_at_ms = self.cluster.now_ms()
+            self.cluster.publish(Delivery(self, message, None, route, (), (), deduplicate, slot))
+            return False
+        encoding = Encoding(message, message.expiry_s)
         if not qos:
             self._publish_qos0(message, route, encoding, before)
             return True

@@ -133,6 +133,7 @@ class RedisCluster:
         )
         #: See `Cluster`; for every message, so without a step in between.
         self.publish: Callable[[Publication], None] = self._batch.publish
+        self.now_ms: Callable[[], int] = self._member.now_ms
         self.forward: Callable[[Sequence[NodeTarget], int, bytes], None] = self._batch.nodes.forward
         self._repair = Repair(self._keys, self._link, self._routes)
         self._takeover = Takeover(self._keys, self._link, self._member, self._signals, self._poller.wake)
@@ -345,10 +346,6 @@ class RedisCluster:
             [member.decode("utf-8", "replace") for member in self._member.members],
             self._groups.states,
         )
-
-    def now_ms(self) -> int:
-        """See `Cluster.now_ms`."""
-        return self._member.now_ms()
 
     def alone(self) -> bool:
         """See `Cluster.alone`."""
