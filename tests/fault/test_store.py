@@ -37,8 +37,11 @@ async def test_g16_one_node_does_not_reach_the_store(tmp_path: Path) -> None:
         made, timeline, problems = await endure(folder, getattr(faults, fault), proxied=True)
         [name] = {event.node for event in timeline.history.of("fault") if event.node}
         problems += availability.nothing_acked(timeline, made.begun, made.undone, nodes=[name])
-        # The others did not notice.
-        others = {node: inf for node in made.nodes.names if node != name}
+        # The others did not notice, as far as anybody asked them.
+        asked = {
+            event.node for event in timeline.history.of("publish") if event.qos and made.begun < event.at < made.undone
+        }
+        others = {node: inf for node in made.nodes.names if node != name and node in asked}
         for event in timeline.history.of("ack"):
             if event.node in others and event.at > made.begun:
                 others[event.node] = min(others[event.node], event.at)
