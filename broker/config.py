@@ -19,6 +19,12 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from broker.errors import ConfigError
+from broker.options import Blocks, Options
+from broker.options.authentication import AUTHENTICATORS, ClientAttribute
+from broker.options.authorization import RULE_SOURCES
+from broker.options.backends import Named
+from broker.options.hooks import Hook
+from broker.options.listener import Listener, Listeners
 from broker.values import (
     NEVER_S,
     Assignments,
@@ -31,7 +37,6 @@ from broker.values import (
     Integer,
     Kind,
     Lifetime,
-    Listeners,
     Name,
     Size,
     Store,
@@ -98,7 +103,7 @@ class Setting:
 
     @property
     def repeatable(self) -> bool:
-        return isinstance(self.kind, Listeners | Assignments)
+        return isinstance(self.kind, Listeners | Assignments | Blocks)
 
     def parse(self, raw: object, origin: str) -> object:
         """The checked value; ConfigError names the setting, the value, where it came from and what is allowed."""
@@ -114,6 +119,8 @@ class Setting:
         """The value as text; `***` for a secret that is set."""
         if self.secret:
             return "***" if value else ""
+        if isinstance(self.kind, Blocks | Listeners):
+            return self.kind.masked(value)
         return self.kind.show(value)
 
     def _check_bounds(self, value: float) -> None:
@@ -125,6 +132,8 @@ class Setting:
     def _quote(self, raw: object) -> str:
         if self.secret:
             return "***"
+        if isinstance(self.kind, Blocks | Listeners):
+            return "..."  # has secrets in it; the error says what of it is wrong
         text = repr(raw)
         return hide_password(text if len(text) <= 80 else text[:80] + "…")
 
@@ -171,8 +180,9 @@ class Settings:
     ready_file: Path | None = _setting(_NODE, FilePath(), "",
         "Write this JSON file with the real addresses once clients are accepted.")
 
-    listen: tuple[Endpoint, ...] = _setting(_LISTEN, Listeners(), "tcp://127.0.0.1:1883",
-        "Serve MQTT here: tcp://HOST:PORT, an IPv6 address in brackets, port 0 for any free one. Repeatable.")
+    listen: tuple[Listener, ...] = _setting(_LISTEN, Listeners(), "tcp://127.0.0.1:1883",
+        "Serve MQTT here: tcp://, tls://, ws:// or wss:// with HOST:PORT (an IPv6 address in brackets, port 0 for any "
+        "free one), or unix:///PATH; options of the listener follow as ?name=value&name=value. Repeatable.")
     http: Endpoint | None = _setting(_LISTEN, HttpAddress(), "127.0.0.1:18083",
         "Serve HTTP (health, metrics) here, or off.")
 
@@ -207,12 +217,69 @@ class Settings:
     allow_anonymous: bool = _setting(_ACCESS, Flag(), "false",
         "Let clients in without credentials on listeners that other machines can reach. "
         "On loopback they are let in unless there are users.")
-    scram_file: Path | None = _setting(_ACCESS, FilePath(), "",
-        "File of users, written by `rookery passwd`: for SCRAM-SHA-256 (enhanced authentication of MQTT 5) and for "
-        "user name and password.")
+    authentication: tuple[Options, ...] = _setting(_ACCESS, Blocks(*AUTHENTICATORS), "",
+        "Who is asked about clients that connect, in this order, until one says yes or no. Repeatable.")
+    authentication_cache_s: float = _setting(_ACCESS, Duration(), "0s",
+        "How long a yes for a user name and password counts without asking again; 0: it does not.",
+        at_least=0, at_most=3600)
+    authentication_cache_size: int = _setting(_ACCESS, Integer(), "10000",
+        "How many such answers are kept.", at_least=1, at_most=10_000_000)
+    client_attributes: tuple[Options, ...] = _setting(_ACCESS, Blocks(ClientAttribute), "",
+        "Attributes that clients get when they connect, for rules, mountpoints and tenants. Repeatable.")
+    authorization: tuple[Options, ...] = _setting(_ACCESS, Blocks(*RULE_SOURCES), "",
+        "Where rules about topics come from, in this order, until one says yes or no. Repeatable.")
+    no_match: str = _setting(_ACCESS, Choice("deny", "allow"), "deny",
+        "What a topic is that no rule applies to; without any rule source everything is allowed.", reload=True)
+    deny_action: str = _setting(_ACCESS, Choice("ignore", "disconnect"), "ignore",
+        "What happens to a client that publishes what it may not: the message is refused, or the client as well.",
+        reload=True)
+    session_owner: str = _setting(_ACCESS, Choice("identity", "any"), "identity",
+        "Who may go on with a session: only the user that began it, or any who uses its client id.")
+    hooks: tuple[Options, ...] = _setting(_ACCESS, Blocks(Hook), "",
+        "Python code that is asked or told when clients connect, publish and leave. Repeatable.")
 
     max_connections: int = _setting(_LIMITS, Integer(), "0",
         "Connections served at a time; 0 is as many as the system allows.", at_least=0, at_most=10_000_000, reload=True)
+    max_connections_per_user: int = _setting(_LIMITS, Integer(), "0",
+        "Connections of one user name, in the whole cluster; 0: any number.", at_least=0, reload=True)
+    max_connections_per_ip: int = _setting(_LIMITS, Integer(), "0",
+        "Connections from one IP address, in the whole cluster; 0: any number.", at_least=0, reload=True)
+    connection_rate: int = _setting(_LIMITS, Integer(), "0",
+        "New connections accepted per second, bursts of as many allowed; 0: no limit. Others wait.",
+        at_least=0, reload=True)
+    message_rate: int = _setting(_LIMITS, Integer(), "0",
+        "Messages per second that are taken from one client; one that sends more is read more slowly. 0: no limit.",
+        at_least=0, reload=True)
+    byte_rate: int = _setting(_LIMITS, Size(), "0",
+        "Bytes per second that are taken from one client; 0: no limit.", at_least=0, reload=True)
+    tenant: str = _setting(_LIMITS, Text(), "",
+        "What clients of one tenant have in common, such as ${client_attrs.tenant}; empty: there are no tenants.")
+    tenant_message_rate: int = _setting(_LIMITS, Integer(), "0",
+        "Messages per second that are taken from all clients of a tenant, in the whole cluster; 0: no limit.",
+        at_least=0, reload=True)
+    tenant_byte_rate: int = _setting(_LIMITS, Size(), "0",
+        "Bytes per second that are taken from all clients of a tenant; 0: no limit.", at_least=0, reload=True)
+    max_topic_levels: int = _setting(_LIMITS, Integer(), "200",
+        "Levels of a topic name or filter.", at_least=1, at_most=32768, reload=True)
+    max_topic_length: int = _setting(_LIMITS, Size(), "65535",
+        "Bytes of a topic name or filter.", at_least=1, at_most=65535, reload=True)
+    slow_consumer: str = _setting(_LIMITS, Choice("drop", "disconnect"), "drop",
+        "What happens to a client whose output buffer is full: its QoS 0 messages are dropped, or it is disconnected.",
+        reload=True)
+    flapping_limit: int = _setting(_LIMITS, Integer(), "0",
+        "A client that connects more often than this within flapping_window is banned for flapping_ban; 0: none is.",
+        at_least=0, reload=True)
+    flapping_window_s: float = _setting(_LIMITS, Duration(), "1m", "See flapping_limit.",
+        at_least=1, at_most=86400, reload=True)
+    flapping_ban_s: float = _setting(_LIMITS, Duration(), "5m", "See flapping_limit.",
+        at_least=1, at_most=31_536_000, reload=True)
+    login_failures_limit: int = _setting(_LIMITS, Integer(), "20",
+        "An IP address with more failed logins than this within login_failures_window is banned for "
+        "login_failures_ban; 0: none is.", at_least=0, reload=True)
+    login_failures_window_s: float = _setting(_LIMITS, Duration(), "1m", "See login_failures_limit.",
+        at_least=1, at_most=86400, reload=True)
+    login_failures_ban_s: float = _setting(_LIMITS, Duration(), "5m", "See login_failures_limit.",
+        at_least=1, at_most=31_536_000, reload=True)
     connect_timeout_s: float = _setting(_LIMITS, Duration(), "10s",
         "Time for a new connection to send CONNECT and to authenticate.", at_least=1, at_most=3600, reload=True)
     max_packet_size_before_auth: int = _setting(_LIMITS, Size(), "16KiB",
@@ -307,7 +374,7 @@ class Settings:
         Without users everybody is anonymous; `load` sees to it that then only this machine can reach the listeners,
         unless `allow_anonymous` says otherwise.
         """
-        return self.allow_anonymous or self.scram_file is None
+        return self.allow_anonymous or not self.authentication
 
     @property
     def partition_count(self) -> int:
@@ -457,11 +524,6 @@ def _move_credentials(values: dict[str, Any], origins: dict[str, str]) -> None:
 
 def _check(settings: Settings, origins: Mapping[str, str]) -> None:
     """What no setting can tell alone."""
-    if settings.scram_file is not None and not settings.scram_file.is_file():
-        raise ConfigError(
-            f"scram_file = {str(settings.scram_file)!r} ({origins['scram_file']}): no such file;"
-            " `rookery passwd FILE USER` makes one"
-        )
     if settings.max_packet_size_before_auth > settings.max_packet_size:
         raise ConfigError(
             f"max_packet_size_before_auth = {Size().show(settings.max_packet_size_before_auth)}"
@@ -476,9 +538,27 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
     last = f"{settings.node_name}-{settings.workers}"
     if settings.workers > 1 and len(last) > 64:
         raise ConfigError(f"node_name = {settings.node_name!r}: too long for workers, whose names are up to {last!r}")
-    open_to_others = [endpoint for endpoint in settings.listen if not endpoint.is_loopback]
-    if open_to_others and settings.scram_file is None and not settings.allow_anonymous:
+    _check_listeners(settings, origins)
+
+
+def _check_listeners(settings: Settings, origins: Mapping[str, str]) -> None:
+    labels = [block.label for block in settings.authentication if isinstance(block, Named)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"authentication ({origins['authentication']}): two of the name {label!r}; set name")
+    for listener in settings.listen:
+        chosen = listener.options.authentication
+        unknown = [name for name in chosen if name not in labels and chosen != ("off",)]
+        if unknown:
+            raise ConfigError(
+                f"listen = {listener.url} ({origins['listen']}): authentication has {unknown[0]!r}, which is no"
+                f" authenticator{_nearest(unknown[0], labels) if labels else ''}"
+            )
+        asked = bool(labels) and chosen != ("off",)
+        anonymous = listener.options.anonymous
+        if listener.is_loopback or asked or anonymous == "true" or (settings.allow_anonymous and anonymous != "false"):
+            continue
         raise ConfigError(
-            f"listen = {str(open_to_others[0])!r} ({origins['listen']}): other machines can reach it and no client"
-            " needs credentials; set scram_file, or --allow-anonymous if that is meant"
+            f"listen = {listener.url!r} ({origins['listen']}): other machines can reach it and no client"
+            " needs credentials; set authentication, or --allow-anonymous if that is meant"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.auth.api import Exchange
+from broker.auth.api import Exchange, Principal
 from broker.codec.decode import decode
 from broker.codec.packets import (
     CONNECT,
@@ -29,6 +29,7 @@ from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreUnavai
 from broker.inbound import Inbound
 from broker.log import get_logger
 from broker.message import Message
+from broker.options.listener import Listener
 from broker.output import Output
 from broker.reasons import reason_name
 from broker.routes import Route, Subscriber
@@ -72,6 +73,7 @@ class Connection(Output):
         "_server",
         "_working",
         "agreement",
+        "authenticator",
         "bridge",
         "client_id",
         "close_reason",
@@ -84,21 +86,24 @@ class Connection(Output):
         "inbound",
         "keep_alive_s",
         "last_received",
+        "listener",
         "lost",
         "machine",
         "opened_at",
+        "principal",
         "ref",
         "send_will",
         "subscriber",
-        "username",
     )
 
-    def __init__(self, stream: TcpStream, server: Services) -> None:
+    def __init__(self, stream: TcpStream, server: Services, listener: Listener) -> None:
         super().__init__(stream, server.metrics)
+        self.listener = listener
+        #: Who it is, once CONNECT was authenticated.
+        self.principal: Principal | None = None
         self._server = server
         self.machine = ConnectionMachine()
         self.client_id = ""
-        self.username: str | None = None
         self.agreement: Agreement | None = None
         self.ref: SessionRef | None = None
         self.subscriber: Subscriber | None = None
@@ -113,6 +118,8 @@ class Connection(Output):
         self.has_will = False
         self.close_reason = ""
         self.exchange: Exchange | None = None
+        #: Whose exchange it is.
+        self.authenticator = ""
         #: Set by the server while somebody waits for the session to be let go.
         self.finished: trio.Event | None = None
         #: Retained messages that are being sent, and what they wait for.
@@ -482,7 +489,7 @@ class Connection(Output):
         self.metrics.packet_errors[name] += 1
         _log.info(
             "connection.refused" if state == NEW else "connection.error",
-            peer=self.stream.peer,
+            peer=str(self.stream.peer),
             client_id=self.client_id or None,
             reason=name,
             detail=error.text,

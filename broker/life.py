@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from broker.auth.api import Authenticators
+from broker.access import Access
 from broker.config import Settings
 from broker.errors import Fenced
 from broker.log import get_logger
@@ -63,16 +63,17 @@ def strategy_of(settings: Settings) -> Callable[[str], str]:
 class Life:
     """`run` it once. `cluster` has not joined before `joined` is true."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics, authenticators: Authenticators) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics) -> None:
         self.cluster = cluster
         self.metrics = metrics
+        self.access = Access(settings, cluster.registry)
         self.reactor = Reactor()
         self.server = Server(
             self.reactor,
             cluster,
             metrics,
             quotas_of(settings),
-            authenticators,
+            self.access,
             connect_timeout_s=settings.connect_timeout_s,
             stall_timeout_s=settings.stall_timeout_s,
             output_buffer_bytes=settings.output_buffer_bytes,
@@ -84,7 +85,7 @@ class Life:
             node_name=settings.node_name,
         )
         self.joined = False
-        self._output_bound = settings.output_buffer_bytes
+        self._settings = settings
         self._listeners: list[TcpListener] = []
         #: When the lease was first seen to be over, 0.0 while it holds.
         self._lapsed_s = 0.0
@@ -110,10 +111,12 @@ class Life:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.server.run)
             await nursery.start(self._be_member)
+            await nursery.start(self.access.serve)
             self.joined = True
             self.reactor.hold = self._hold
-            for taken in sockets:
-                listener = TcpListener(taken, self.reactor, self._output_bound, self.server.accept)
+            bound = self._settings.output_buffer_bytes
+            for taken, told in zip(sockets, self._settings.listen, strict=True):
+                listener = TcpListener(taken, told, self.reactor, bound, self.server.accept)
                 listener.start()
                 self._listeners.append(listener)
             await serve()

@@ -10,9 +10,7 @@ from collections.abc import Callable
 import trio
 
 from broker import __version__
-from broker.auth.api import Authenticators
-from broker.auth.scram import ScramSha256
-from broker.auth.users import UserFile, UserFilePasswords
+from broker.access import Access
 from broker.config import Settings, reloaded
 from broker.errors import ClusterError, ConfigError, Fenced
 from broker.http.app import HttpServer
@@ -61,7 +59,6 @@ class Node:
         self._reload = reload
         self._shared_ports = shared_ports
         self._changed = changed or _nothing
-        self._users: UserFile | None = None
         self._sockets: list[socket.socket] = []
         self._http: HttpServer | None = None
         self._life: Life | None = None
@@ -82,7 +79,7 @@ class Node:
         """Start everything, serve until told to stop, drain, stop; returns the exit status."""
         settings = self.settings
         raise_file_limit()
-        self._users = UserFile(settings.scram_file) if settings.scram_file is not None else None
+        Access(settings, None)  # what is wrong with it is told before anything starts
         self._sockets = [bind(each.host, each.port, self._shared_ports) for each in settings.listen]
         self.addresses = [f"tcp://{authority(*taken.getsockname()[:2])}" for taken in self._sockets]
         async with trio.open_nursery() as nursery:
@@ -103,16 +100,10 @@ class Node:
 
     async def _live(self, address: Address | None) -> None:
         """One life after the other, until told to stop."""
-        users = self._users
-        authenticators = Authenticators(
-            self.settings.anonymous_allowed,
-            UserFilePasswords(users) if users is not None else None,
-            [ScramSha256(users)] if users is not None else [],
-        )
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             cluster = make_cluster(self.settings, address)
-            life = self._life = Life(self.settings, cluster, self.metrics, authenticators)
+            life = self._life = Life(self.settings, cluster, self.metrics)
             self._lives += 1
             self._changed()
             try:
@@ -213,8 +204,8 @@ class Node:
 
     def _reload_settings(self) -> None:
         """Read settings and users again; what cannot change while the node runs is named."""
-        if self._users is not None:
-            self._users.reload()
+        if self._life is not None:
+            self._life.access.reload()
         if self._reload is None:
             return
         self.settings, changed, needs_restart = reloaded(self.settings, self._reload())

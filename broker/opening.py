@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from broker.auth.api import Exchange
+from broker.auth.api import ConnectRequest, Exchange
 from broker.codec.packets import Auth, Connack, Connect, Properties
 from broker.codec.publish import properties_to_forwardable
 from broker.connection import Connection
@@ -39,7 +39,7 @@ class Opening:
     def __init__(self, server: Server) -> None:
         self._server = server
         #: What is to be opened once an enhanced authentication ends well.
-        self._exchanges: dict[Connection, tuple[Connect, Agreement]] = {}
+        self._exchanges: dict[Connection, tuple[Connect, Agreement, ConnectRequest]] = {}
 
     def forget(self, connection: Connection) -> None:
         """The connection ended."""
@@ -77,18 +77,25 @@ class Opening:
             connection.set_limits(properties.maximum_packet_size or 0, aliases)
         agreement = agree(connect, self._server.quotas, new_id)
         connection.client_id = agreement.client_id
-        connection.username = connect.username
         connection.bridge = connect.bridge
+        request = ConnectRequest(
+            agreement.client_id,
+            connect.username,
+            connect.password,
+            connection.stream.peer,
+            connect.protocol_version,
+            properties.user_properties if properties is not None else (),
+        )
         if agreement.authentication_method is not None:
-            exchange = self._server.authenticators.begin(
-                agreement.authentication_method, agreement.client_id, connect.username
+            exchange, connection.authenticator = self._server.access.chain.begin(
+                agreement.authentication_method, request, connection.listener.options
             )
             connection.exchange = exchange
-            self._exchanges[connection] = (connect, agreement)
+            self._exchanges[connection] = (connect, agreement, request)
             data = (properties.authentication_data if properties is not None else None) or b""
             await self._exchange(connection, exchange, agreement.authentication_method, data)
             return
-        await self._server.authenticators.authenticate(connect.username, connect.password)
+        connection.principal = await self._server.access.chain.authenticate(request, connection.listener.options)
         await self._attach(connection, connect, agreement, None)
 
     def continue_authentication(self, connection: Connection, effect: ContinueAuthentication) -> None:
@@ -96,8 +103,11 @@ class Opening:
 
         async def work() -> None:
             if effect.again:
-                connection.exchange = self._server.authenticators.begin(
-                    effect.method, connection.client_id, connection.username
+                principal = connection.principal
+                assert principal is not None
+                request = ConnectRequest(connection.client_id, principal.identity, None, principal.peer)
+                connection.exchange, connection.authenticator = self._server.access.chain.begin(
+                    effect.method, request, connection.listener.options
                 )
             exchange = connection.exchange
             assert exchange is not None
@@ -120,13 +130,15 @@ class Opening:
             connection.send(Auth(0x18, properties))
             return
         connection.exchange = None
-        connection.username = step.identity
+        assert step.verdict is not None
         opening = self._exchanges.pop(connection, None)
         if opening is None:
             connection.machine.authenticated()
             connection.send(Auth(0x00, properties))
             return
-        await self._attach(connection, opening[0], opening[1], step.data)
+        connect, agreement, request = opening
+        connection.principal = self._server.access.chain.principal(request, step.verdict, connection.authenticator)
+        await self._attach(connection, connect, agreement, step.data)
 
     async def _attach(
         self, connection: Connection, connect: Connect, agreement: Agreement, authentication_data: bytes | None
@@ -221,7 +233,7 @@ class Opening:
         self._server.metrics.connects["success"] += 1
         if attachment.session_present:
             self._server.metrics.sessions_resumed += 1
-        self._server.log.debug("client.connected", client_id=ref.client_id, peer=connection.stream.peer)
+        self._server.log.debug("client.connected", client_id=ref.client_id, peer=str(connection.stream.peer))
         if persistent:
             # Stored after the store answered `attach`, and answered before this task came to run.
             early = self._server.early.take(ref.session_id)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from broker.auth.api import Authenticators
+from broker.access import Access
 from broker.codec.packets import Subscribe, Unsubscribe
 from broker.connection import Connection
 from broker.dispatch import Dispatch
@@ -20,6 +20,7 @@ from broker.groups import Group
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.opening import Opening
+from broker.options.listener import Listener
 from broker.remote import ClusterSide
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
@@ -48,7 +49,7 @@ class Server(ClusterSide):
         cluster: Cluster,
         metrics: Metrics,
         quotas: Quotas,
-        authenticators: Authenticators,
+        access: Access,
         *,
         connect_timeout_s: float = 10.0,
         stall_timeout_s: float = 30.0,
@@ -65,7 +66,7 @@ class Server(ClusterSide):
         self.cluster = cluster
         self.metrics = metrics
         self.quotas = quotas
-        self.authenticators = authenticators
+        self.access = access
         self.connect_timeout_s = connect_timeout_s
         self.stall_timeout_s = stall_timeout_s
         self.output_buffer_bytes = output_buffer_bytes
@@ -112,14 +113,14 @@ class Server(ClusterSide):
         """Store time."""
         return self.cluster.now_ms()
 
-    def accept(self, stream: TcpStream) -> None:
+    def accept(self, stream: TcpStream, listener: Listener) -> None:
         """A client connected."""
         if self.draining or (self.max_connections and len(self.connections) >= self.max_connections):
             self.metrics.rejected["draining" if self.draining else "max_connections"] += 1
             stream.start(Nobody())
             stream.abort()
             return
-        connection = Connection(stream, self)
+        connection = Connection(stream, self, listener)
         self.connections.add(connection)
         self.metrics.connections += 1
         stream.start(connection)

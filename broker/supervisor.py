@@ -14,12 +14,13 @@ from collections.abc import Callable
 import trio
 
 from broker import __version__
-from broker.auth.users import UserFile
-from broker.config import Endpoint, Settings, reloaded
+from broker.access import Access
+from broker.config import Settings, reloaded
 from broker.errors import ConfigError
 from broker.http.app import HttpServer
 from broker.http.report import JOINING, READY, RESTARTING, STARTING, Counters, Report, total
 from broker.log import configure, get_logger
+from broker.options.listener import Listener
 from broker.process import FAILED, OK, authority, raise_file_limit, write_ready
 from broker.stores import Address, open_store
 from broker.transport.listener import bind
@@ -42,7 +43,7 @@ class Supervisor:
         self.log = get_logger("supervisor")
         self._reload = reload
         self._reserved: list[socket.socket] = []
-        self._listen: tuple[Endpoint, ...] = ()
+        self._listen: tuple[Listener, ...] = ()
         self._address: Address | None = None
         self._workers = [WorkerProcess(f"{settings.node_name}-{number + 1}") for number in range(settings.workers)]
         self._ended: Counters = {}
@@ -61,8 +62,7 @@ class Supervisor:
         """Start everything, keep it running until told to stop; returns the exit status."""
         settings = self.settings
         raise_file_limit()
-        if settings.scram_file is not None:
-            UserFile(settings.scram_file)
+        Access(settings, None)  # what is wrong with it is told before anything starts
         self._reserve()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
@@ -86,8 +86,10 @@ class Supervisor:
             if endpoint.port:  # shared ports would let other brokers in silently
                 bind(endpoint.host, endpoint.port).close()
             self._reserved.append(bind(endpoint.host, endpoint.port, shared=True))
-        addresses = [taken.getsockname() for taken in self._reserved]
-        self._listen = tuple(Endpoint("tcp", address[0], address[1]) for address in addresses)
+        self._listen = tuple(
+            dataclasses.replace(told, host=taken.getsockname()[0], port=taken.getsockname()[1])
+            for told, taken in zip(self.settings.listen, self._reserved, strict=True)
+        )
 
     # -- the workers
 

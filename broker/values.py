@@ -278,36 +278,6 @@ class FilePath:
         return "" if value is None else str(value)
 
 
-class Listeners:
-    """A list of URLs to serve MQTT on: a TOML array, or text separated by commas or spaces."""
-
-    label = "list of URLs"
-    metavar = "URL"
-
-    def parse(self, raw: object) -> tuple[Endpoint, ...]:
-        items = re.split(r"[,\s]+", raw.strip()) if isinstance(raw, str) else raw
-        if not isinstance(items, (list, tuple)) or not items or items == [""]:
-            raise ValueError("must be one or more URLs such as tcp://127.0.0.1:1883")
-        endpoints = [self._endpoint(item) for item in items]
-        for endpoint in endpoints:
-            if endpoint.port and endpoints.count(endpoint) > 1:
-                raise ValueError(f"has {endpoint} twice")
-        return tuple(endpoints)
-
-    def _endpoint(self, item: object) -> Endpoint:
-        text = item.strip() if isinstance(item, str) else ""
-        scheme, separator, rest = text.partition("://")
-        if not separator:
-            raise ValueError(f"has {item!r}, which is no URL; write tcp://HOST:PORT")
-        if scheme.lower() != "tcp":
-            raise ValueError(f"has {item!r}, but this version supports only tcp://HOST:PORT")
-        return _host_and_port("tcp", rest, default_port=1883)
-
-    def show(self, value: object) -> str:
-        assert isinstance(value, tuple)
-        return ",".join(str(endpoint) for endpoint in value)
-
-
 class HttpAddress:
     """`host:port` of the HTTP server, or `off`."""
 
@@ -320,7 +290,7 @@ class HttpAddress:
         if not isinstance(raw, str) or not raw.strip():
             raise ValueError("must be HOST:PORT or off")
         text = raw.strip().removeprefix("http://").removesuffix("/")
-        return None if text.lower() == "off" else _host_and_port("http", text, default_port=None)
+        return None if text.lower() == "off" else host_and_port("http", text, default_port=None)
 
     def show(self, value: object) -> str:
         return value.authority if isinstance(value, Endpoint) else "off"
@@ -399,7 +369,7 @@ def _number_and_unit(raw: object, expected: str) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
-def _host_and_port(scheme: str, text: str, default_port: int | None) -> Endpoint:
+def host_and_port(scheme: str, text: str, default_port: int | None) -> Endpoint:
     """The endpoint for `host:port`, `[v6]:port`, `host` or `:port` (all interfaces)."""
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:/?#@\[\]\s]*))(?::(\d{1,5}))?/?", text, re.ASCII)
     if match is None:

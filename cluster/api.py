@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from broker.message import Message
+from cluster.registry import Registry
 
 #: How long a node may go on without an answer of the store before others take it for dead.
 LEASE_S = 6.0
@@ -487,7 +488,9 @@ class StoreHealth:
 
 
 class Cluster(Protocol):
-    """State that outlives a connection and, with a real store, a node."""
+    """State that outlives a connection and, with a real store, a node. `registry` is what else the nodes share."""
+
+    registry: Registry
 
     async def serve(self, events: ClusterEvents, poller: Poller, *, task_status: object) -> None:
         """Joins, calls `events.restore`, reports started, then keeps the lease and the timers until cancelled;

@@ -1,9 +1,15 @@
-"""What the connection knows about authentication: exchanges, password checks and the registry of both.
+"""The ports of authentication and authorization, and what passes through them.
 
-Everything here refuses with `PeerError` and nothing else:
+An authenticator answers a CONNECT with a `Verdict`: ALLOW, DENY or IGNORE (somebody else may know the client). The
+chain (`broker.auth.chain`) makes a `Principal` of the first that is not IGNORE. A rule source answers a question
+about a topic in the same three ways; `broker.auth.permissions` asks them in order for one principal.
 
-- 0x86 bad user name or password (CONNECT with a user name that does not check out)
-- 0x87 not authorized (no user name where one is needed; an enhanced authentication that failed)
+The connection learns of refusals as `PeerError`:
+
+- 0x86 bad user name or password
+- 0x87 not authorized (no credentials where some are needed; an enhanced authentication that failed)
+- 0x88 server unavailable (who had to be asked could not be reached: nobody else is asked in its place)
+- 0x8A banned
 - 0x8C bad authentication method (not known here)
 
 The texts of these errors may reach the client: they are the same for an unknown user and for a wrong password.
@@ -11,30 +17,160 @@ The texts of these errors may reach the client: they are the same for an unknown
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Protocol
 
-from broker.errors import PeerError
+import trio
+
+from broker.errors import BrokerError
+from broker.peer import Peer
 
 ANONYMOUS: Final = ""
 """The one identity of all clients that nobody checked; no mechanism may hand it out for a user."""
 
+ALLOW: Final = 1
+DENY: Final = 2
+IGNORE: Final = 0
+
+PUBLISH: Final = 1
+SUBSCRIBE: Final = 2
+#: A message is about to be delivered.
+READ: Final = 4
+
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
+
+
+class BackendError(BrokerError):
+    """Who has to be asked cannot be reached, or gave no answer that makes sense. The text is for the log only."""
+
+
+class ConnectRequest:
+    """What a client says of itself in CONNECT, and who it is to the transport. Authenticators do not change it."""
+
+    __slots__ = ("client_id", "password", "peer", "user_properties", "username", "version")
+
+    def __init__(
+        self,
+        client_id: str,
+        username: str | None,
+        password: bytes | None,
+        peer: Peer,
+        version: int = 5,
+        user_properties: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.client_id = client_id
+        self.username = username
+        self.password = password
+        self.peer = peer
+        #: 3, 4 or 5.
+        self.version = version
+        self.user_properties = user_properties
+
+
+class Rule(Protocol):
+    """One line of a rule source; see `broker.auth.rules`."""
+
+    def decide(self, principal: Principal, action: int, topic: str, qos: int, retain: bool) -> int:
+        """ALLOW, DENY, or IGNORE if it does not apply."""
+        ...
+
+
+class Verdict:
+    """The answer of an authenticator.
+
+    With ALLOW, `username` is the name that was proved (never ANONYMOUS; None: the one in CONNECT), `client_id`
+    replaces that of the client if not None, `expires_at_s` (epoch) is when the connection ends, `rules` are those that
+    came with the credentials (None: none came), and `credential` is a digest of what was checked against, so that a
+    change of it can be noticed by `still_valid`.
+    """
+
+    __slots__ = ("attributes", "client_id", "credential", "decision", "expires_at_s", "rules", "superuser", "username")
+
+    def __init__(
+        self,
+        decision: int,
+        username: str | None = None,
+        *,
+        client_id: str | None = None,
+        superuser: bool = False,
+        attributes: Mapping[str, str] = NO_ATTRIBUTES,
+        rules: Sequence[Rule] | None = None,
+        expires_at_s: float | None = None,
+        credential: bytes = b"",
+    ) -> None:
+        self.decision = decision
+        self.username = username
+        self.client_id = client_id
+        self.superuser = superuser
+        self.attributes = attributes
+        self.rules = rules
+        self.expires_at_s = expires_at_s
+        self.credential = credential
+
+
+IGNORED: Final = Verdict(IGNORE)
+DENIED: Final = Verdict(DENY)
+
+
+class Principal:
+    """Who a connection is, from CONNACK on. `identity` owns the session (G19): the proved name, or ANONYMOUS.
+
+    `username` is what `${username}` stands for: the proved name, else the claimed one of a client that nobody checked.
+    `authenticator` is the name of the one that let it in, "" for none.
+    """
+
+    __slots__ = (
+        "attributes",
+        "authenticator",
+        "client_id",
+        "credential",
+        "expires_at_s",
+        "identity",
+        "peer",
+        "rules",
+        "superuser",
+        "username",
+    )
+
+    def __init__(
+        self,
+        identity: str,
+        client_id: str,
+        peer: Peer,
+        username: str | None = None,
+        *,
+        superuser: bool = False,
+        attributes: Mapping[str, str] = NO_ATTRIBUTES,
+        rules: Sequence[Rule] | None = None,
+        expires_at_s: float | None = None,
+        credential: bytes = b"",
+        authenticator: str = "",
+    ) -> None:
+        self.identity = identity
+        self.client_id = client_id
+        self.peer = peer
+        self.username = username
+        self.superuser = superuser
+        self.attributes = attributes
+        self.rules = rules
+        self.expires_at_s = expires_at_s
+        self.credential = credential
+        self.authenticator = authenticator
+
 
 class Step:
-    """One answer of an exchange: the Authentication Data to send, and the identity once `done`.
+    """One answer of an exchange: the Authentication Data to send, and the verdict once `done`.
 
     Not done: send AUTH 0x18 with `data`. Done: CONNACK (or AUTH 0x00 after a re-authentication) carries `data`.
     """
 
-    __slots__ = ("data", "done", "identity")
+    __slots__ = ("data", "done", "verdict")
 
-    def __init__(self, data: bytes, done: bool, identity: str | None) -> None:
+    def __init__(self, data: bytes, verdict: Verdict | None = None) -> None:
         self.data = data
-        self.done = done
-        self.identity = identity
-
-    def __repr__(self) -> str:
-        return f"Step({len(self.data)} bytes, done={self.done}, identity={self.identity!r})"
+        self.done = verdict is not None
+        self.verdict = verdict
 
 
 class Exchange(Protocol):
@@ -45,68 +181,77 @@ class Exchange(Protocol):
         ...
 
 
+class Authenticator(Protocol):
+    """One link of the chain. `name` is unique among them: the option `name`, else the type."""
+
+    name: str
+
+    async def authenticate(self, request: ConnectRequest) -> Verdict:
+        """Decide, with the same work for unknown users and for wrong passwords. Raises BackendError.
+
+        Whatever costs more than some microseconds happens in threads (with a limiter), or by awaiting."""
+        ...
+
+    async def still_valid(self, principal: Principal) -> bool:
+        """Whether it would let in again whom it let in: asked for every client after users or files changed.
+
+        Cheap (no password is at hand): the user exists, is enabled, and its `credential` is the same."""
+        ...
+
+    def exchanges(self) -> Mapping[str, EnhancedAuthenticator]:
+        """Authentication Methods of MQTT 5 that it knows, by name."""
+        ...
+
+    def reload(self) -> None:
+        """Read files again; on ConfigError everything stays as it was."""
+        ...
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Background work (connections, refreshing keys) until cancelled; started before the first CONNECT."""
+        ...
+
+
 class EnhancedAuthenticator(Protocol):
     """One Authentication Method of MQTT 5."""
 
-    @property
-    def method(self) -> str:
-        """The Authentication Method, as clients name it in CONNECT."""
-        ...
-
-    def begin(self, client_id: str, username: str | None) -> Exchange:
-        """Start an exchange; with a `username` only that user may come out of it."""
+    def begin(self, request: ConnectRequest) -> Exchange:
+        """Start an exchange; with a user name in `request` only that user may come out of it."""
         ...
 
 
-class PasswordAuthenticator(Protocol):
-    """Checks the User Name and Password of CONNECT."""
+class RuleSource(Protocol):
+    """One source of the authorization chain."""
 
-    async def authenticate(self, username: str, password: bytes) -> str:
-        """Return the identity of the user, never ANONYMOUS; PeerError 0x86 otherwise, after the same work."""
+    name: str
+
+    async def open(self, principal: Principal) -> Judge:
+        """Whatever it needs to answer for this principal, at once from then on where possible. Raises BackendError."""
+        ...
+
+    def reload(self) -> None:
+        """Read files again; on ConfigError everything stays as it was."""
+        ...
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """As `Authenticator.serve`."""
         ...
 
 
-class Authenticators:
-    """All ways to become an identity on this node."""
+class Judge(Protocol):
+    """A rule source for one principal."""
 
-    __slots__ = ("_allow_anonymous", "_enhanced", "_password")
+    def decide(self, action: int, topic: str, qos: int, retain: bool) -> int | None:
+        """ALLOW, DENY or IGNORE; None if `ask` has to be awaited. Never None for READ.
 
-    def __init__(
-        self,
-        allow_anonymous: bool,
-        password: PasswordAuthenticator | None = None,
-        enhanced: Iterable[EnhancedAuthenticator] = (),
-    ) -> None:
-        self._allow_anonymous = allow_anonymous
-        self._password = password
-        self._enhanced = {authenticator.method: authenticator for authenticator in enhanced}
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The Authentication Methods that `begin` accepts."""
-        return tuple(self._enhanced)
-
-    def begin(self, method: str, client_id: str, username: str | None) -> Exchange:
-        """Start an enhanced authentication; PeerError 0x8C if the method is not known.
-
-        `username` is the User Name of CONNECT, if any. For a re-authentication pass the identity of the
-        connection instead, so that it cannot become somebody else half way.
+        `topic` is a topic name for PUBLISH and READ, a topic filter (without `$share/NAME/`) for SUBSCRIBE. ALLOW for a
+        filter means: the client may have it, what it may not READ of it is kept from it on delivery.
         """
-        authenticator = self._enhanced.get(method)
-        if authenticator is None:  # [MQTT-4.12.0-1]
-            raise PeerError(0x8C, f"unknown authentication method {method!r:.60}")
-        return authenticator.begin(client_id, username)
+        ...
 
-    async def authenticate(self, username: str | None, password: bytes | None) -> str:
-        """Return the identity behind a CONNECT without an Authentication Method, or raise PeerError 0x86 or 0x87.
+    def covers(self, topic_filter: str) -> bool:
+        """Whether every topic that matches the filter may be READ, whatever the topic: then no delivery is checked."""
+        ...
 
-        Without a user name (a lone password proves nothing) `allow_anonymous` decides. With one it is checked; where
-        nothing is configured to check it, it is nobody's: ANONYMOUS if allowed, and never the claimed name.
-        """
-        if username is not None and self._password is not None:
-            return await self._password.authenticate(username, password or b"")
-        if self._allow_anonymous:
-            return ANONYMOUS
-        if username is None:
-            raise PeerError(0x87, "a user name is needed here")
-        raise PeerError(0x86, "bad user name or password")
+    async def ask(self, action: int, topic: str, qos: int, retain: bool) -> int:
+        """The answer that `decide` did not have; it has it from now on, for a while. Raises BackendError."""
+        ...

@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from broker.auth.api import Step
+from broker.auth.api import ALLOW, ConnectRequest, Step, Verdict
 from broker.errors import PeerError
 
 METHOD: Final = "SCRAM-SHA-256"
@@ -189,9 +189,9 @@ class ScramSha256:
         self._verifiers = verifiers
         self._nonce = nonce
 
-    def begin(self, client_id: str, username: str | None) -> ScramExchange:
-        """Start an exchange; the user it names must be `username` if that is given."""
-        return ScramExchange(self._verifiers, self._nonce(), username)
+    def begin(self, request: ConnectRequest) -> ScramExchange:
+        """Start an exchange; the user it names must be that of `request` if it has one."""
+        return ScramExchange(self._verifiers, self._nonce(), request.username)
 
 
 _FIRST, _FINAL, _CLOSED = range(3)
@@ -224,9 +224,9 @@ class ScramExchange:
         if state == _FIRST:
             answer = self._client_first(text)
             self._state = _FINAL
-            return Step(answer.encode(), False, None)
+            return Step(answer.encode())
         if state == _FINAL and self._verifier is not None:
-            return Step(self._client_final(text, self._verifier).encode(), True, self._username)
+            return Step(self._client_final(text, self._verifier).encode(), Verdict(ALLOW, self._username))
         raise _refusal("the exchange is over")
 
     def _client_first(self, text: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from broker.errors import ConfigError
 from broker.log import get_logger
+from broker.options.listener import Listener
+from broker.peer import Peer
 from broker.transport.reactor import Reactor
 from broker.transport.stream import TcpStream
 
@@ -51,8 +53,14 @@ class TcpListener:
     """Accepts on a bound socket from `start` on. One that is not served for a while lets its clients wait."""
 
     def __init__(
-        self, taken: socket.socket, reactor: Reactor, output_bound: int, accept: Callable[[TcpStream], None]
+        self,
+        taken: socket.socket,
+        listener: Listener,
+        reactor: Reactor,
+        output_bound: int,
+        accept: Callable[[TcpStream, Listener], None],
     ) -> None:
+        self.listener = listener
         self._socket = taken
         self._socket.setblocking(False)
         self._reactor = reactor
@@ -91,7 +99,8 @@ class TcpListener:
             self._full_logged = False
             raw.setblocking(False)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._accept(TcpStream(raw, self._reactor, self._bound, f"{address[0]}:{address[1]}"))
+            peer = Peer(address[0], address[1], self.listener.name)
+            self._accept(TcpStream(raw, self._reactor, self._bound, peer), self.listener)
 
     def writable(self) -> None:
         """Never asked for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
+from broker.peer import Peer
 from broker.transport.reactor import Reactor
 
 #: How long a connection that this side has closed may take to be closed by the other.
@@ -75,7 +76,7 @@ class TcpStream:
         "stalled_since",
     )
 
-    def __init__(self, raw: socket.socket, reactor: Reactor, bound: int, peer: str) -> None:
+    def __init__(self, raw: socket.socket, reactor: Reactor, bound: int, peer: Peer) -> None:
         self._raw: socket.socket | None = raw
         self._reactor = reactor
         self._bound = bound

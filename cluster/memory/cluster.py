@@ -42,6 +42,7 @@ from cluster.api import (
 )
 from cluster.memory.delayed import Delayed
 from cluster.memory.groups import Groups
+from cluster.memory.registry import MemoryRegistry
 from cluster.memory.state import (
     ACKNOWLEDGE,
     DELAYED,
@@ -59,6 +60,7 @@ from cluster.memory.state import (
     Then,
 )
 from cluster.policy import NEVER_EXPIRES, TIMER_LEASE_S, ClusterLimits
+from cluster.registry import Registry
 
 _log = get_logger("cluster")
 
@@ -68,6 +70,7 @@ class MemoryCluster:
 
     def __init__(self, node_name: str, limits: ClusterLimits) -> None:
         self.node_name = node_name
+        self.registry: Registry = MemoryRegistry()
         self._limits = limits
         self._sessions: dict[bytes, Session] = {}
         self._births = 0

@@ -33,6 +33,7 @@ from cluster.keys import (
     partition_of,
     session_id,
 )
+from cluster.memory.registry import MemoryRegistry
 from cluster.policy import BEAT_S, SERVED_RELEASED_S, ClusterLimits
 from cluster.redis.address import Deployment
 from cluster.redis.arrivals import Arrivals, Attached
@@ -63,6 +64,7 @@ from cluster.redis.takeover import Takeover
 from cluster.redis.timers import Timers
 from cluster.redis.verify import Verifier
 from cluster.redis.versions import Versions
+from cluster.registry import Registry
 
 _LEAVE_S = 0.5
 _DEFAULT_DEMAND = Demand()
@@ -83,6 +85,7 @@ class RedisCluster:
         demand: Demand = _DEFAULT_DEMAND,
     ) -> None:
         self.node_name = node_name
+        self.registry: Registry = MemoryRegistry()
         self._address = address
         self._limits = limits
         self._keys = Keys(namespace, partitions)

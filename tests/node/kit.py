@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 import broker.transport.reactor as reactor_module
-from broker.auth.api import Authenticators
+from broker.access import Access
 from broker.codec.decode import decode
 from broker.codec.encode import encode
 from broker.codec.packets import (
@@ -39,7 +39,10 @@ from broker.codec.packets import (
     Will,
 )
 from broker.codec.primitives import FrameBuffer
+from broker.config import Settings
 from broker.metrics import Metrics
+from broker.options.listener import Listener
+from broker.peer import Peer as Address
 from broker.server import Server
 from broker.session.quotas import Quotas
 from broker.transport.reactor import Reactor
@@ -49,6 +52,8 @@ from tests.kit.mqtt_client import describe
 from tests.node.faulty_cluster import FaultyCluster
 
 P = TypeVar("P")
+
+LISTENER = Listener("tcp", "127.0.0.1", 1883)
 
 
 class MemorySocket:
@@ -343,8 +348,8 @@ class World:
         self._next_fd += 1
         socket = MemorySocket(self._epoll, self._next_fd)
         self._epoll.sockets[self._next_fd] = socket
-        stream = TcpStream(socket, self.reactor, self._bound, "memory")  # type: ignore[arg-type]
-        self.server.accept(stream)
+        stream = TcpStream(socket, self.reactor, self._bound, Address("memory"))  # type: ignore[arg-type]
+        self.server.accept(stream, LISTENER)
         return Peer(self, socket, stream, version)
 
     def connecting(
@@ -393,7 +398,7 @@ class World:
 async def serving(
     quotas: Quotas | None = None,
     limits: ClusterLimits | None = None,
-    authenticators: Authenticators | None = None,
+    access: Access | None = None,
     *,
     bound: int = 1024 * 1024,
     wrap: Callable[[FaultyCluster], None] | None = None,
@@ -414,7 +419,7 @@ async def serving(
             cluster,
             Metrics(),
             quotas or Quotas(),
-            authenticators or Authenticators(True),
+            access or Access(Settings(), cluster.registry),
             **options,  # type: ignore[arg-type]
         )
         reactor.turn_hooks.append(cluster.flush)

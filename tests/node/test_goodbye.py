@@ -7,6 +7,7 @@ import socket
 import pytest
 import trio
 
+from broker.peer import Peer
 from broker.transport.reactor import Reactor
 from broker.transport.stream import TcpStream
 
@@ -47,7 +48,7 @@ def reactor() -> Reactor:
 
 async def test_the_last_word_arrives_although_input_is_left_unread(reactor: Reactor) -> None:
     client, server = _tcp_pair()
-    stream = TcpStream(server, reactor, 1024, "peer")
+    stream = TcpStream(server, reactor, 1024, Peer("peer"))
     owner = _Owner(stream)
     client.sendall(b"x" * 200_000)  # more than one read: the rest is unread when the stream closes
     async with trio.open_nursery() as nursery:
@@ -73,7 +74,7 @@ async def test_a_peer_that_never_closes_is_closed_after_a_while(
 ) -> None:
     monkeypatch.setattr("broker.transport.reactor.time.monotonic", trio.current_time)
     client, server = _tcp_pair()
-    stream = TcpStream(server, reactor, 1024, "peer")
+    stream = TcpStream(server, reactor, 1024, Peer("peer"))
     stream.start(_Owner(stream))
     with client:
         async with trio.open_nursery() as nursery:

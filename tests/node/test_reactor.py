@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from broker.peer import Peer
 from broker.transport.reactor import LATE_S, TICK_S, Reactor
 from broker.transport.stream import READ_BYTES, TcpStream
 from tests.node.kit import serving
@@ -61,7 +62,7 @@ class Pair:
         ours.setblocking(False)
         self.peer.setblocking(False)
         self.protocol = Recorder()
-        self.stream = TcpStream(ours, reactor, BOUND, "pair")
+        self.stream = TcpStream(ours, reactor, BOUND, Peer("pair"))
         self.stream.start(self.protocol)
 
     def read(self, size: int = 1 << 20) -> bytes:
@@ -346,7 +347,7 @@ async def test_a_reset_of_a_tcp_peer(harness: Harness) -> None:
     ours, _ = listener.accept()
     ours.setblocking(False)
     protocol = Recorder()
-    stream = TcpStream(ours, harness.reactor, BOUND, "tcp")
+    stream = TcpStream(ours, harness.reactor, BOUND, Peer("tcp"))
     stream.start(protocol)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()

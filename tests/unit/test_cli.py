@@ -123,7 +123,7 @@ def test_a_defect_keeps_its_traceback(node: types.ModuleType, error: Exception) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve", "--listen", "ws://127.0.0.1"], "supports only tcp://"),
+        (["serve", "--listen", "quic://127.0.0.1"], "there are tcp://"),
         (["serve", "--listen", "tcp://0.0.0.0:1883"], "other machines can reach it"),
         (["serve", "--max-inflght", "5"], "--max-inflight"),
         (["serve", "extra"], "see `rookery serve --help`"),

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.options.listener import Listeners
 from broker.values import (
     NEVER_S,
     Assignments,
@@ -18,7 +19,6 @@ from broker.values import (
     Integer,
     Kind,
     Lifetime,
-    Listeners,
     Name,
     Size,
     Store,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from broker import __version__
+from broker.cli.passwords import passwd
 from broker.config import DEFAULT, SETTINGS, Loaded, Setting, load
 from broker.errors import BrokerError, ConfigError
 
@@ -144,10 +143,9 @@ def serve(**options: object) -> int:
 def check_config(**options: object) -> None:
     """Check the settings as `serve` would, without starting."""
     loaded = _load(options)
-    if loaded.settings.scram_file is not None:
-        from broker.auth.users import UserFile
+    from broker.access import Access
 
-        UserFile(loaded.settings.scram_file)
+    Access(loaded.settings, None)
     given = sum(origin != DEFAULT for origin in loaded.origins.values())
     print(f"configuration is valid: {given} settings given, {len(loaded.origins) - given} at their defaults")
 
@@ -159,83 +157,6 @@ def show_config(**options: object) -> None:
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, text, origin in rows:
         print(f"{name:<{widths[0]}} = {text:<{widths[1]}}  # {origin}")
-
-
-@cli.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("user")
-@click.option("-D", "--delete", is_flag=True, help="Remove the user.")
-@click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from standard input (its first line).")
-@click.option("--iterations", type=int, help="Work per login and per guess, 4096 or more. [default: 10000]")
-def passwd(file: Path, user: str, delete: bool, from_stdin: bool, iterations: int | None) -> None:
-    """Set the password of USER in FILE, a file for `--scram-file`; makes the file if there is none.
-
-    A running node reads the file again on SIGHUP.
-    """
-    from broker.auth import scram
-
-    try:
-        name = scram.saslprep(user)
-    except ValueError as error:
-        raise click.UsageError(f"user name {user!r}: {error}") from None
-    if name != name.strip() or name.startswith("#") or len(name.encode()) > scram.MAX_SECRET_BYTES:
-        raise click.UsageError(f"user name {user!r}: too long, begins with #, or begins or ends with a space")
-    lines = _user_lines(file)
-    others = [line for line in lines if _user_of(line) != name]
-    if delete:
-        if len(others) == len(lines):
-            raise click.ClickException(f"{file} has no user {user!r}")
-        lines = others
-    else:
-        try:
-            verifier = scram.make_verifier(_password(user, from_stdin), iterations or scram.DEFAULT_ITERATIONS)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
-        entry = f"{name}:{verifier}"
-        if len(others) == len(lines):
-            lines = [*lines, entry]
-        else:
-            lines = [entry if _user_of(line) == name else line for line in lines]
-    _replace(file, "".join(f"{line}\n" for line in lines))
-
-
-def _password(user: str, from_stdin: bool) -> str:
-    if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
-    return str(click.prompt(f"Password for {user}", hide_input=True, confirmation_prompt=True, err=True))
-
-
-def _user_lines(file: Path) -> list[str]:
-    """The lines of a users file that is valid (ConfigError if not), comments included; none if there is no file."""
-    if not file.exists():
-        return []
-    from broker.auth.users import UserFile
-
-    UserFile(file)
-    return file.read_text("utf-8-sig").removesuffix("\n").split("\n")
-
-
-def _user_of(line: str) -> str:
-    """The name in a line of a valid users file, in the spelling that is compared; empty for a comment."""
-    from broker.auth import scram
-
-    name, found, _ = line.strip().rpartition(f":{scram.METHOD}$")
-    return scram.saslprep(name) if found and not name.startswith("#") else ""
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write the file so that a reader sees the old or the new one, and nobody else may read it."""
-    target = file.resolve()
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 @cli.group()
@@ -270,3 +191,6 @@ def health(http: str, timeout: float) -> int:
 def version() -> None:
     """Print the version."""
     print(f"rookery {__version__}")
+
+
+cli.add_command(passwd)

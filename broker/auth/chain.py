@@ -1,0 +1,153 @@
+"""The chain of authenticators: from what a client says of itself to who it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from broker.auth.api import (
+    ALLOW,
+    ANONYMOUS,
+    DENY,
+    Authenticator,
+    BackendError,
+    ConnectRequest,
+    Exchange,
+    Principal,
+    Verdict,
+)
+from broker.auth.template import Template, Unresolved, lookup_of
+from broker.errors import PeerError
+from broker.log import get_logger
+from broker.options.authentication import ClientAttribute
+from broker.options.listener import ListenerOptions
+
+_log = get_logger("authentication")
+
+_OFF = ("off",)
+
+
+class Chain:
+    """All ways to become an identity on this node."""
+
+    def __init__(
+        self,
+        allow_anonymous: bool,
+        authenticators: Sequence[Authenticator] = (),
+        attributes: Sequence[ClientAttribute] = (),
+    ) -> None:
+        self.allow_anonymous = allow_anonymous
+        self.authenticators = {each.name: each for each in authenticators}
+        self._attributes = [(each.name, Template(each.value), re.compile(each.match)) for each in attributes]
+
+    def asked(self, options: ListenerOptions) -> Sequence[Authenticator]:
+        """Who is asked about clients of a listener, in order."""
+        chosen = options.authentication
+        if chosen == _OFF:
+            return ()
+        return [self.authenticators[name] for name in chosen] if chosen else list(self.authenticators.values())
+
+    def methods(self, options: ListenerOptions) -> list[str]:
+        """The Authentication Methods that `begin` accepts."""
+        return [method for each in self.asked(options) for method in each.exchanges()]
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The background work of all."""
+        async with trio.open_nursery() as nursery:
+            for each in self.authenticators.values():
+                await nursery.start(_served, each)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def reload(self) -> None:
+        """Read all files again. ConfigError for the first that is wrong; those before it count from now on."""
+        for each in self.authenticators.values():
+            each.reload()
+
+    async def authenticate(self, request: ConnectRequest, options: ListenerOptions) -> Principal:
+        """Who sent a CONNECT without an Authentication Method; PeerError 0x86, 0x87 or 0x88 for nobody."""
+        asked = self.asked(options)
+        for each in asked:
+            try:
+                verdict = await each.authenticate(request)
+            except BackendError as error:
+                _log.warning("authentication.unavailable", authenticator=each.name, error=str(error))
+                raise PeerError(0x88, "authentication is not possible now") from None
+            if verdict.decision == ALLOW:
+                return self.principal(request, verdict, each.name)
+            if verdict.decision == DENY:
+                break
+        else:
+            if self._lets_strangers_in(request, options, bool(asked)):
+                return self.principal(request, Verdict(ALLOW, ANONYMOUS), "")
+        if request.username is None and request.password is None:
+            raise PeerError(0x87, "credentials are needed here")
+        raise PeerError(0x86, "bad user name or password")
+
+    def _lets_strangers_in(self, request: ConnectRequest, options: ListenerOptions, asked: bool) -> bool:
+        """Where somebody is asked, a claimed name that nobody confirmed is no anonymous client."""
+        if asked and request.username is not None:
+            return False
+        return self.allow_anonymous if options.anonymous == "default" else options.anonymous == "true"
+
+    def begin(self, method: str, request: ConnectRequest, options: ListenerOptions) -> tuple[Exchange, str]:
+        """Start an enhanced authentication, and who does it; PeerError 0x8C if nobody knows the method.
+
+        For a re-authentication the user name in `request` is that of the connection, so that it cannot become
+        somebody else half way.
+        """
+        for each in self.asked(options):
+            known = each.exchanges().get(method)
+            if known is not None:
+                return known.begin(request), each.name
+        raise PeerError(0x8C, f"unknown authentication method {method!r:.60}")  # [MQTT-4.12.0-1]
+
+    def principal(self, request: ConnectRequest, verdict: Verdict, authenticator: str) -> Principal:
+        """Who the client is from now on."""
+        proved = verdict.username if verdict.username is not None else request.username or ANONYMOUS
+        client_id = verdict.client_id if verdict.client_id is not None else request.client_id
+        made = Principal(
+            proved,
+            client_id,
+            request.peer,
+            proved or request.username,
+            superuser=verdict.superuser,
+            rules=verdict.rules,
+            expires_at_s=verdict.expires_at_s,
+            credential=verdict.credential,
+            authenticator=authenticator,
+        )
+        made.attributes = {**self._initial(made), **verdict.attributes}
+        return made
+
+    def _initial(self, principal: Principal) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for name, template, match in self._attributes:
+            try:
+                value = template.render(lookup_of(principal, found))
+            except Unresolved:
+                continue
+            if match.pattern:
+                matched = match.search(value)
+                if matched is None or not matched[1]:
+                    continue
+                value = matched[1]
+            found[name] = value
+        return found
+
+    async def still_valid(self, principal: Principal) -> bool:
+        """Whether the client would be let in again; True where its authenticator cannot tell now."""
+        each = self.authenticators.get(principal.authenticator)
+        if each is None:
+            return not principal.authenticator
+        try:
+            return await each.still_valid(principal)
+        except BackendError as error:
+            _log.warning("authentication.unavailable", authenticator=each.name, error=str(error))
+            return True
+
+
+async def _served(each: Authenticator, *, task_status: trio.TaskStatus[None]) -> None:
+    await each.serve(task_status=task_status)
