@@ -23,7 +23,7 @@ class Access:
 
     def __init__(self, settings: Settings, registry: Registry | None) -> None:
         attributes = [each for each in settings.client_attributes if isinstance(each, ClientAttribute)]
-        self.chain = Chain(settings.anonymous_allowed, make_authenticators(settings, registry), attributes)
+        self.chain = Chain(settings.allow_anonymous, make_authenticators(settings, registry), attributes)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Whatever works in the background."""

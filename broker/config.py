@@ -241,24 +241,24 @@ class Settings:
     max_connections: int = _setting(_LIMITS, Integer(), "0",
         "Connections served at a time; 0 is as many as the system allows.", at_least=0, at_most=10_000_000, reload=True)
     max_connections_per_user: int = _setting(_LIMITS, Integer(), "0",
-        "Connections of one user name, in the whole cluster; 0: any number.", at_least=0, reload=True)
+        "Connections of one user name, in the whole cluster; 0: any number.", at_least=0, at_most=10_000_000, reload=True)
     max_connections_per_ip: int = _setting(_LIMITS, Integer(), "0",
-        "Connections from one IP address, in the whole cluster; 0: any number.", at_least=0, reload=True)
+        "Connections from one IP address, in the whole cluster; 0: any number.", at_least=0, at_most=10_000_000, reload=True)
     connection_rate: int = _setting(_LIMITS, Integer(), "0",
         "New connections accepted per second, bursts of as many allowed; 0: no limit. Others wait.",
-        at_least=0, reload=True)
+        at_least=0, at_most=10_000_000, reload=True)
     message_rate: int = _setting(_LIMITS, Integer(), "0",
         "Messages per second that are taken from one client; one that sends more is read more slowly. 0: no limit.",
-        at_least=0, reload=True)
+        at_least=0, at_most=10_000_000, reload=True)
     byte_rate: int = _setting(_LIMITS, Size(), "0",
-        "Bytes per second that are taken from one client; 0: no limit.", at_least=0, reload=True)
+        "Bytes per second that are taken from one client; 0: no limit.", at_least=0, at_most=1 << 40, reload=True)
     tenant: str = _setting(_LIMITS, Text(), "",
         "What clients of one tenant have in common, such as ${client_attrs.tenant}; empty: there are no tenants.")
     tenant_message_rate: int = _setting(_LIMITS, Integer(), "0",
         "Messages per second that are taken from all clients of a tenant, in the whole cluster; 0: no limit.",
-        at_least=0, reload=True)
+        at_least=0, at_most=10_000_000, reload=True)
     tenant_byte_rate: int = _setting(_LIMITS, Size(), "0",
-        "Bytes per second that are taken from all clients of a tenant; 0: no limit.", at_least=0, reload=True)
+        "Bytes per second that are taken from all clients of a tenant; 0: no limit.", at_least=0, at_most=1 << 40, reload=True)
     max_topic_levels: int = _setting(_LIMITS, Integer(), "200",
         "Levels of a topic name or filter.", at_least=1, at_most=32768, reload=True)
     max_topic_length: int = _setting(_LIMITS, Size(), "65535",
@@ -268,14 +268,14 @@ class Settings:
         reload=True)
     flapping_limit: int = _setting(_LIMITS, Integer(), "0",
         "A client that connects more often than this within flapping_window is banned for flapping_ban; 0: none is.",
-        at_least=0, reload=True)
+        at_least=0, at_most=10_000_000, reload=True)
     flapping_window_s: float = _setting(_LIMITS, Duration(), "1m", "See flapping_limit.",
         at_least=1, at_most=86400, reload=True)
     flapping_ban_s: float = _setting(_LIMITS, Duration(), "5m", "See flapping_limit.",
         at_least=1, at_most=31_536_000, reload=True)
     login_failures_limit: int = _setting(_LIMITS, Integer(), "20",
         "An IP address with more failed logins than this within login_failures_window is banned for "
-        "login_failures_ban; 0: none is.", at_least=0, reload=True)
+        "login_failures_ban; 0: none is.", at_least=0, at_most=10_000_000, reload=True)
     login_failures_window_s: float = _setting(_LIMITS, Duration(), "1m", "See login_failures_limit.",
         at_least=1, at_most=86400, reload=True)
     login_failures_ban_s: float = _setting(_LIMITS, Duration(), "5m", "See login_failures_limit.",
@@ -366,15 +366,6 @@ class Settings:
         "Least important events that are logged.", reload=True)
     log_format: str = _setting(_LOGS, Choice("text", "json"), "text", "Form of a log line.")
     # fmt: on
-
-    @property
-    def anonymous_allowed(self) -> bool:
-        """Whether a client may connect without credentials.
-
-        Without users everybody is anonymous; `load` sees to it that then only this machine can reach the listeners,
-        unless `allow_anonymous` says otherwise.
-        """
-        return self.allow_anonymous or not self.authentication
 
     @property
     def partition_count(self) -> int:

@@ -87,10 +87,15 @@ class Chain:
         raise PeerError(0x86, "bad user name or password")
 
     def _lets_strangers_in(self, request: ConnectRequest, options: ListenerOptions, asked: bool) -> bool:
-        """Where somebody is asked, a claimed name that nobody confirmed is no anonymous client."""
-        if asked and request.username is not None:
-            return False
-        return self.allow_anonymous if options.anonymous == "default" else options.anonymous == "true"
+        """Where somebody is asked, a claimed name that nobody confirmed is no anonymous client.
+
+        Where nobody is, everybody comes in: the configuration is refused if other machines can reach such a listener
+        and nothing in it says that this is meant."""
+        if options.anonymous != "default" or not asked:
+            allowed = options.anonymous != "false"
+        else:
+            allowed = self.allow_anonymous
+        return allowed and not (asked and request.username is not None)
 
     def begin(self, method: str, request: ConnectRequest, options: ListenerOptions) -> tuple[Exchange, str]:
         """Start an enhanced authentication, and who does it; PeerError 0x8C if nobody knows the method.

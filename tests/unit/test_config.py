@@ -10,10 +10,11 @@ import pytest
 
 from broker.config import DEFAULT, SETTINGS, Loaded, Setting, Settings, as_texts, from_texts, load, reloaded
 from broker.errors import ConfigError
+from broker.options.listener import Listener
 from broker.values import Endpoint, Flag
 
 #: Settings that name a file that must exist have tests of their own below.
-IN_ALL_SOURCES = [setting for setting in SETTINGS if setting.name not in ("config", "scram_file")]
+IN_ALL_SOURCES = [setting for setting in SETTINGS if setting.name != "config"]
 
 EXAMPLES = {
     "listen": "tcp://127.0.0.1:1999",
@@ -27,6 +28,14 @@ EXAMPLES = {
     "will_failover": "publish",
     "shared_strategy": "sticky",
     "shared_strategies": "work=hash_topic,a=b=local",
+    "authentication": "password_file?path=/p jwt?secret=a%20b",
+    "client_attributes": "attribute?name=tenant&value=${username}",
+    "authorization": "acl_file?path=/p",
+    "hooks": "hook?target=x:y",
+    "no_match": "allow",
+    "deny_action": "disconnect",
+    "session_owner": "any",
+    "slow_consumer": "disconnect",
 }
 
 
@@ -62,7 +71,7 @@ def test_defaults_are_those_of_the_declaration() -> None:
     loaded = load({}, {})
     assert loaded.settings == Settings()
     assert set(loaded.origins.values()) == {DEFAULT}
-    assert loaded.settings.listen == (Endpoint("tcp", "127.0.0.1", 1883),)
+    assert loaded.settings.listen == (Listener("tcp", "127.0.0.1", 1883),)
     assert loaded.settings.http == Endpoint("http", "127.0.0.1", 18083)
     assert loaded.settings.max_queued_bytes == 8 * 1024 * 1024
     assert loaded.settings.session_expiry_v3_s == 7 * 86400
@@ -119,7 +128,7 @@ def test_toml_values_of_their_own_type(tmp_path: Path) -> None:
         "retain_available = false\nhttp = false\nsession_expiry_v3 = 'never'\n",
     )
     settings = load({}, {}, path).settings
-    assert settings.listen == (Endpoint("tcp", "127.0.0.1", 1), Endpoint("tcp", "::1", 2))
+    assert settings.listen == (Listener("tcp", "127.0.0.1", 1), Listener("tcp", "::1", 2))
     assert (settings.max_packet_size, settings.connect_timeout_s) == (65536, 2.5)
     assert (settings.retain_available, settings.http) == (False, None)
     assert settings.session_expiry_v3_s == 0xFFFFFFFF
@@ -180,13 +189,25 @@ def test_service_links_of_kubernetes_are_no_settings() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"listen": ("ws://127.0.0.1:8083/mqtt",)}, "this version supports only tcp://HOST:PORT"),
+        ({"listen": ("quic://127.0.0.1:14567",)}, "there are tcp://, tls://, ws://, wss:// and unix://"),
         ({"listen": ("127.0.0.1:1883",)}, "is no URL; write tcp://HOST:PORT"),
         ({"listen": ("tcp://127.0.0.1:99999",)}, "has port 99999; a port is 0 to 65535"),
         ({"listen": ("tcp://::1:1883",)}, "an IPv6 address goes in [brackets]"),
         ({"listen": ("tcp://[zz]:1883",)}, "has 'zz', which is no IPv6 address"),
         ({"listen": ("tcp://",)}, "names no port"),
-        ({"listen": ("tcp://127.0.0.1:1/mqtt",)}, "is not HOST:PORT"),
+        ({"listen": ("tcp://127.0.0.1:1/mqtt",)}, "tcp:// takes no path"),
+        ({"listen": ("tls://127.0.0.1:1",)}, "certfile is missing"),
+        ({"listen": ("tcp://127.0.0.1:1?certfile=/x",)}, "certfile is only for tls and wss"),
+        ({"listen": ("tcp://127.0.0.1:1?maxconnections=5",)}, "did you mean max_connections?"),
+        ({"listen": ("tcp://127.0.0.1:1?name=a", "tcp://127.0.0.1:2?name=a")}, "two listeners of the name 'a'"),
+        ({"listen": ("tcp://127.0.0.1:1?proxy_protocol=on",)}, "trusted_proxies must say whose"),
+        ({"listen": ("tcp://127.0.0.1:1?authentication=ldap",)}, "'ldap', which is no authenticator"),
+        ({"listen": ("unix://relative",)}, "write unix:///PATH"),
+        ({"authentication": ("pasword_file?path=/x",)}, "did you mean password_file?"),
+        ({"authentication": ("password_file",)}, "password_file: path is missing"),
+        ({"authentication": ("password_file?path=/x", "password_file?path=/y")}, "two of the name 'password_file'"),
+        ({"authentication": ("jwt?secret=hush&algorithms=none",)}, "expected algorithms"),
+        ({"client_attributes": ("attribute?name=t&value=x&match=(",)}, "match = '('"),
         ({"listen": ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1")}, "has tcp://127.0.0.1:1 twice"),
         ({"http": "localhost"}, "names no port"),
         ({"http": ""}, "must be HOST:PORT or off"),
@@ -241,19 +262,19 @@ def test_refused_value(options: dict[str, object], said: str) -> None:
         ("tcp://127.0.0.1:1883 tcp://0.0.0.0:1884", True),
     ],
 )
-def test_open_listener_needs_users_or_permission(listen: str, open_to_others: bool, tmp_path: Path) -> None:
-    users = tmp_path / "users"
-    users.touch()
-    assert not load({"listen": listen, "scram_file": str(users)}, {}).settings.anonymous_allowed
-    assert load({"listen": listen, "allow_anonymous": True}, {}).settings.anonymous_allowed
+def test_open_listener_needs_users_or_permission(listen: str, open_to_others: bool) -> None:
+    users = {"authentication": ("password_file?path=/etc/users",)}
+    assert load({"listen": listen, **users}, {}).settings.authentication
+    assert load({"listen": listen, "allow_anonymous": True}, {}).settings.allow_anonymous
     if open_to_others:
         assert "other machines can reach it" in _refused({"listen": listen})
+        off = (
+            listen.replace(":1884", ":1884?authentication=off") if "1884" in listen else f"{listen}?authentication=off"
+        )
+        assert "other machines can reach it" in _refused({"listen": off, **users})
+        assert load({"listen": f"{off}&anonymous=true", **users}, {})
     else:
-        assert load({"listen": listen}, {}).settings.anonymous_allowed
-
-
-def test_users_file_must_exist(tmp_path: Path) -> None:
-    assert "no such file" in _refused({"scram_file": str(tmp_path / "none")})
+        assert load({"listen": listen}, {})
 
 
 def test_credentials_leave_the_store_url() -> None:
@@ -274,6 +295,31 @@ def test_secrets_are_not_shown() -> None:
     assert "hush" not in _refused({"store": "http://ann:hush@h"})
     assert "hush" not in _refused({"store": "redis://:hu/sh@h/0"})
     assert "hush" not in _refused({"store_password": "hush\n"})
+    several = {
+        "listen": "tls://h:1?certfile=/x&keyfile_password=hush&anonymous=true",
+        "authentication": "jwt?secret=hush",
+    }
+    loaded = load(several, {})
+    assert "hush" not in repr(loaded)
+    assert "hush" not in str([*loaded.shown()])
+    assert "hush" not in _refused({"authentication": "jwt?secret=hush&zzz=1"})
+    assert "hush" not in _refused({"listen": "tls://h:1?keyfile_password=hush"})
+
+
+def test_tables_and_text_are_the_same(tmp_path: Path) -> None:
+    path = _file(
+        tmp_path,
+        '[[listen]]\nurl = "tls://127.0.0.1:8883"\ncertfile = "/c.pem"\nversions = ["5"]\nproxy_timeout = 5\n'
+        '[[authentication]]\ntype = "jwt"\nsecret = "a b,c&d"\nclaims = ["sub=${username}"]\n'
+        '[[authentication]]\ntype = "password_file"\npath = "/p"\n',
+    )
+    from_file = load({}, {}, path).settings
+    environ = {
+        "ROOKERY_LISTEN": "tls://127.0.0.1:8883?certfile=/c.pem&versions=5&proxy_timeout=5s",
+        "ROOKERY_AUTHENTICATION": "jwt?secret=a%20b,c%26d&claims=sub%3D${username} password_file?path=/p",
+    }
+    assert load({}, environ).settings == dataclasses.replace(from_file, config=None)
+    assert from_texts(as_texts(from_file)) == from_file
 
 
 def test_partition_count() -> None:
