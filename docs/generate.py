@@ -7,12 +7,14 @@ from itertools import groupby
 from pathlib import Path
 
 from broker.config import SETTINGS, Setting
+from broker.options import Blocks, Option, Options
+from broker.options.listener import ListenerOptions
 
 FOLDER = Path(__file__).parent
 
 _HEAD = """# Settings
 
-<!-- Generated from broker/config.py by `make generate`. -->
+<!-- Generated from broker/config.py and broker/options by `make generate`. -->
 
 Every setting is an option of `rookery serve`, an environment variable and a key of the TOML file given with
 `--config`. The command line beats the environment, the environment beats the file, the file beats the default.
@@ -30,7 +32,27 @@ session_expiry_v3 = "30d"
   quotes in TOML.
 - In the environment a list is separated by commas or spaces: `ROOKERY_LISTEN="tcp://127.0.0.1:1883,tcp://[::1]:1883"`.
 - A flag has an option to switch it on and one to switch it off: `--allow-anonymous`, `--no-allow-anonymous`.
-- A listener that other machines can reach is refused unless there are users (`scram_file`) or `allow_anonymous` is set.
+- A listener that other machines can reach is refused unless there is `authentication` or `allow_anonymous` is set.
+- Listeners, authenticators, rule sources, client attributes and hooks have options of their own, listed where their
+  setting is. They are tables in TOML; on the command line and in the environment an option follows the URL or the type:
+  `--listen "tls://:8883?certfile=server.pem"`, `--authentication "password_file?path=users"`. There, spaces separate
+  several, and other characters than letters, digits and `/:*${}.-_` are percent-encoded.
+
+```toml
+[[listen]]
+url = "tls://0.0.0.0:8883"
+certfile = "/etc/rookery/server.pem"
+keyfile = "/etc/rookery/server.key"
+
+[[authentication]]
+type = "password_file"
+path = "/etc/rookery/users"
+
+[[authorization]]
+type = "acl_file"
+path = "/etc/rookery/acl"
+```
+
 - *Secret*: never printed.
 """
 
@@ -57,7 +79,28 @@ def _entry(setting: Setting) -> str:
         f"\n### {setting.name}\n\n{setting.help}\n\n"
         f"- {'; '.join(facts)}\n"
         f"- {_code(setting.option)} · {_code(setting.variable)} · {key}\n"
-    )
+    ) + _options_of(setting)
+
+
+def _options_of(setting: Setting) -> str:
+    """The options of what the setting is a list of."""
+    if setting.attribute == "listen":
+        return "\nOptions of a listener:\n\n" + _table(ListenerOptions)
+    if not isinstance(setting.kind, Blocks):
+        return ""
+    return "".join(f"\nType `{name}`: {of.HELP}\n\n{_table(of)}" for name, of in setting.kind.types.items())
+
+
+def _table(of: type[Options]) -> str:
+    rows = [(_code(item.name), _default(item), item.help.replace("|", "\\|")) for item in of.declared()]
+    return "| option | default | |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _default(item: Option) -> str:
+    if item.default is None:
+        return "*needed*"
+    text = _code(item.default) if item.default else "none"
+    return f"{text}, *secret*" if item.secret else text
 
 
 def _bounds(setting: Setting) -> str:
