@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from broker import __version__
+from broker.cli.migrate import import_mosquitto
 from broker.cli.passwords import passwd
 from broker.config import DEFAULT, SETTINGS, Loaded, Setting, load
 from broker.errors import BrokerError, ConfigError
@@ -194,3 +195,4 @@ def version() -> None:
 
 
 cli.add_command(passwd)
+cli.add_command(import_mosquitto)

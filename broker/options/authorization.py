@@ -13,8 +13,25 @@ from broker.values import Choice, Duration, FilePath, Text
 # fmt: off
 
 
+_LISTENERS = option(Words("names of listeners"), "", "Only for clients of these listeners; empty: for all.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AclFile(Named):
+class Source(Named):
+    """What all rule sources have in common."""
+
+    listeners: tuple[str, ...] = _LISTENERS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteSource(Remote):
+    """The same for those that are asked over the network."""
+
+    listeners: tuple[str, ...] = _LISTENERS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AclFile(Source):
     """Mosquitto's rules."""
 
     TYPE: ClassVar[str] = "acl_file"
@@ -24,7 +41,7 @@ class AclFile(Named):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RulesFile(Named):
+class RulesFile(Source):
     """Rules in TOML."""
 
     TYPE: ClassVar[str] = "rules_file"
@@ -34,7 +51,7 @@ class RulesFile(Named):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRules(Named):
+class StoredRules(Source):
     """Rules kept in the cluster's own store."""
 
     TYPE: ClassVar[str] = "store"
@@ -42,7 +59,7 @@ class StoredRules(Named):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RedisRules(Remote):
+class RedisRules(RemoteSource):
     """Rules in a Redis database of somebody else's making."""
 
     TYPE: ClassVar[str] = "redis"
@@ -56,7 +73,7 @@ class RedisRules(Remote):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpRules(Remote):
+class HttpRules(RemoteSource):
     """A web service."""
 
     TYPE: ClassVar[str] = "http"
@@ -73,7 +90,7 @@ class HttpRules(Remote):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SqlRules(Remote):
+class SqlRules(RemoteSource):
     """What PostgreSQL and MySQL have in common."""
 
     url: str = option(Text(), None, "postgresql://HOST:PORT/DATABASE or mysql://HOST:PORT/DATABASE.")

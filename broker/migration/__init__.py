@@ -1,0 +1,1 @@
+"""From the configuration of other brokers to rookery.toml."""
