@@ -37,8 +37,8 @@ from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, 
 from broker.session.machine import CLOSED, NEW, OPEN, ConnectionMachine
 from broker.session.negotiation import Agreement
 from broker.session.session import GroupDelivery, Session
+from broker.transport.api import Stream
 from broker.transport.reactor import TICK_S
-from broker.transport.stream import TcpStream
 from cluster.api import SessionRef
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Connection(Output):
         "subscriber",
     )
 
-    def __init__(self, stream: TcpStream, server: Services, listener: Listener) -> None:
+    def __init__(self, stream: Stream, server: Services, listener: Listener) -> None:
         super().__init__(stream, server.metrics)
         self.listener = listener
         #: Who it is, once CONNECT was authenticated.

@@ -9,7 +9,7 @@ from broker.codec.packets import PUBREL, V5, Packet, Properties
 from broker.metrics import Metrics
 from broker.session.encoding import Encoding
 from broker.session.session import Session
-from broker.transport.stream import TcpStream
+from broker.transport.api import Stream
 
 
 class Output:
@@ -31,7 +31,7 @@ class Output:
         "version",
     )
 
-    def __init__(self, stream: TcpStream, metrics: Metrics) -> None:
+    def __init__(self, stream: Stream, metrics: Metrics) -> None:
         self.stream = stream
         self.metrics = metrics
         self.version = 0

@@ -12,7 +12,7 @@ from cluster.api import NodeTarget, RouteChange
 if TYPE_CHECKING:
     from broker.extensions.delayed import Delay
     from broker.groups import Group
-    from broker.transport.stream import TcpStream
+    from broker.transport.api import Stream
 
 
 class Receiver(Protocol):
@@ -24,7 +24,7 @@ class Receiver(Protocol):
     """
 
     plain: int
-    stream: TcpStream
+    stream: Stream
     sent_qos0: int
 
     def session_gone(self) -> None:

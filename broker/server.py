@@ -28,8 +28,8 @@ from broker.session.quotas import Quotas
 from broker.session.session import GroupDelivery, Session, StoredDelivery
 from broker.subscribing import Subscribing
 from broker.table import round_robin
+from broker.transport.api import Nobody, Stream
 from broker.transport.reactor import Reactor
-from broker.transport.stream import Nobody, TcpStream
 from cluster.api import LEASE_S, PAGE_LIMIT, Cluster, GroupEntry, StoredWill
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Server(ClusterSide):
         """Store time."""
         return self.cluster.now_ms()
 
-    def accept(self, stream: TcpStream, listener: Listener) -> None:
+    def accept(self, stream: Stream, listener: Listener) -> None:
         """A client connected."""
         if self.draining or (self.max_connections and len(self.connections) >= self.max_connections):
             self.metrics.rejected["draining" if self.draining else "max_connections"] += 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from typing import Protocol
 
 from broker.peer import Peer
+from broker.transport.api import Nobody, StreamProtocol
 from broker.transport.reactor import Reactor
 
 #: How long a connection that this side has closed may take to be closed by the other.
@@ -13,39 +13,6 @@ LINGER_S = 2.0
 
 #: Read at most this much of one connection in a turn.
 READ_BYTES = 65536
-
-
-class StreamProtocol(Protocol):
-    """What a stream tells its owner."""
-
-    def data_received(self, data: bytes) -> None:
-        """A chunk of bytes came."""
-
-    def resume(self) -> None:
-        """Go on with work left over from the last turn."""
-
-    def connection_lost(self, reason: str) -> None:
-        """The peer closed, or the connection failed; called at most once, and not after `close`."""
-
-    def output_congested(self) -> None:
-        """The output buffer is over its bound."""
-
-    def output_drained(self) -> None:
-        """The output buffer fell below its bound again."""
-
-
-class Nobody:
-    """The protocol of a stream that nobody is interested in."""
-
-    def data_received(self, data: bytes) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def connection_lost(self, reason: str) -> None: ...
-
-    def output_congested(self) -> None: ...
-
-    def output_drained(self) -> None: ...
 
 
 _NOBODY = Nobody()
