@@ -60,3 +60,7 @@ class StoreFull(ClusterError):
 
 class SessionLost(ClusterError):
     """The session is owned by another connection now: this one may not change it any more."""
+
+
+class NotOwner(ClusterError):
+    """The session of this client id belongs to another identity; nothing of it was touched (G19)."""

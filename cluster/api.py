@@ -129,15 +129,24 @@ class StoredWill:
 
 class AttachRequest:
     """A client connects. `expiry_s` is the Session Expiry Interval (0: ends with the connection,
-    0xFFFFFFFF: never). `will` replaces whatever will the session had."""
+    0xFFFFFFFF: never). `will` replaces whatever will the session had. `identity` is whose session it is ("": that of
+    clients that nobody checked); None: that does not matter, and stays as it is."""
 
-    __slots__ = ("clean_start", "client_id", "expiry_s", "will")
+    __slots__ = ("clean_start", "client_id", "expiry_s", "identity", "will")
 
-    def __init__(self, client_id: str, clean_start: bool, expiry_s: int, will: StoredWill | None = None) -> None:
+    def __init__(
+        self,
+        client_id: str,
+        clean_start: bool,
+        expiry_s: int,
+        will: StoredWill | None = None,
+        identity: str | None = None,
+    ) -> None:
         self.client_id = client_id
         self.clean_start = clean_start
         self.expiry_s = expiry_s
         self.will = will
+        self.identity = identity
 
 
 class Attachment:
@@ -517,7 +526,8 @@ class Cluster(Protocol):
     async def attach(self, request: AttachRequest) -> Attachment:
         """Takes ownership of the client's session, creating it if need be; another node that has it is asked to let it
         go, and fenced if it does not within a second. Atomic; after StoreUnavailable
-        the outcome is unknown and attaching again is right. Raises StoreUnavailable, StoreFull (new session only)."""
+        the outcome is unknown and attaching again is right. Raises StoreUnavailable, StoreFull (new session only), and
+        NotOwner for a session of another identity, before anybody is asked and anything is changed (G19)."""
 
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> None:
         """The connection is gone. `will` keeps the session's will to be published after its delay
