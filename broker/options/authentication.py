@@ -60,10 +60,15 @@ class CertificateNames(Named):
     TYPE: ClassVar[str] = "certificate"
     HELP: ClassVar[str] = "Clients with a verified certificate, whose name comes from it; no password is needed."
 
-    username: str = option(Choice("", *CERTIFICATE_FIELDS), "cn", "What of the certificate is the user name.")
+    username: str = option(Choice("", *CERTIFICATE_FIELDS), "cn",
+        "What of the certificate is the user name; empty: the same as client_id.")
     client_id: str = option(Choice("", *CERTIFICATE_FIELDS), "", "What of it has to be (or replaces) the client id.")
     match: str = option(Choice("replace", "require"), "replace",
         "Whether the client id of the certificate replaces that in CONNECT, or has to be the same.")
+
+    def check(self) -> None:
+        if not self.username and not self.client_id:
+            raise ValueError("username and client_id: one of them has to be taken from the certificate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
