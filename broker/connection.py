@@ -20,23 +20,18 @@ from broker.codec.packets import (
     PUBREL,
     V5,
     Acknowledgement,
-    Connack,
-    Disconnect,
-    Properties,
 )
 from broker.codec.primitives import FrameBuffer
-from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreUnavailable
+from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.inbound import Inbound
-from broker.log import get_logger
-from broker.message import Message
 from broker.options.listener import Listener
-from broker.output import Output
 from broker.reasons import reason_name
 from broker.routes import Route, Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
-from broker.session.machine import CLOSED, NEW, OPEN, ConnectionMachine
+from broker.session.machine import CLOSED, NEW, OPEN
 from broker.session.negotiation import Agreement
-from broker.session.session import GroupDelivery, Session
+from broker.session.session import Session
+from broker.session_side import SessionSide
 from broker.transport.api import Stream
 from broker.transport.reactor import TICK_S
 from cluster.api import SessionRef
@@ -45,8 +40,6 @@ if TYPE_CHECKING:
     import trio
 
     from broker.services import Services
-
-_log = get_logger("connection")
 
 #: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
 _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
@@ -58,8 +51,8 @@ PACKETS_PER_TURN = 256
 DEADLINE_STEP_S = 10.0
 
 
-class Connection(Output):
-    """A client's connection from accept to close. Implements `StreamProtocol` and `SessionStore`."""
+class Connection(SessionSide):
+    """A client's connection from accept to close. Implements `StreamProtocol`."""
 
     __slots__ = (
         "_busy",
@@ -70,17 +63,12 @@ class Connection(Output):
         "_next_check",
         "_paused",
         "_rest",
-        "_server",
         "_working",
         "agreement",
         "authenticator",
         "bridge",
-        "client_id",
-        "close_reason",
         "exchange",
         "expiry_s",
-        "feed_scopes",
-        "feed_wanted",
         "finished",
         "has_will",
         "inbound",
@@ -88,25 +76,17 @@ class Connection(Output):
         "last_received",
         "listener",
         "lost",
-        "machine",
         "opened_at",
         "principal",
-        "ref",
         "send_will",
-        "subscriber",
     )
 
     def __init__(self, stream: Stream, server: Services, listener: Listener) -> None:
-        super().__init__(stream, server.metrics)
+        super().__init__(stream, server)
         self.listener = listener
         #: Who it is, once CONNECT was authenticated.
         self.principal: Principal | None = None
-        self._server = server
-        self.machine = ConnectionMachine()
-        self.client_id = ""
         self.agreement: Agreement | None = None
-        self.ref: SessionRef | None = None
-        self.subscriber: Subscriber | None = None
         self.inbound: Inbound | None = None
         #: Another connection owns the session: nothing that is done here counts for it any more.
         self.lost = False
@@ -116,15 +96,11 @@ class Connection(Output):
         #: What the will does when the connection ends.
         self.send_will = True
         self.has_will = False
-        self.close_reason = ""
         self.exchange: Exchange | None = None
         #: Whose exchange it is.
         self.authenticator = ""
         #: Set by the server while somebody waits for the session to be let go.
         self.finished: trio.Event | None = None
-        #: Retained messages that are being sent, and what they wait for.
-        self.feed_scopes: list[trio.CancelScope] = []
-        self.feed_wanted: trio.Event | None = None
         self.opened_at = self.last_received = server.reactor.now
         self._inbound_max = server.quotas.max_packet_size_before_auth
         #: Packets wait: for a task (`_working`), for the store (`_held`), or both.
@@ -359,10 +335,6 @@ class Connection(Output):
         else:
             self._go_on()
 
-    def persistent(self) -> bool:
-        """The session outlives the connection."""
-        return self.subscriber is not None and self.subscriber.persistent
-
     # -- StreamProtocol
 
     def output_drained(self) -> None:
@@ -371,56 +343,6 @@ class Connection(Output):
         if self.session is not None:
             self.session.drained(self._server.now_ms)
             self._wake_feed()
-
-    def session_gone(self) -> None:
-        """The store has no such session any more: usually a clean start at another node ended it, and that node's word
-        is still on its way."""
-        self.disconnect(0x8E, "the session was ended by another connection")
-
-    # -- SessionStore
-
-    def acknowledge(self, seq: int, sent_seq: int) -> None:
-        assert self.ref is not None
-        self._server.cluster.acknowledge(self.ref, seq, sent_seq)
-
-    def received(self, packet_id: int, seq: int, sent_seq: int) -> None:
-        assert self.ref is not None
-        session = self.session
-
-        def then(error: Exception | None) -> None:
-            if isinstance(error, StoreUnavailable):
-                self.disconnect(0x89, "the store cannot be reached")
-            elif error is None and session is not None:
-                session.release(packet_id)
-
-        self._server.cluster.received(self.ref, seq, sent_seq, then)
-
-    def want_page(self, after_seq: int, limit: int) -> None:
-        self._server.fetch_page(self, after_seq, limit)
-
-    def group_done(self, entry: GroupDelivery) -> None:
-        self._server.group_done(entry)
-
-    def missing(self) -> None:
-        if self.session is not None:
-            self._server.watch_gap(self.session)
-
-    def dropped(self, message: Message, reason: str) -> None:
-        self.metrics.dropped[reason] += 1
-
-    def has_room(self) -> None:
-        session = self.session
-        if session is not None and session.idle():
-            session.hungry = False
-            self._wake_feed()
-            if self.subscriber is not None:
-                for group in self._server.dispatch.groups_of(self.subscriber):
-                    group.feed()
-
-    def _wake_feed(self) -> None:
-        if self.feed_wanted is not None:
-            self.feed_wanted.set()
-            self.feed_wanted = None
 
     # -- beginning and end
 
@@ -479,55 +401,6 @@ class Connection(Output):
             self.abort("connect_timeout")
             return 0.0
         return limit
-
-    def fail(self, error: PeerError) -> None:
-        """The peer did something wrong: tell it as far as its version allows, and close."""
-        state = self.machine.state
-        if state == CLOSED:
-            return
-        name = reason_name(error.reason_code)
-        self.metrics.packet_errors[name] += 1
-        _log.info(
-            "connection.refused" if state == NEW else "connection.error",
-            peer=str(self.stream.peer),
-            client_id=self.client_id or None,
-            reason=name,
-            detail=error.text,
-        )
-        if state == OPEN and self.version == V5:
-            self.send(Disconnect(error.reason_code, self.reason_properties(error.text)))
-        elif state == NEW and error.reason_code == 0x84:
-            self.send(Connack(False, 0x84))  # [MQTT-3.1.2-2]
-        elif state != NEW and state != OPEN:
-            self.send(Connack(False, error.reason_code, self.reason_properties(error.text)))
-        self._end(name)
-        self.stream.close()
-
-    def disconnect(self, reason_code: int, text: str, server_reference: str = "") -> None:
-        """The server ends the connection."""
-        if self.machine.state == CLOSED:
-            return
-        if self.machine.state == OPEN and self.version == V5:
-            properties = self.reason_properties(text)
-            if server_reference:
-                properties = properties or Properties()
-                properties.server_reference = server_reference
-            self.send(Disconnect(reason_code, properties))
-        self._end(reason_name(reason_code))
-        self.stream.close()
-
-    def refuse(self, reason_code: int, text: str) -> None:
-        """Answer CONNECT with an error and close."""
-        if self.machine.state != CLOSED:
-            self.send(Connack(False, reason_code, self.reason_properties(text)))
-            self._end(reason_name(reason_code))
-            self.stream.close()
-
-    def abort(self, reason: str) -> None:
-        """Close without a word."""
-        if self.machine.state != CLOSED:
-            self._end(reason)
-        self.stream.abort()
 
     def connection_lost(self, reason: str) -> None:
         """The network connection is gone."""
