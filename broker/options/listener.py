@@ -44,6 +44,8 @@ class ListenerOptions(Options):
         "Expect a PROXY protocol header (version 1 or 2) from trusted_proxies, before anything else.")
     trusted_proxies: tuple[str, ...] = option(Networks(), "",
         "Whose PROXY header and X-Forwarded-For (WebSocket) are believed. With proxy_protocol, others are refused.")
+    forwarded: str = option(Choice("x-forwarded-for", "x-real-ip", "forwarded"), "x-forwarded-for",
+        "ws, wss: the header in which trusted_proxies tell the client's address; they must set it or take it away.")
     proxy_timeout_s: float = option(Duration(), "3s", "Time for the PROXY header.", at_least=0.1, at_most=60)
 
     certfile: Path | None = option(FilePath(), "", "tls, wss: PEM file with the certificate chain of the server.")
@@ -145,6 +147,7 @@ _ONLY = {
     ),
     "psk_file": ("tls",),
     "psk_hint": ("tls",),
+    "forwarded": ("ws", "wss"),
     "origins": ("ws", "wss"),
     "require_subprotocol": ("ws", "wss"),
     "mode": ("unix",),

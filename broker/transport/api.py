@@ -49,10 +49,17 @@ class Stream(Protocol):
     the peer last took anything (monotonic seconds; 0.0: nothing waits).
     """
 
-    peer: Peer
-    congested: bool
-    overrun: bool
-    stalled_since: float
+    @property
+    def peer(self) -> Peer: ...
+
+    @property
+    def congested(self) -> bool: ...
+
+    @property
+    def overrun(self) -> bool: ...
+
+    @property
+    def stalled_since(self) -> float: ...
 
     @property
     def closed(self) -> bool:
