@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlencode
 
 import trio
 
 from broker.config import Settings
+from broker.errors import ConfigError
 from cluster.api import Cluster
 from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
-from cluster.redis.address import Deployment, parse_store_url
+from cluster.redis.address import Deployment, StoreAddress, parse_store_url
+from cluster.redis.datadir import running_socket
+from cluster.redis.documents import Documents
 from cluster.redis.durability import Demand
 from cluster.redis.embedded import EmbeddedServer
 from cluster.redis.store import RedisCluster
@@ -28,6 +33,11 @@ async def open_store(settings: Settings, nursery: trio.Nursery) -> Address | Non
         return None
     if settings.store == "embedded":
         return await nursery.start(EmbeddedServer(settings.data_dir).serve)  # type: ignore[no-any-return]
+    return store_address(settings)
+
+
+def store_address(settings: Settings) -> Address:
+    """Of a store with a URL. Raises ConfigError."""
     of_sentinels = {
         name: value
         for name in ("sentinel_username", "sentinel_password")
@@ -54,3 +64,22 @@ def make_cluster(settings: Settings, address: Address | None) -> Cluster:
         return MemoryCluster(settings.node_name, limits)
     demand = Demand(settings.durability, settings.durability_replicas, settings.durability_timeout_s)
     return RedisCluster(address, settings.node_name, limits, settings.namespace, settings.partition_count, demand)
+
+
+@contextmanager
+def open_documents(settings: Settings) -> Iterator[Documents]:
+    """The documents of a cluster (users, rules, bans), for commands: without being a member, and without trio.
+
+    An embedded store is that of the node that runs on `data_dir`. Raises ClusterError, ConfigError; the methods of what
+    it gives raise ClusterError."""
+    if settings.store == "memory":
+        raise ConfigError("store = 'memory': what a node keeps in its memory cannot be reached from outside")
+    if settings.store == "embedded":
+        address: Address = StoreAddress(path=running_socket(settings.data_dir))
+    else:
+        address = store_address(settings)
+    documents = Documents(address, settings.namespace)
+    try:
+        yield documents
+    finally:
+        documents.close()

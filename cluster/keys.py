@@ -19,6 +19,16 @@ def session_id(client_id: str) -> bytes:
     return hashlib.blake2b(client_id.encode("utf-8", "surrogatepass"), digest_size=16, person=b"client").digest()
 
 
+def identity_id(identity: str) -> bytes:
+    """The 16 bytes that stand for the identity that owns a session."""
+    return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16, person=b"identity").digest()
+
+
+def name_id(name: str) -> bytes:
+    """The 16 bytes that stand for the name of a counter or of a place."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16, person=b"name").digest()
+
+
 class Keys:
     """The prefixes of all keys of one namespace; each has one hash tag, so one slot.
 
@@ -81,3 +91,6 @@ ROUTES_MARKED: Final = b"tr"
 SERVED: Final = b"d:"
 #: Suffix: what other nodes tell this one, under its own prefix (sharded pub/sub channel).
 SIGNALS: Final = b"k"
+#: Suffixes, of members: the version of all documents (number) and, before a kind, its documents (hash).
+DOCUMENTS_VERSION: Final = b"docver"
+DOCUMENTS: Final = b"doc:"

@@ -28,7 +28,8 @@ class Registry(Protocol):
     """All methods raise StoreUnavailable (the outcome is unknown) or StoreFull (nothing changed)."""
 
     async def version(self) -> int:
-        """How often documents of any kind were changed; cheap, asked twice a second by every node."""
+        """A number that is another one (a higher one, unless the store lost data) after every change of a document,
+        whatever its kind; cheap, asked twice a second by every node."""
         ...
 
     async def document(self, kind: str, name: str) -> bytes | None:
@@ -43,17 +44,22 @@ class Registry(Protocol):
         """Set (or with None remove) documents in one step; returns the new version. Idempotent."""
         ...
 
+    async def remove(self, kind: str, documents: Mapping[str, bytes]) -> int:
+        """Remove documents that still are as told; returns the version. Idempotent; works in a full store."""
+        ...
+
     async def count(self, name: str, window_s: float) -> int:
         """Count an event; returns how many there were in the last `window_s`, this one included, on all nodes.
 
-        A fixed number of slices makes the window slide; the counter goes away by itself."""
+        A fixed number of slices makes the window slide, so events are forgotten up to a tenth of it early; the counter
+        goes away by itself. Not idempotent: after StoreUnavailable it may have been counted."""
         ...
 
     async def occupy(self, places: Sequence[Occupied]) -> str | None:
         """Take one place under each name, or none of them: the name of the first that is full, None for success.
 
         Places of nodes that are not members any more do not count. Not idempotent: after StoreUnavailable a place may
-        be taken; the node's next `recount` mends it."""
+        be taken; the node's next `recount` mends it. Works in a full store."""
         ...
 
     def vacate(self, names: Sequence[str]) -> None:
@@ -61,9 +67,11 @@ class Registry(Protocol):
         ...
 
     async def recount(self, taken: Mapping[str, int]) -> None:
-        """These are all the places of this node: what else the store has for it goes."""
+        """These are all the places of this node, those with `occupy` under way included: what else the store has for it
+        goes. To be called within every hour, or the store forgets them. Idempotent."""
         ...
 
     async def draw(self, name: str, amount: int, rate: float, burst: float) -> int:
-        """Take up to `amount` tokens from a bucket that fills by `rate` a second up to `burst`; returns how many."""
+        """Take up to `amount` tokens from a bucket that fills by `rate` a second up to `burst`, and begins full;
+        returns how many. By the store's clock; not idempotent."""
         ...

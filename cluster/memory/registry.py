@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import trio
 
 from cluster.registry import Occupied
+
+#: Of the window of a counter.
+_SLICES = 10
+
+
+class _Counter:
+    """Events by slices of a window."""
+
+    __slots__ = ("_slices", "until")
+
+    def __init__(self) -> None:
+        self._slices: dict[int, int] = {}
+        self.until = 0.0
+
+    def add(self, now: float, width_s: float) -> int:
+        """Counts one; returns how many are in the last slices."""
+        slice_ = int(now / width_s)
+        self._slices[slice_] = self._slices.get(slice_, 0) + 1
+        self._slices = {each: count for each, count in self._slices.items() if each > slice_ - _SLICES}
+        return sum(self._slices.values())
 
 
 class MemoryRegistry:
@@ -17,7 +38,7 @@ class MemoryRegistry:
         self._clock = clock
         self._version = 0
         self._documents: dict[str, dict[str, bytes]] = {}
-        self._events: dict[str, deque[float]] = {}
+        self._counters: dict[str, _Counter] = {}
         self._taken: Counter[str] = Counter()
         self._buckets: dict[str, tuple[float, float]] = {}
 
@@ -48,15 +69,31 @@ class MemoryRegistry:
         self._version += 1
         return self._version
 
+    async def remove(self, kind: str, documents: Mapping[str, bytes]) -> int:
+        """See `Registry`."""
+        await trio.lowlevel.checkpoint()
+        known = self._documents.get(kind, {})
+        gone = [name for name, value in documents.items() if known.get(name) == value]
+        for name in gone:
+            del known[name]
+        self._version += bool(gone)
+        return self._version
+
     async def count(self, name: str, window_s: float) -> int:
         """See `Registry`."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
-        events = self._events.setdefault(name, deque())
-        events.append(now)
-        while events[0] <= now - window_s:
-            events.popleft()
-        return len(events)
+        counter = self._counters.pop(name, None) or _Counter()
+        self._counters[name] = counter  # last: the first are those that were counted longest ago
+        counter.until = now + window_s
+        self._forget(now)
+        return counter.add(now, window_s / _SLICES)
+
+    def _forget(self, now: float) -> None:
+        """Counters go away by themselves: two are looked at for each that may come."""
+        for name in list(islice(self._counters, 2)):
+            if self._counters[name].until <= now:
+                del self._counters[name]
 
     async def occupy(self, places: Sequence[Occupied]) -> str | None:
         """See `Registry`."""
@@ -83,7 +120,11 @@ class MemoryRegistry:
         """See `Registry`."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
-        level, at = self._buckets.get(name, (burst, now))
+        for other in list(islice(self._buckets, 2)):
+            level, at = self._buckets[other]
+            if other != name and level + (now - at) * rate >= burst:  # full again: as one that is new
+                del self._buckets[other]
+        level, at = self._buckets.pop(name, (burst, now))
         level = min(burst, level + (now - at) * rate)
         given = min(amount, int(level))
         self._buckets[name] = (level - given, now)

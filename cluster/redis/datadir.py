@@ -150,6 +150,20 @@ class DataDir:
         self._record.unlink(missing_ok=True)
 
 
+def running_socket(path: Path) -> str:
+    """The socket of the server that a node runs in this folder. Raises ClusterError if none does."""
+    try:
+        record = json.loads((path.absolute() / "store.pid").read_text())
+        found = str(record["socket"])
+    except OSError:
+        found = ""
+    except (ValueError, KeyError, TypeError):
+        raise ClusterError(f"the data directory {str(path)!r} has an unreadable file store.pid") from None
+    if not found or not _accepts(found):
+        raise ClusterError(f"no node runs on the data directory {str(path)!r}; its store is embedded: start it first")
+    return found
+
+
 def _is_orphan(pid: int, started: str, path: str) -> bool:
     """The recorded server still runs, and the pid is not another process by now."""
     now = _started(pid)

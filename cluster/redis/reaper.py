@@ -68,11 +68,10 @@ class Reaper:
                     prefix for prefix, reply in zip(prefixes, replies, strict=True) if cast(int, result(reply)) > 0
                 ]
             left = more
-        for command in (
-            ("FCALL", "rk1_close", 1, self._keys.node(member)),
-            ("FCALL", "rk1_buried", 1, self._keys.members, member),
-        ):
-            result((await self._calls([command]))[0])
+        result((await self._calls([("FCALL", "rk1_close", 1, self._keys.node(member))]))[0])
+        # Where a node of the version before has put its library back, they are forgotten within the hour.
+        await self._calls([("FCALL", "rk1_unplace", 1, self._keys.members, member)])
+        result((await self._calls([("FCALL", "rk1_buried", 1, self._keys.members, member)]))[0])
         _log.info("cluster.reaped", member=_text(member))
 
     def _command(self, prefix: bytes, node: bytes, incarnation: bytes) -> tuple[Part, ...]:

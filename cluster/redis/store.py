@@ -33,7 +33,6 @@ from cluster.keys import (
     partition_of,
     session_id,
 )
-from cluster.memory.registry import MemoryRegistry
 from cluster.policy import BEAT_S, SERVED_RELEASED_S, ClusterLimits
 from cluster.redis.address import Deployment
 from cluster.redis.arrivals import Arrivals, Attached
@@ -54,6 +53,7 @@ from cluster.redis.membership import Membership
 from cluster.redis.node_routes import NodeRoutes
 from cluster.redis.pipeline import Part
 from cluster.redis.reaper import Reaper
+from cluster.redis.registry import RedisRegistry
 from cluster.redis.repair import Repair
 from cluster.redis.retained import Retained
 from cluster.redis.routes import Routes
@@ -85,7 +85,6 @@ class RedisCluster:
         demand: Demand = _DEFAULT_DEMAND,
     ) -> None:
         self.node_name = node_name
-        self.registry: Registry = MemoryRegistry()
         self._address = address
         self._limits = limits
         self._keys = Keys(namespace, partitions)
@@ -104,6 +103,7 @@ class RedisCluster:
         self._generations = Generations(self._keys)
         self._outbox = Outbox()
         self._member = Membership(node_name, self._keys)
+        self.registry: Registry = RedisRegistry(self._keys, self._link, self._poller, self._member)
         self._member.on_beat, self._member.on_gone = self._beaten, self._members_gone
         self._reaper = Reaper(self._keys, self._gather, limits)
         self._member.on_dead = self._reaper.wanted

@@ -255,7 +255,7 @@ def test_flags(functions: Functions) -> None:
     for entry in cast("list[object]", _fields(library)[b"functions"]):
         fields = _fields(entry)
         found[cast(bytes, fields[b"name"]).decode().removeprefix("rk1_")] = list(cast("list[bytes]", fields[b"flags"]))
-    adding = {"attach", "subscribe", "enqueue", "push", "retain", "set_routes", "delay"}
+    adding = {"attach", "subscribe", "enqueue", "push", "retain", "set_routes", "delay", "change_documents", "count", "draw"}
     reading = {"outcome", "routes_wanted", "page", "unseen", "group_held", "group_info", "verify"}
     assert {name for name, flags in found.items() if not flags} == adding
     assert {name for name, flags in found.items() if flags == [b"no-writes"]} == reading
@@ -265,6 +265,7 @@ def test_flags(functions: Functions) -> None:
         *("open", "trim", "close", "disown", "unretain", "expire_retained", "remove_routes", "reap_routes"),
         *("join", "beat", "leave", "buried", "due", "expire", "done"),
         *("group_join", "group_leave", "group_members", "group_settle"),
+        *("remove_documents", "occupy", "vacate", "recount", "unplace"),
     }
 
 
