@@ -22,6 +22,7 @@ from broker.server import Server
 from broker.session.quotas import Quotas
 from broker.transport.listener import TcpListener
 from broker.transport.reactor import Reactor
+from broker.transport.websocket import WebSockets
 from cluster.api import Cluster
 
 #: How long clients are left alone after the lease ran out, before the node goes on as without its store.
@@ -115,8 +116,10 @@ class Life:
             self.joined = True
             self.reactor.hold = self._hold
             bound = self._settings.output_buffer_bytes
+            web = WebSockets(self.reactor, self.server.start, self.server.accept, self.metrics)
             for taken, told in zip(sockets, self._settings.listen, strict=True):
-                listener = TcpListener(taken, told, self.reactor, bound, self.server.accept)
+                accept = web.accept if told.web else self.server.accept
+                listener = TcpListener(taken, told, self.reactor, bound, accept)
                 listener.start()
                 self._listeners.append(listener)
             await serve()

