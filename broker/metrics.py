@@ -11,6 +11,7 @@ class Metrics:
     """What happened since the node started. Lists are indexed by packet type or QoS, mappings by reason."""
 
     __slots__ = (
+        "authorization",
         "bytes_received",
         "bytes_sent",
         "connections",
@@ -47,6 +48,8 @@ class Metrics:
         self.disconnects: defaultdict[str, int] = defaultdict(int)
         #: messages not delivered to a receiver, by reason
         self.dropped: defaultdict[str, int] = defaultdict(int)
+        #: answers of rules, by `action,answer`: each that is no, and yes where it was not remembered
+        self.authorization: defaultdict[str, int] = defaultdict(int)
         #: packets that were refused, by reason code name
         self.packet_errors: defaultdict[str, int] = defaultdict(int)
 
@@ -66,4 +69,5 @@ class Metrics:
             "mqtt_disconnects": dict(self.disconnects),
             "mqtt_connections_rejected": dict(self.rejected),
             "mqtt_packet_errors": dict(self.packet_errors),
+            "mqtt_authorization": dict(self.authorization),
         }

@@ -17,14 +17,18 @@ The texts of these errors may reach the client: they are the same for an unknown
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from broker.errors import BrokerError
 from broker.peer import Peer
+
+if TYPE_CHECKING:
+    from broker.auth.judging import Entry
 
 ANONYMOUS: Final = ""
 """The one identity of all clients that nobody checked; no mechanism may hand it out for a user."""
@@ -69,10 +73,10 @@ class ConnectRequest:
 
 
 class Rule(Protocol):
-    """One line of a rule source; see `broker.auth.rules`."""
+    """One rule; `broker.auth.rules.rule_from` makes them."""
 
-    def decide(self, principal: Principal, action: int, topic: str, qos: int, retain: bool) -> int:
-        """ALLOW, DENY, or IGNORE if it does not apply."""
+    def entries(self, principal: Principal) -> Sequence[Entry]:
+        """What it means for a client: one entry per topic, none if it is not about it."""
         ...
 
 
@@ -82,10 +86,20 @@ class Verdict:
     With ALLOW, `username` is the name that was proved (never ANONYMOUS; None: the one in CONNECT), `client_id`
     replaces that of the client if not None, `expires_at_s` (epoch) is when the connection ends, `rules` are those that
     came with the credentials (None: none came), and `credential` is a digest of what was checked against, so that a
-    change of it can be noticed by `still_valid`.
+    change of it can be noticed by `still_valid`. `authenticator` is set where it is not the one that was asked.
     """
 
-    __slots__ = ("attributes", "client_id", "credential", "decision", "expires_at_s", "rules", "superuser", "username")
+    __slots__ = (
+        "attributes",
+        "authenticator",
+        "client_id",
+        "credential",
+        "decision",
+        "expires_at_s",
+        "rules",
+        "superuser",
+        "username",
+    )
 
     def __init__(
         self,
@@ -107,6 +121,7 @@ class Verdict:
         self.rules = rules
         self.expires_at_s = expires_at_s
         self.credential = credential
+        self.authenticator = ""
 
 
 IGNORED: Final = Verdict(IGNORE)
@@ -202,8 +217,16 @@ class Authenticator(Protocol):
         """Authentication Methods of MQTT 5 that it knows, by name."""
         ...
 
+    def files(self) -> Sequence[Path]:
+        """Files that `reload` reads: it is called after one of them changed."""
+        ...
+
     def reload(self) -> None:
-        """Read files again; on ConfigError everything stays as it was."""
+        """Read files again, in whatever thread; on ConfigError everything stays as it was."""
+        ...
+
+    async def refresh(self) -> None:
+        """Documents of the registry changed: those that are kept in memory are read again. Raises ClusterError."""
         ...
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -220,16 +243,28 @@ class EnhancedAuthenticator(Protocol):
 
 
 class RuleSource(Protocol):
-    """One source of the authorization chain."""
+    """One source of the authorization chain.
+
+    `steady`: answers of its judges stay the same until `refresh`, `reload` or a judge's `changed` says otherwise, so
+    that they may be remembered."""
 
     name: str
+    steady: bool
 
     async def open(self, principal: Principal) -> Judge:
         """Whatever it needs to answer for this principal, at once from then on where possible. Raises BackendError."""
         ...
 
+    def files(self) -> Sequence[Path]:
+        """Files that `reload` reads: it is called after one of them changed."""
+        ...
+
     def reload(self) -> None:
-        """Read files again; on ConfigError everything stays as it was."""
+        """Read files again, in whatever thread; on ConfigError everything stays as it was."""
+        ...
+
+    async def refresh(self) -> None:
+        """Documents of the registry changed: those that are kept in memory are read again. Raises ClusterError."""
         ...
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -238,7 +273,11 @@ class RuleSource(Protocol):
 
 
 class Judge(Protocol):
-    """A rule source for one principal."""
+    """A rule source for one principal.
+
+    `changed` is set by who asks, and called (in a turn of the node) when answers may be others from then on."""
+
+    changed: Callable[[], None] | None
 
     def decide(self, action: int, topic: str, qos: int, retain: bool) -> int | None:
         """ALLOW, DENY or IGNORE; None if `ask` has to be awaited. Never None for READ.

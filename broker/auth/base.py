@@ -49,7 +49,9 @@ class BaseAuthenticator(Base):
 
 
 class BaseSource(Base):
-    """A rule source."""
+    """A rule source whose judges are asked each time."""
+
+    steady = False
 
     async def open(self, principal: Principal) -> Judge:
         """See `RuleSource`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import trio
 
@@ -19,7 +20,7 @@ from broker.auth.api import (
     Verdict,
 )
 from broker.auth.template import Template, Unresolved, lookup_of
-from broker.errors import PeerError
+from broker.errors import ConfigError, PeerError
 from broker.log import get_logger
 from broker.options.authentication import ClientAttribute
 from broker.options.listener import ListenerOptions
@@ -61,10 +62,25 @@ class Chain:
             task_status.started()
             await trio.sleep_forever()
 
+    def files(self) -> list[Path]:
+        """Files that `reload` reads."""
+        return [path for each in self.authenticators.values() for path in each.files()]
+
     def reload(self) -> None:
-        """Read all files again. ConfigError for the first that is wrong; those before it count from now on."""
+        """Read all files again. ConfigError names those that are wrong: they count as before."""
+        wrong: list[str] = []
         for each in self.authenticators.values():
-            each.reload()
+            try:
+                each.reload()
+            except ConfigError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+    async def refresh(self) -> None:
+        """Documents of the registry changed: what is kept of them in memory is read again. Raises ClusterError."""
+        for each in self.authenticators.values():
+            await each.refresh()
 
     async def authenticate(self, request: ConnectRequest, options: ListenerOptions) -> Principal:
         """Who sent a CONNECT without an Authentication Method; PeerError 0x86, 0x87 or 0x88 for nobody."""

@@ -96,6 +96,14 @@ class _Collector:
             yield _labelled(name, text, label, zip(names, counters.get(name, ()), strict=False))  # type: ignore[arg-type]
         for name, text in _BY_REASON.items():
             yield _labelled(name, text, "reason", dict(counters.get(name, {})).items())  # type: ignore[arg-type]
+        family = CounterMetricFamily(
+            "mqtt_authorization",
+            "Answers of rules: each deny and error, and each allow that a connection had to ask for.",
+            labels=["action", "result"],
+        )
+        for key, value in dict(counters.get("mqtt_authorization", {})).items():  # type: ignore[arg-type]
+            family.add_metric(key.split(","), value)
+        yield family
 
 
 def _groups(reports: Sequence[Report]) -> list[list[int]]:

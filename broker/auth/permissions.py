@@ -1,0 +1,233 @@
+"""What one client may do: the rule sources asked in order, and the answers remembered.
+
+The rules that came with the credentials are asked first, then the sources in the order of the configuration; the
+first that does not ignore the question decides, and where none does, the setting `no_match`. A superuser is never
+asked about, nor is anybody where there are no rules at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from broker.auth.api import ALLOW, IGNORE, PUBLISH, READ, SUBSCRIBE, BackendError, Judge, Principal, RuleSource
+from broker.auth.rules import judge_of
+from broker.log import get_logger
+from broker.metrics import Metrics
+
+#: Topics whose answers a connection remembers, for each kind of question; the oldest are forgotten.
+REMEMBERED: Final = 1024
+
+_ACTION_NAMES: Final = {PUBLISH: "publish", SUBSCRIBE: "subscribe", READ: "read"}
+
+V = TypeVar("V")
+
+_log = get_logger("authorization")
+
+
+class Authorization:
+    """The rule sources of a node, each with the listeners whose clients it is about (empty: all)."""
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[RuleSource, Sequence[str]]] = (),
+        no_match_allows: bool = False,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.sources = sources
+        #: The answer where no rule applies.
+        self.no_match_allows = no_match_allows
+        self._counted = (Metrics() if metrics is None else metrics).authorization
+        self._unavailable: set[str] = set()
+
+    async def permissions(self, principal: Principal) -> Permissions:
+        """What a client may do. Raises BackendError if a source has to be asked and cannot be."""
+        made = Permissions(self, principal)
+        await made.open()
+        return made
+
+    def asked(self, principal: Principal) -> list[RuleSource]:
+        """The sources that are about a client."""
+        listener = principal.peer.listener
+        return [source for source, listeners in self.sources if not listeners or listener in listeners]
+
+    def count(self, action: int, answer: str) -> None:
+        """Count an answer: allow, deny or error."""
+        self._counted[f"{_ACTION_NAMES[action]},{answer}"] += 1
+
+    def failed(self, source: str, error: BackendError) -> None:
+        """A source could not be asked: logged when it begins."""
+        if source not in self._unavailable:
+            self._unavailable.add(source)
+            _log.warning("authorization.unavailable", source=source, error=str(error))
+
+    def answered(self, source: str) -> None:
+        """A source could be asked."""
+        if source in self._unavailable:
+            self._unavailable.discard(source)
+            _log.info("authorization.available", source=source)
+
+
+class Permissions:
+    """What one client may do; topics are UTF-8. What is remembered is bounded.
+
+    `changed` is called when answers may be others from now on: a source read new rules for this client.
+    """
+
+    __slots__ = ("_authorization", "_judges", "_published", "_read", "allowed0", "changed", "principal", "unrestricted")
+
+    def __init__(self, authorization: Authorization, principal: Principal) -> None:
+        self.principal = principal
+        #: Nothing need be asked.
+        self.unrestricted = True
+        #: Topics that are known to be open for QoS 0 without retain.
+        self.allowed0: dict[bytes, bool] = {}
+        self.changed: Callable[[], None] | None = None
+        self._authorization = authorization
+        #: The name of the source, its judge, and whether its answers may be remembered.
+        self._judges: list[tuple[str, Judge, bool]] = []
+        #: Per topic a bit for each QoS and retain that is known, and six bits further the answer.
+        self._published: dict[bytes, int] = {}
+        self._read: dict[bytes, bool] = {}
+
+    async def open(self) -> None:
+        """Open the sources; those that cannot be opened keep their judge of before. Raises BackendError without."""
+        before = {name: judge for name, judge, steady in self._judges}
+        principal = self.principal
+        judges: list[tuple[str, Judge, bool]] = []
+        if principal.rules is not None:
+            judges.append(("", judge_of(principal.rules, principal), True))
+        if not principal.superuser:
+            for source in self._authorization.asked(principal):
+                try:
+                    judge = await source.open(principal)
+                except BackendError as error:
+                    self._authorization.failed(source.name, error)
+                    if source.name not in before:
+                        raise
+                    judge = before[source.name]
+                else:
+                    self._authorization.answered(source.name)
+                judges.append((source.name, judge, source.steady))
+        for _, judge, _ in self._judges:
+            judge.changed = None
+        for _, judge, _ in judges:
+            judge.changed = self._judge_changed
+        self._judges = judges
+        self.unrestricted = principal.superuser or not judges
+        self._forget()
+
+    async def renew(self) -> None:
+        """Rules changed: nothing of what was known counts any more."""
+        await self.open()
+
+    def _judge_changed(self) -> None:
+        self._forget()
+        if self.changed is not None:
+            self.changed()
+
+    def _forget(self) -> None:
+        # In place: others hold it.
+        self.allowed0.clear()
+        self._published.clear()
+        self._read.clear()
+
+    # -- questions
+
+    def may_publish(self, topic: bytes, qos: int, retain: bool) -> bool | None:
+        """Whether a message may be published; None if `ask_publish` has to be awaited."""
+        if self.unrestricted:
+            return True
+        bit = 1 << (2 * qos + retain)
+        known = self._published.get(topic, 0)
+        if known & bit:
+            allowed = bool(known & bit << 6)
+            if not allowed:
+                self._authorization.count(PUBLISH, "deny")
+            return allowed
+        answer, steady = self._decide(PUBLISH, topic.decode(), qos, retain)
+        if answer is None:
+            return None
+        if steady:
+            self._remember(topic, known | bit | (bit << 6 if answer else 0), bit == 1 and answer)
+        self._authorization.count(PUBLISH, "allow" if answer else "deny")
+        return answer
+
+    def _remember(self, topic: bytes, known: int, allowed0: bool) -> None:
+        _put(self._published, topic, known)
+        if allowed0:
+            _put(self.allowed0, topic, True)
+
+    async def ask_publish(self, topic: bytes, qos: int, retain: bool) -> bool:
+        """The same, of sources that have to be waited for; False if one cannot be asked."""
+        return self.unrestricted or await self._ask(PUBLISH, topic.decode(), qos, retain)
+
+    def may_read(self, topic: bytes) -> bool:
+        """Whether a message may be delivered."""
+        if self.unrestricted:
+            return True
+        allowed = self._read.get(topic)
+        if allowed is None:
+            answer, steady = self._decide(READ, topic.decode(), 0, False)
+            allowed = answer is True
+            if steady:
+                _put(self._read, topic, allowed)
+            if allowed:
+                self._authorization.count(READ, "allow")
+        if not allowed:
+            self._authorization.count(READ, "deny")
+        return allowed
+
+    async def may_subscribe(self, topic_filter: str, qos: int) -> bool:
+        """Whether a filter, without `$share/NAME/`, may be subscribed to; False if a source cannot be asked."""
+        return self.unrestricted or await self._ask(SUBSCRIBE, topic_filter, qos, False)
+
+    def covers(self, topic_filter: str) -> bool:
+        """Whether no delivery of a filter need be asked about, as long as the rules stay as they are."""
+        if self.unrestricted:
+            return True
+        # What a later source says counts only where the first is silent, and that is not known.
+        _, judge, steady = self._judges[0]
+        return steady and judge.covers(topic_filter)
+
+    # -- answers
+
+    def _decide(self, action: int, topic: str, qos: int, retain: bool) -> tuple[bool | None, bool]:
+        """The answer, None if somebody has to be waited for; and whether it may be remembered."""
+        all_steady = True
+        for _, judge, steady in self._judges:
+            all_steady = all_steady and steady
+            decision = judge.decide(action, topic, qos, retain)
+            if decision is None:
+                return None, False
+            if decision != IGNORE:
+                return decision == ALLOW, all_steady
+        return self._authorization.no_match_allows, all_steady
+
+    async def _ask(self, action: int, topic: str, qos: int, retain: bool) -> bool:
+        allowed = self._authorization.no_match_allows
+        for name, judge, _ in self._judges:
+            decision = judge.decide(action, topic, qos, retain)
+            if decision is None:
+                try:
+                    decision = await judge.ask(action, topic, qos, retain)
+                except BackendError as error:
+                    self._authorization.failed(name, error)
+                    self._authorization.count(action, "error")
+                    return False
+                self._authorization.answered(name)
+            if decision != IGNORE:
+                allowed = decision == ALLOW
+                break
+        self._authorization.count(action, "allow" if allowed else "deny")
+        return allowed
+
+    def judges(self) -> Sequence[tuple[str, Judge]]:
+        """Who is asked, in order; "" are the rules that came with the credentials."""
+        return [(name, judge) for name, judge, _ in self._judges]
+
+
+def _put(known: dict[bytes, V], topic: bytes, value: V) -> None:
+    known[topic] = value
+    if len(known) > REMEMBERED:
+        del known[next(iter(known))]
