@@ -92,18 +92,24 @@ class Jwt(Remote):
     secret_file: Path | None = option(FilePath(), "", "File with it.")
     public_key: Path | None = option(FilePath(), "", "PEM file with a public key.")
     jwks_url: str = option(Text(), "", "URL of a JSON web key set.")
+    ca_certs: Path | None = option(FilePath(), "", "PEM file of the authorities that sign the certificate of jwks_url.")
     refresh_s: float = option(Duration(), "300s", "How often the key set is fetched again.", at_least=1, at_most=86400)
     source: str = option(Choice("password", "username"), "password", "Where the token is.")
     username_claim: str = option(Text(), "sub", "Claim that is the user name; empty: the user name of CONNECT.")
     issuer: str = option(Text(), "", "Required iss.")
     audience: str = option(Text(), "", "Required aud.")
     claims: tuple[str, ...] = option(Words("CLAIM=VALUE", r"[^=\s,]+=[^\s,]+"), "",
-        "Claims that a token must have; values may contain ${username} and ${clientid}.")
+        "Claims that a token must have, or have among others in a list; realm.roles is a claim within another; values "
+        "may contain ${username} and ${clientid}.")
     leeway_s: float = option(Duration(), "0s", "How far clocks may differ.", at_least=0, at_most=300)
     require_expiry: bool = option(Flag(), "true", "Refuse tokens without exp.")
     acl_claim: str = option(Text(), "acl", "Claim with rules; empty: none is looked at.")
     superuser_claim: str = option(Text(), "", "Claim that makes a superuser when true; empty: none.")
     attributes_claim: str = option(Text(), "client_attrs", "Claim with client attributes; empty: none is looked at.")
+
+    def check(self) -> None:
+        if self.source == "username" and not self.username_claim:
+            raise ValueError("username_claim is missing: the user name of CONNECT is the token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
