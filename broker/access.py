@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import trio
 
-from broker.auth.api import Authenticator
+from broker.auth.api import Authenticator, Principal, RuleSource
 from broker.auth.chain import Chain
+from broker.auth.permissions import Authorization, Permissions
 from broker.config import Settings
 from broker.errors import ConfigError
+from broker.metrics import Metrics
 from broker.options import Options
-from broker.options.authentication import ClientAttribute, PasswordFile
+from broker.options.authentication import (
+    CertificateNames,
+    ClientAttribute,
+    HttpAuthentication,
+    Jwt,
+    PasswordFile,
+    PresharedKeys,
+)
+from broker.options.authorization import HttpRules, RemoteSource, Source
 from cluster.registry import Registry
 
 
@@ -21,17 +32,75 @@ class Access:
     `registry` is None where only the configuration is checked.
     """
 
-    def __init__(self, settings: Settings, registry: Registry | None) -> None:
+    def __init__(self, settings: Settings, registry: Registry | None, metrics: Metrics | None = None) -> None:
         attributes = [each for each in settings.client_attributes if isinstance(each, ClientAttribute)]
         self.chain = Chain(settings.allow_anonymous, make_authenticators(settings, registry), attributes)
 
+        sources = [(make_source(each, registry), listeners_of(each)) for each in settings.authorization]
+        self.authorization = Authorization(sources, settings.no_match == "allow", metrics)
+
+    @property
+    def sources(self) -> list[RuleSource]:
+        """All rule sources, in order."""
+        return [source for source, _ in self.authorization.sources]
+
+    @property
+    def _readers(self) -> list[Chain | RuleSource]:
+        return [self.chain, *self.sources]
+
+    async def permissions(self, principal: Principal) -> Permissions:
+        """What a client may do. Raises BackendError if a source that has to be asked cannot be."""
+        return await self.authorization.permissions(principal)
+
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Whatever works in the background."""
-        await self.chain.serve(task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.chain.serve)
+            for source in self.sources:
+                await nursery.start(_served, source)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def files(self) -> list[Path]:
+        """Files that `reload` reads."""
+        return [path for each in self._readers for path in each.files()]
 
     def reload(self) -> None:
-        """Read all files again. ConfigError for the first that is wrong."""
-        self.chain.reload()
+        """Read all files again, in whatever thread. ConfigError names those that are wrong: they count as before."""
+        wrong: list[str] = []
+        for each in self._readers:
+            try:
+                each.reload()
+            except ConfigError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+    async def refresh(self) -> None:
+        """Documents of the registry changed: what is kept of them in memory is read again. Raises ClusterError."""
+        for each in self._readers:
+            await each.refresh()
+
+
+async def _served(source: RuleSource, *, task_status: trio.TaskStatus[None]) -> None:
+    await source.serve(task_status=task_status)
+
+
+def listeners_of(options: Options) -> Sequence[str]:
+    """The listeners whose clients a rule source is about; none: all."""
+    assert isinstance(options, Source | RemoteSource)
+    return options.listeners
+
+
+def make_source(options: Options, registry: Registry | None) -> RuleSource:
+    """As `make_authenticator`."""
+    match options:
+        case HttpRules():
+            from broker.auth.http_rules import HttpRuleSource
+
+            return HttpRuleSource(options)
+        case _:
+            raise ConfigError(f"authorization of type {options.TYPE} is not supported by this build")
 
 
 def make_authenticators(settings: Settings, registry: Registry | None) -> Sequence[Authenticator]:
@@ -46,4 +115,20 @@ def make_authenticator(options: Options, registry: Registry | None) -> Authentic
             from broker.auth.password_file import PasswordFileUsers
 
             return PasswordFileUsers(options)
+        case CertificateNames():
+            from broker.auth.certificate import CertificateUsers
+
+            return CertificateUsers(options)
+        case PresharedKeys():
+            from broker.auth.psk import PresharedKeyUsers
+
+            return PresharedKeyUsers(options)
+        case Jwt():
+            from broker.auth.jwt_tokens import JwtUsers
+
+            return JwtUsers(options)
+        case HttpAuthentication():
+            from broker.auth.http_service import HttpUsers
+
+            return HttpUsers(options)
     raise ConfigError(f"authentication of type {options.TYPE} is not supported by this build")
