@@ -14,7 +14,7 @@ from typing import cast
 
 import trio
 
-from broker.errors import SessionLost, StateError
+from broker.errors import NotOwner, SessionLost, StateError
 from broker.log import get_logger
 from broker.message import Message
 from broker.topics.names import is_shared
@@ -129,6 +129,8 @@ class MemoryCluster:
         await trio.lowlevel.checkpoint()
         sid = keys.session_id(request.client_id)
         session = self._sessions.get(sid)
+        if session is not None and request.identity is not None and session.identity not in (None, request.identity):
+            raise NotOwner("the session of this client id belongs to another user")
         ended_will: StoredWill | None = None
         ended_subscriptions: list[StoredSubscription] = []
         present = session is not None and not request.clean_start and session.expiry_s > 0
@@ -143,6 +145,8 @@ class MemoryCluster:
             session = Session(request.client_id, sid, self._births)
             self._sessions[sid] = session
         session.token = secrets.token_bytes(16)
+        if session.identity is None:
+            session.identity = request.identity
         session.expiry_s = request.expiry_s
         session.expires_at = session.will_at = -1.0
         session.will = request.will

@@ -35,6 +35,7 @@ class Session:
         "client_id",
         "expires_at",
         "expiry_s",
+        "identity",
         "inbound",
         "queue",
         "releasing",
@@ -54,6 +55,8 @@ class Session:
         self.birth = birth
         #: b"" while no connection owns the session.
         self.token = b""
+        #: Whose it is; None: the first one's that comes with an identity.
+        self.identity: str | None = None
         self.expiry_s = 0
         self.seq = 0
         self.sent_seq = 0

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from broker.errors import ClusterError
+from broker.log import get_logger
+
+if TYPE_CHECKING:
+    from cluster.redis.links import Link
 
 NAME = "rk1"
 
 Call = Callable[..., Awaitable[object]]
+
+_log = get_logger("cluster")
 
 
 @cache
@@ -35,3 +42,11 @@ async def ensure_loaded(call: Call) -> None:
         await call("FUNCTION", "LOAD", "REPLACE", source())
     except ClusterError as error:
         raise ClusterError(f"the store does not load the function library: {str(error)[:200]}") from error
+
+
+async def reload_library(link: Link) -> None:
+    """Puts this build's library where, in a rolling upgrade, a node of the version before has put its own back when it
+    connected. Raises ClusterError."""
+    _log.info("cluster.library_replaced")
+    for primary in link.primaries():
+        await ensure_loaded(primary.call)

@@ -8,11 +8,10 @@ from typing import Final, cast
 import trio
 
 from broker.errors import ClusterError, StoreUnavailable
-from broker.log import get_logger
 from cluster.api import Poller
 from cluster.keys import DOCUMENTS, DOCUMENTS_VERSION, Keys, name_id, partition_of
-from cluster.redis import library
 from cluster.redis.calls import gather
+from cluster.redis.library import reload_library
 from cluster.redis.links import Link
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part
@@ -25,8 +24,6 @@ CALL_S: Final = 5.0
 PORTION: Final = 1000
 #: Parts of a member's places: as in the library.
 PLACE_PARTS: Final = 64
-
-_log = get_logger("cluster")
 
 
 class RedisRegistry:
@@ -142,13 +139,6 @@ class RedisRegistry:
                 raise
         await reload_library(self._link)
         return await work()
-
-
-async def reload_library(link: Link) -> None:
-    """Puts this build's library where an older one lies. Raises ClusterError."""
-    _log.info("cluster.library_replaced")
-    for primary in link.primaries():
-        await library.ensure_loaded(primary.call)
 
 
 def is_missing(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from typing import cast
 
 import trio
 
-from broker.errors import ClusterError, SessionLost, StoreFull, StoreUnavailable
+from broker.errors import ClusterError, NotOwner, SessionLost, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from cluster import keys as names
 from cluster.api import PAGE_LIMIT, Attachment, AttachRequest, QueuedMessage, SessionRef, StoredSubscription
@@ -16,6 +16,7 @@ from cluster.keys import Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_subscription, pack_will, unpack_queued, unpack_subscription, unpack_will
 from cluster.redis.generations import Generations
+from cluster.redis.library import reload_library
 from cluster.redis.links import Link
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part
@@ -23,7 +24,9 @@ from cluster.redis.repair import Repair
 from cluster.redis.takeover import LET_GO, SILENT, Takeover
 
 #: Answers to an attach, beside 0.
-_FENCED, _FULL, _OWNED = 1, 2, 3
+_FENCED, _FULL, _OWNED, _NOT_OWNER = 1, 2, 3, 4
+#: Parts of a full answer of a library that looks at identities.
+_LOOKED = 12
 #: An attach gives up when so many other members had the session one after the other.
 _MAX_OWNERS = 10
 #: How long a client waits for its session.
@@ -80,13 +83,18 @@ class Sessions:
         if answer[0] == _FENCED:
             self._member.fenced()
             raise StoreUnavailable("this node was taken for dead, or superseded by a newer process")
+        if answer[0] == _NOT_OWNER:
+            raise NotOwner("the session of this client id belongs to another user")
         if answer[0] == _FULL:
             raise StoreFull("the store is full: no new sessions")
         if answer[0] == _OWNED:
             raise StoreUnavailable("the session goes from node to node")
         if robbed:
             self._takeover.robbed(request.client_id, robbed)
-        attachment = self._attachment(request.client_id, session_id, token, answer)
+        if len(answer) < _LOOKED:
+            # The library of an older version lies there, and looks at nobody's identity: not for longer than this.
+            await self._reload()
+        attachment = self._attachment(request.client_id, session_id, token, answer[: _LOOKED - 1])
         if attachment.ended_subscriptions:
             # Nobody waits for long: they are marked, and the timers go on with them.
             with trio.move_on_after(ATTACH_S):
@@ -114,6 +122,7 @@ class Sessions:
             robbed,
             self._generations.numbers[partition],
             will_after_ms,
+            b"" if request.identity is None else names.identity_id(request.identity),
         )
         self._takeover.began(session_id)
         answered = False
@@ -156,6 +165,13 @@ class Sessions:
             None if ended_will is None else ended_will[1],
             subscriptions_of(ended),
         )
+
+    async def _reload(self) -> None:
+        with trio.move_on_after(ATTACH_S):
+            try:
+                await reload_library(self._link)
+            except ClusterError as error:
+                _log.warning("cluster.library_not_replaced", reason=str(error)[:200])
 
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> bool:
         """See `Cluster.detach`; waits for the store if that is away. Returns whether a will is due at once."""

@@ -250,10 +250,15 @@ class World:
         self.events = events
 
     async def connect(
-        self, client_id: str, clean_start: bool = False, expiry_s: int = 3600, will: StoredWill | None = None
+        self,
+        client_id: str,
+        clean_start: bool = False,
+        expiry_s: int = 3600,
+        will: StoredWill | None = None,
+        identity: str | None = None,
     ) -> Attachment:
         with trio.fail_after(LIMIT_S):
-            return await self.cluster.attach(AttachRequest(client_id, clean_start, expiry_s, will))
+            return await self.cluster.attach(AttachRequest(client_id, clean_start, expiry_s, will, identity))
 
     def start(self, publication: WaitingPublication) -> WaitingPublication:
         self.cluster.publish(publication)

@@ -98,17 +98,21 @@ end
 
 -- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs,
 -- member that it may be robbed from or '', generation, after how many ms the will goes out of an owner that did not let
--- the session go, if its end makes that due, or '' if it never does.
--- Returns {1} if fenced; {3, owner} if another live member owns the session, and not that one; else
--- {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound, ended will or '',
--- ended subscriptions}.
+-- the session go, if its end makes that due, or '' if it never does; optional: the identity that the session has to be
+-- of, and is of from now on, or '' if that does not matter.
+-- Returns {1} if fenced; {4} if the session is another identity's; {3, owner} if another live member owns the session,
+-- and not that one; else {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound,
+-- ended will or '', ended subscriptions}, and one thing more if there is that last argument.
 local function attach(keys, args)
   local p, sid, owner = keys[1], args[1], args[4] .. ':' .. args[5]
   if is_fenced(p, args[4], args[5]) then
     return { 1 }
   end
   local key, will, now = p .. 's:' .. sid, p .. 'will:' .. sid, now_ms()
-  local s = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo')
+  local s, identity = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo', 'identity'), args[14] or ''
+  if s[6] and identity ~= '' and s[6] ~= identity then
+    return { 4 }
+  end
   if s[3] and s[3] ~= owner and s[3] ~= args[11] and not may_take(p, s[3], args[4], args[5]) then
     return { 3, s[3] }
   end
@@ -139,7 +143,13 @@ local function attach(keys, args)
     local birth = redis.call('HINCRBY', p .. 'fence', 'births', 1)
     redis.call('HSET', key, 'c', struct.pack(COUNTERS, birth, 0, 0, 0, 0, 0, gen, 0), 'owner', owner, 'birth', birth,
       'token', args[3], 'expiry', args[7], 'lo', 1, 'client', args[2])
-    return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended }
+    if identity ~= '' then
+      redis.call('HSET', key, 'identity', identity)
+    end
+    return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended, args[14] and 1 }
+  end
+  if identity ~= '' and not s[6] then
+    redis.call('HSET', key, 'identity', identity)
   end
   local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, s[4])
   local low = lowest(p, sid, tonumber(s[5]), last, count)
@@ -157,7 +167,7 @@ local function attach(keys, args)
   redis.call('HSET', key, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', low, 'c',
     struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent, known, uv))
   return { 0, 1, birth, last, low, sent, redis.call('HGETALL', p .. 'sub:' .. sid),
-    redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {} }
+    redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {}, args[14] and 1 }
 end
 
 -- As attach, for a full store: only an existing session may be taken; {2} if there is none.
