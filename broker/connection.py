@@ -7,9 +7,12 @@ is done the connection's further packets wait, and nobody else's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
-from broker.auth.api import Exchange, Principal
+from broker.auth.api import Exchange
+from broker.clearance import DENIED, Answer, PublishHooks
 from broker.codec.decode import decode
 from broker.codec.packets import (
     CONNECT,
@@ -23,7 +26,10 @@ from broker.codec.packets import (
 )
 from broker.codec.primitives import FrameBuffer
 from broker.errors import MalformedPacket, PeerError, ProtocolError
+from broker.gate import Gate, Permissions
 from broker.inbound import Inbound
+from broker.message import Message
+from broker.mount import Mount
 from broker.options.listener import Listener
 from broker.reasons import reason_name
 from broker.routes import Route, Subscriber
@@ -31,9 +37,8 @@ from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, 
 from broker.session.machine import CLOSED, NEW, OPEN
 from broker.session.negotiation import Agreement
 from broker.session.session import Session
-from broker.session_side import SessionSide
 from broker.transport.api import Stream
-from broker.transport.reactor import TICK_S
+from broker.watched import Watched
 from cluster.api import SessionRef
 
 if TYPE_CHECKING:
@@ -44,24 +49,24 @@ if TYPE_CHECKING:
 #: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
 _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 
+_NOTHING: Final[Mapping[bytes, bool]] = MappingProxyType({})
+
 #: Packets of one connection in one turn; the rest waits for the next, so that everybody gets a share.
 PACKETS_PER_TURN = 256
 
-#: How often at least a connection's clock is looked at.
-DEADLINE_STEP_S = 10.0
 
-
-class Connection(SessionSide):
+class Connection(Watched):
     """A client's connection from accept to close. Implements `StreamProtocol`."""
 
     __slots__ = (
+        "_allowed",
+        "_answer",
+        "_asking",
         "_busy",
         "_have",
         "_held",
         "_inbound_max",
         "_need",
-        "_next_check",
-        "_paused",
         "_rest",
         "_working",
         "agreement",
@@ -70,28 +75,38 @@ class Connection(SessionSide):
         "exchange",
         "expiry_s",
         "finished",
+        "guarded",
         "has_will",
+        "hooks",
         "inbound",
-        "keep_alive_s",
-        "last_received",
         "listener",
         "lost",
-        "opened_at",
-        "principal",
+        "max_packet_size",
+        "mount",
+        "permissions",
         "send_will",
     )
 
     def __init__(self, stream: Stream, server: Services, listener: Listener) -> None:
         super().__init__(stream, server)
         self.listener = listener
-        #: Who it is, once CONNECT was authenticated.
-        self.principal: Principal | None = None
+        #: What it may do; None: anything.
+        self.permissions: Permissions | None = None
+        #: Where its topics are.
+        self.mount: Mount | None = None
+        #: Who sees its messages first.
+        self.hooks: PublishHooks | None = None
+        #: Messages that it publishes are looked at.
+        self.guarded = False
+        #: Topics whose messages take the direct way; None: all.
+        self._allowed: Mapping[bytes, bool] | None = None
+        self._asking = False
+        self._answer: Answer | None = None
         self.agreement: Agreement | None = None
         self.inbound: Inbound | None = None
         #: Another connection owns the session: nothing that is done here counts for it any more.
         self.lost = False
         self.expiry_s = 0
-        self.keep_alive_s = 0
         self.bridge = False
         #: What the will does when the connection ends.
         self.send_will = True
@@ -101,16 +116,14 @@ class Connection(SessionSide):
         self.authenticator = ""
         #: Set by the server while somebody waits for the session to be let go.
         self.finished: trio.Event | None = None
-        self.opened_at = self.last_received = server.reactor.now
+        #: Of the listener; 0: as the quotas say.
+        self.max_packet_size = listener.options.max_packet_size
         self._inbound_max = server.quotas.max_packet_size_before_auth
         #: Packets wait: for a task (`_working`), for the store (`_held`), or both.
         self._busy = self._working = self._held = False
-        self._paused = False
         self._rest = b""
         self._need = 0
         self._have: bytearray | None = None
-        self._next_check = self.opened_at + server.connect_timeout_s
-        server.reactor.watch_deadline(self, self._next_check)
 
     # -- bytes in
 
@@ -145,6 +158,48 @@ class Connection(SessionSide):
         self._working = False
         self._go_on()
 
+    def ask(self, question: Callable[[], Awaitable[Answer]]) -> None:
+        """Called while a PUBLISH is handled, which has had no effect yet: it is handled again, before any other packet,
+        with what the question comes to in `take_answer`. Others than this connection do not wait."""
+        self._busy = self._working = self._asking = True
+
+        async def work() -> None:
+            self._answer = DENIED  # where the question fails
+            try:
+                self._answer = await question()
+            finally:
+                self.work_done()
+
+        self._server.start(work)
+
+    def take_answer(self) -> Answer | None:
+        """The answer to the question that was asked about the packet at hand."""
+        answer, self._answer = self._answer, None
+        return answer
+
+    def permit(
+        self,
+        permissions: Permissions | None,
+        mount: Mount | None,
+        hooks: PublishHooks | None = None,
+        told: Callable[[Message], None] | None = None,
+    ) -> None:
+        """What the client may do and where its topics are, before it is open; `told` is called with what it got."""
+        self.permissions = permissions
+        self.mount = mount
+        self.hooks = hooks
+        self.guarded = permissions is not None or hooks is not None
+        if mount is not None or hooks is not None:
+            self._allowed = _NOTHING
+        else:
+            self._allowed = None if permissions is None else permissions.allowed0
+        free = permissions is None and mount is None and told is None
+        self.gate = None if free else Gate(permissions, mount, told)
+        if self.gate is not None and self.subscriber is not None:
+            for topic_filter in self.subscriber.subscriptions:
+                self.gate.watch(topic_filter)
+        self.update_plain()
+
     def _go_on(self) -> None:
         if self._working or self._held:
             return
@@ -170,6 +225,7 @@ class Connection(SessionSide):
         at = 0
         budget = PACKETS_PER_TURN
         direct = 0
+        allowed = self._allowed
         is_open = machine.state == OPEN
         family = 5 if self.version == V5 else 4
         try:
@@ -215,6 +271,7 @@ class Connection(SessionSide):
                         if (
                             route is not None
                             and route.live0 is not None
+                            and (allowed is None or topic in allowed)
                             and (body < end and data[body] == 0 if family == 5 else body <= end)
                         ):
                             direct += 1
@@ -233,10 +290,15 @@ class Connection(SessionSide):
                     self._packet(head, data, start, end)
                     is_open = machine.state == OPEN
                     family = 5 if self.version == V5 else 4
-                at = end
                 budget -= 1
                 if self._busy or machine.state == CLOSED:
+                    if self._asking:  # it comes again, once there is an answer
+                        self._asking = False
+                        server.metrics.packets_received[PUBLISH] -= 1
+                    else:
+                        at = end
                     break
+                at = end
                 if budget <= 0:
                     self.stream.call_again()
                     break
@@ -246,9 +308,12 @@ class Connection(SessionSide):
             if direct:
                 server.metrics.packets_received[PUBLISH] += direct
                 server.metrics.messages_received[0] += direct
-        if machine.state == CLOSED:
-            return
-        if at < size:
+        if machine.state != CLOSED:
+            self._keep(data, at, budget)
+
+    def _keep(self, data: bytes, at: int, budget: int) -> None:
+        """What follows `at` is for later."""
+        if at < len(data):
             self._rest = data[at:] if at else data
             self._pause(self._busy or budget <= 0)
         elif self._paused and not self._busy:
@@ -354,13 +419,10 @@ class Connection(SessionSide):
         self.subscriber = subscriber
         self.expiry_s = agreement.expiry_s
         self.keep_alive_s = agreement.keep_alive_s
-        self._inbound_max = self._server.quotas.max_packet_size
+        self._inbound_max = self.max_packet_size or self._server.quotas.max_packet_size
         self.machine.opened(agreement.expiry_s)
         self.update_plain()
-        first = self._server.reactor.now + min(1.5 * self.keep_alive_s or DEADLINE_STEP_S, self._server.stall_timeout_s)
-        if first < self._next_check:
-            self._next_check = first
-            self._server.reactor.watch_deadline(self, first)
+        self.watch_from_now()
 
     def dispose(self) -> None:
         """The session was let go: break the cycles, so that this does not wait for the garbage collector."""
@@ -368,39 +430,6 @@ class Connection(SessionSide):
         self.inbound = None
         self.subscriber = None
         self.agreement = None
-
-    def check_deadline(self, now: float) -> float:
-        """Connect timeout, keep-alive and a peer that takes nothing."""
-        if self.stream.closed or now + TICK_S < self._next_check:
-            return 0.0  # gone, or an earlier look took the place of this one
-        self._next_check = self._look_at_clock(now)
-        return self._next_check
-
-    def _look_at_clock(self, now: float) -> float:
-        """Returns when to look again."""
-        stream = self.stream
-        later = now + min(DEADLINE_STEP_S, self._server.stall_timeout_s)
-        if stream.stalled_since and now - stream.stalled_since > self._server.stall_timeout_s:
-            self.abort("output_stalled")
-            return 0.0
-        state = self.machine.state
-        if state == OPEN:
-            if not self.keep_alive_s:
-                return later
-            limit = self.last_received + 1.5 * self.keep_alive_s  # [MQTT-3.1.2-22]
-            if self._paused or stream.overrun:
-                self.last_received = now  # it is us who do not read
-            elif now >= limit:
-                self.fail(PeerError(0x8D, "nothing received within the keep-alive time"))
-                return later
-            return min(limit, later)
-        if state == CLOSED:
-            return later
-        limit = self.opened_at + self._server.connect_timeout_s
-        if now >= limit:
-            self.abort("connect_timeout")
-            return 0.0
-        return limit
 
     def connection_lost(self, reason: str) -> None:
         """The network connection is gone."""

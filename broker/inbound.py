@@ -6,17 +6,21 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from broker.clearance import CLEAR, DENIED, DENIED_BY_HOOK, Answer
 from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, V5
 from broker.codec.publish import payload_format, scan_publish_properties
 from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull, StoreUnavailable
+from broker.log import get_logger
 from broker.message import Message
-from broker.reasons import NO_MATCHING_SUBSCRIBERS, QUOTA_EXCEEDED
+from broker.reasons import NO_MATCHING_SUBSCRIBERS, NOT_AUTHORIZED, QUOTA_EXCEEDED
 from broker.routes import AckSlot, Route
 from broker.session.machine import CLOSED
 
 if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.services import Services
+
+_log = get_logger("connection")
 
 _PENDING = 0
 _RESUMED = 1
@@ -126,6 +130,9 @@ class Inbound:
         elif pos > end:
             raise MalformedPacket("a PUBLISH that ends within its topic name")
         server = self._server
+        connection = self._connection
+        if connection.mount is not None:
+            topic = connection.mount.topic(topic)
         dispatch = server.dispatch
         route = dispatch.routes.entries.get(topic)
         if route is None:
@@ -137,8 +144,7 @@ class Inbound:
         if retain and not quotas.retain_available:
             raise PeerError(0x9A, "retained messages are not supported")
         payload = data[pos:end]
-        subscriber = self._connection.subscriber
-        server.metrics.messages_received[qos] += 1
+        subscriber = connection.subscriber
         message = Message(
             topic,
             payload,
@@ -151,21 +157,93 @@ class Inbound:
             subscriber.session_id if subscriber is not None else b"",
         )
         invalid = quotas.validate_payload_format and properties and _invalid_text(properties, payload)
-        refusal = 0x99 if invalid else 0
-        if route.delay is not None:
-            if not qos or not self._v5:
-                route.delay.check()
-            refusal = refusal or route.delay.refusal
+        refusal = route.refusal or (0x99 if invalid else 0)
+        reason = DENIED.reason
+        if connection.guarded and not refusal and not (qos == 2 and self._known(packet_id)):
+            answer = self._clear(message, route)
+            if answer is None:
+                return  # the same packet comes here again
+            refusal, reason = answer.refusal, answer.reason
+            if answer.message is not None:
+                message = answer.message
+                route = dispatch.route(message.topic)
+        server.metrics.messages_received[qos] += 1
+        if refusal:
+            self._refused(qos, refusal, reason, route)
+            if not qos:
+                return
         if qos == 1:
             self._publish1(message, route, packet_id, refusal)
         elif qos == 2:
             self._publish2(message, route, packet_id, refusal)
-        elif invalid:
-            raise PeerError(0x99, "the payload is not the UTF-8 text that its format indicator says")
         elif dispatch.suspended:
             server.metrics.dropped["store_unavailable"] += 1
         else:
             dispatch.publish(message, route, None)
+
+    # -- what may be published
+
+    def _clear(self, message: Message, route: Route) -> Answer | None:
+        """What rules and hooks say; None: they have to be waited for."""
+        connection = self._connection
+        answer = connection.take_answer()
+        if answer is not None:
+            return answer
+        permissions = connection.permissions
+        hooks = connection.hooks
+        topic = message.topic if route.delay is None else route.delay.topic
+        allowed = permissions is None or permissions.may_publish(topic, message.qos, message.retain)
+        if allowed is False:
+            return DENIED
+        if allowed and hooks is None:
+            return CLEAR
+
+        async def ask() -> Answer:
+            if not allowed:
+                assert permissions is not None
+                if not await permissions.ask_publish(topic, message.qos, message.retain):
+                    return DENIED
+            if hooks is None:
+                return CLEAR
+            assert connection.principal is not None
+            changed = await hooks.publish(connection.principal, message)
+            if changed is None:
+                return DENIED_BY_HOOK
+            if changed.topic != message.topic or changed.qos != message.qos:
+                return self._redirected(changed, message.qos)
+            return Answer(0, "", changed)
+
+        connection.ask(ask)
+        return None
+
+    def _redirected(self, message: Message, qos: int) -> Answer:
+        """A hook chose another topic: it has to be one."""
+        try:
+            route = self._server.dispatch.route(message.topic)
+        except PeerError as error:
+            _log.warning("hook.bad_topic", error=error.text)
+            return DENIED_BY_HOOK
+        if route.refusal or message.qos != qos:
+            _log.warning("hook.bad_topic", topic=route.topic_name, error=route.text or "another QoS")
+            return DENIED_BY_HOOK
+        return Answer(0, "", message)
+
+    def _known(self, packet_id: int) -> bool:
+        """A QoS 2 message that was cleared before, and is not published again."""
+        entry = None if self._ids is None else self._ids.get(packet_id)
+        return entry is not None and entry.state != _RESUMED
+
+    def _refused(self, qos: int, refusal: int, reason: str, route: Route) -> None:
+        """Count a message that is not published; PeerError where that ends the connection."""
+        if refusal == NOT_AUTHORIZED:
+            self._server.metrics.dropped[reason] += 1
+            if self._server.quotas.deny_disconnects:
+                raise PeerError(NOT_AUTHORIZED, f"not authorized to publish to {route.topic_name!r:.80}")
+        elif refusal == 0x99:
+            if not qos:
+                raise PeerError(0x99, "the payload is not the UTF-8 text that its format indicator says")
+        elif not qos or not self._v5:
+            raise PeerError(refusal, route.text)
 
     def _resolve(self, alias: int, topic: bytes) -> bytes:
         if alias > self._server.quotas.topic_alias_maximum:  # [MQTT-3.3.2-9]

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from broker.codec.encode import encode
 from broker.codec.packets import PUBREL, V5, Packet, Properties
+from broker.gate import Gate
 from broker.metrics import Metrics
 from broker.session.encoding import Encoding
 from broker.session.session import Session
 from broker.transport.api import Stream
+
+_TOO_LARGE = "packet_too_large"
 
 
 class Output:
@@ -22,6 +25,7 @@ class Output:
         "_alias_limit",
         "_alias_out",
         "_client_max",
+        "gate",
         "metrics",
         "plain",
         "problem_information",
@@ -38,6 +42,8 @@ class Output:
         self.session: Session | None = None
         self.plain = 0
         self.sent_qos0 = 0
+        #: What looks at each message; None: all may pass as they are.
+        self.gate: Gate | None = None
         #: The client wants reason strings and user properties on acknowledgements.
         self.problem_information = True
         self._alias_out: dict[bytes, int] | None = None
@@ -54,22 +60,34 @@ class Output:
     def room(self) -> bool:
         return not self.stream.congested
 
-    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
         version = self.version
+        gate = self.gate
+        view = encoding
+        if gate is not None:
+            passed = gate.view(encoding)
+            if passed is None:
+                return gate.reason
+            view = passed
         if self._alias_out is not None or (subscription_ids and version == V5):
-            return self._send_special(encoding, flags, packet_id, subscription_ids)
-        tail = encoding.tail(version)
-        head = encoding.head(version, flags)
-        if self._client_max and len(head) + 2 + len(tail) > self._client_max:
-            return False
-        self.stream.write_parts(head, packet_id.to_bytes(2, "big"), tail)
-        metrics = self.metrics
-        metrics.messages_sent[flags >> 1 & 3] += 1
-        if flags & 8:
-            metrics.redelivered += 1
-        return True
+            refusal = self._send_special(view, flags, packet_id, subscription_ids)
+            if refusal:
+                return refusal
+        else:
+            tail = view.tail(version)
+            head = view.head(version, flags)
+            if self._client_max and len(head) + 2 + len(tail) > self._client_max:
+                return _TOO_LARGE
+            self.stream.write_parts(head, packet_id.to_bytes(2, "big"), tail)
+            metrics = self.metrics
+            metrics.messages_sent[flags >> 1 & 3] += 1
+            if flags & 8:
+                metrics.redelivered += 1
+        if gate is not None and gate.told is not None:
+            gate.told(encoding.message)
+        return ""
 
-    def _send_special(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+    def _send_special(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
         """With subscription identifiers or a topic alias."""
         version = self.version
         topic = full = encoding.message.topic
@@ -86,11 +104,11 @@ class Output:
         packet = encoding.special(version, flags, packet_id, subscription_ids, topic, alias)
         if self._client_max and len(packet) > self._client_max:
             if not is_new:
-                return False
+                return _TOO_LARGE
             is_new = False  # it may fit without its new alias
             packet = encoding.special(version, flags, packet_id, subscription_ids, full, 0)
             if len(packet) > self._client_max:
-                return False
+                return _TOO_LARGE
         if is_new and aliases is not None:
             aliases[full] = alias
         self.stream.write(packet)
@@ -98,22 +116,35 @@ class Output:
         metrics.messages_sent[flags >> 1 & 3] += 1
         if flags & 8:
             metrics.redelivered += 1
-        return True
+        return ""
 
     def send_qos0(self, encoding: Encoding, retain: bool, subscription_ids: Sequence[int]) -> None:
         metrics = self.metrics
         if self.stream.congested or self.session is None:
             metrics.dropped["output_full"] += 1
-        elif self._alias_out is not None or (subscription_ids and self.version == V5):
-            if not self._send_special(encoding, int(retain), 0, subscription_ids):
-                metrics.dropped["packet_too_large"] += 1
+            return
+        gate = self.gate
+        view = encoding
+        if gate is not None:
+            passed = gate.view(encoding)
+            if passed is None:
+                metrics.dropped[gate.reason] += 1
+                return
+            view = passed
+        if self._alias_out is not None or (subscription_ids and self.version == V5):
+            refusal = self._send_special(view, int(retain), 0, subscription_ids)
+            if refusal:
+                metrics.dropped[refusal] += 1
+                return
         else:
-            packet = encoding.qos0(self.version, retain)
+            packet = view.qos0(self.version, retain)
             if self._client_max and len(packet) > self._client_max:
-                metrics.dropped["packet_too_large"] += 1
+                metrics.dropped[_TOO_LARGE] += 1
                 return
             self.stream.write(packet)
             metrics.messages_sent[0] += 1
+        if gate is not None and gate.told is not None:
+            gate.told(encoding.message)
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         self.send_ack(PUBREL, packet_id, reason_code)
@@ -146,6 +177,8 @@ class Output:
     def update_plain(self) -> None:
         """Whether QoS 0 packets may take the direct way; called when something of it changed."""
         simple = self._alias_out is None and not self._client_max and not self.stream.congested
+        if self.gate is not None and not self.gate.open():
+            simple = False
         self.plain = (5 if self.version == V5 else 4) if simple and self.session is not None else 0
 
     def output_congested(self) -> None:

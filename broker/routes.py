@@ -11,6 +11,7 @@ from cluster.api import NodeTarget, RouteChange
 
 if TYPE_CHECKING:
     from broker.extensions.delayed import Delay
+    from broker.gate import Gate
     from broker.groups import Group
     from broker.transport.api import Stream
 
@@ -20,10 +21,11 @@ class Receiver(Protocol):
 
     `plain` is 5 or 4 (for versions 3.1 and 3.1.1) while QoS 0 packets of that family may be written to
     `stream` as they are, and 0 while something stands in the way (topic aliases, a small maximum packet
-    size, a full output buffer). `sent_qos0` counts those written directly.
+    size, a full output buffer, a gate that has to look at them). `sent_qos0` counts those written directly.
     """
 
     plain: int
+    gate: Gate | None
     stream: Stream
     sent_qos0: int
 
@@ -167,6 +169,7 @@ class Route:
 
     `live0` lists the sessions if QoS 0 packets may be passed on unchanged to all. `nodes` are other nodes with
     matching ephemeral sessions. `delay` is set for a topic that only says when and where to publish.
+    `refusal` is 0, or the reason code for clients that publish to the topic, and `text` why.
     """
 
     __slots__ = (
@@ -177,6 +180,8 @@ class Route:
         "live0",
         "nobody",
         "nodes",
+        "refusal",
+        "text",
         "topic",
         "topic_name",
     )
@@ -189,7 +194,11 @@ class Route:
         groups: Sequence[Group],
         nodes: Sequence[NodeTarget] = (),
         delay: Delay | None = None,
+        refusal: int = 0,
+        text: str = "",
     ) -> None:
+        self.refusal = refusal
+        self.text = text
         self.topic_name = topic_name
         self.topic = topic
         self.entries = entries
@@ -198,7 +207,12 @@ class Route:
         self.delay = delay
         #: What a publisher is told as "no matching subscribers".
         self.nobody = not entries and not groups and not nodes and delay is None
-        simple = not groups and delay is None and not any(entry.no_local or entry.subscription_ids for entry in entries)
+        simple = (
+            not groups
+            and delay is None
+            and not refusal
+            and not any(entry.no_local or entry.subscription_ids for entry in entries)
+        )
         self.live0 = [entry.subscriber for entry in entries] if simple else None
         self._arrivals: tuple[list[Subscriber], list[Entry]] | None = None
 
@@ -212,7 +226,13 @@ class Route:
         return found
 
 
-def merge(topic_name: str, topic: bytes, matched: Iterable[Subscription | Group | RemoteNode]) -> Route:
+def merge(
+    topic_name: str,
+    topic: bytes,
+    matched: Iterable[Subscription | Group | RemoteNode],
+    refusal: int = 0,
+    text: str = "",
+) -> Route:
     """Combine overlapping subscriptions of each session, and of each other node."""
     by_subscriber: dict[bytes, list[Subscription]] = {}
     groups: list[Group] = []
@@ -225,4 +245,4 @@ def merge(topic_name: str, topic: bytes, matched: Iterable[Subscription | Group 
         else:
             groups.append(item)
     entries = [Entry(items) for items in by_subscriber.values()]
-    return Route(topic_name, topic, entries, groups, tuple(nodes.values()))
+    return Route(topic_name, topic, entries, groups, tuple(nodes.values()), None, refusal, text)

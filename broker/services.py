@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 from broker.codec.packets import Connect, Subscribe, Unsubscribe
@@ -45,6 +46,9 @@ class Services(Protocol):
     @property
     def now_ms(self) -> int:
         """Store time."""
+
+    def start(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` as a task; its errors are logged and touch nobody else."""
 
     def change_subscriptions(self, connection: Connection, packet: Subscribe | Unsubscribe) -> None:
         """Carry out SUBSCRIBE or UNSUBSCRIBE; `connection.work_done` follows."""

@@ -14,9 +14,10 @@ from broker.extensions.delayed import Delay
 from broker.given import Given
 from broker.groups import Group
 from broker.metrics import Metrics
+from broker.reasons import NOT_AUTHORIZED, TOPIC_NAME_INVALID
 from broker.routes import GroupMember, RemoteNode, Route, Subscriber, Subscription, merge
 from broker.topics.cache import MatchCache
-from broker.topics.names import check_topic_name, is_shared, split_shared
+from broker.topics.names import MAX_BYTES, check_topic_name, is_shared, split_shared
 from broker.topics.trie import TopicTrie
 from cluster.api import ROUND_ROBIN, Cluster, NodeRoute, RouteChange, StoredSubscription, shared_group_id
 from cluster.api import Route as SessionRoute
@@ -63,6 +64,7 @@ class Table:
         #: Message ids with session ids: copies at QoS 0 for persistent sessions here, which come by several ways.
         self.copies = Given()
         self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
+        self._max_levels = self._max_bytes = MAX_BYTES
         self._strategy_of = strategy_of
         self._trie: TopicTrie[bytes, Subscription | Group | RemoteNode] = TopicTrie()
         #: Starts a task of the node; set before the first client.
@@ -246,6 +248,25 @@ class Table:
         """The store was away for longer than the node's lease, or it is back."""
         self.routes = _Forgetful(1) if suspended else MatchCache(ROUTE_CACHE_SIZE)
 
+    def limit_topics(self, max_levels: int, max_bytes: int) -> None:
+        """What clients may publish to from now on."""
+        if (max_levels, max_bytes) != (self._max_levels, self._max_bytes):
+            self._max_levels, self._max_bytes = max_levels, max_bytes
+            self.suspend(self.suspended)  # without what was remembered
+
+    def _refusal(self, topic: bytes) -> tuple[int, str]:
+        """Why clients may not publish to a valid topic name: a reason code or 0, and a text."""
+        if topic.startswith(b"$"):
+            if topic.startswith(b"$SYS/"):
+                return NOT_AUTHORIZED, "only the server publishes to $SYS/"
+            if topic.startswith(b"$share/"):
+                return TOPIC_NAME_INVALID, "$share/ begins no topic name"
+        if len(topic) > self._max_bytes:
+            return TOPIC_NAME_INVALID, f"a topic name of {len(topic)} bytes, at most {self._max_bytes} are allowed"
+        if topic.count(b"/") >= self._max_levels:
+            return TOPIC_NAME_INVALID, f"a topic name of more than {self._max_levels} levels"
+        return 0, ""
+
     def route(self, topic: bytes) -> Route:
         """Where messages of this topic go. Raises PeerError if the topic name is invalid."""
         route = self.routes.entries.get(topic)
@@ -257,9 +278,15 @@ class Table:
             if "\x00" in name:
                 raise MalformedPacket("the topic name contains U+0000")  # [MQTT-1.5.4-2]
             check_topic_name(name)
+            refusal, text = self._refusal(topic)
             if topic.startswith(DELAYED):
-                route = Route(name, topic, (), (), (), Delay(topic, self.delayed_available))
+                delay = Delay(topic, self.delayed_available)
+                if delay.refusal:
+                    refusal, text = delay.refusal, delay.text
+                elif not refusal:
+                    refusal, text = self._refusal(delay.topic)
+                route = Route(name, topic, (), (), (), delay, refusal, text)
             else:
-                route = merge(name, topic, self._trie.match(name))
+                route = merge(name, topic, self._trie.match(name), refusal, text)
             self.routes.put(topic, route)
         return route

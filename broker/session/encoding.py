@@ -16,7 +16,10 @@ class Encoding:
     identifiers, topic alias) is spliced in. `remaining_s` is the message expiry interval to announce, or -1.
     """
 
-    __slots__ = ("_q0_v3", "_q0_v5", "_tail_v3", "_tail_v5", "message", "remaining_s")
+    __slots__ = ("_below", "_q0_v3", "_q0_v5", "_tail_v3", "_tail_v5", "message", "remaining_s")
+
+    #: The message as clients with a mountpoint see it, by prefix; only there once somebody wanted it.
+    _below: dict[bytes, Encoding]
 
     def __init__(self, message: Message, remaining_s: int = -1) -> None:
         self.message = message
@@ -59,6 +62,17 @@ class Encoding:
         """Fixed header and topic of a packet with a packet id and without per-receiver properties."""
         return publish_head(self.message.topic, flags, 2 + len(self.tail(version)))
 
+    def below(self, prefix: bytes) -> Encoding:
+        """The same message, its topic without `prefix` (which it begins with)."""
+        try:
+            views = self._below
+        except AttributeError:
+            views = self._below = {}
+        view = views.get(prefix)
+        if view is None:
+            view = views[prefix] = _Below(self, len(prefix))
+        return view
+
     def special(
         self, version: int, flags: int, packet_id: int, subscription_ids: Sequence[int], topic: bytes, topic_alias: int
     ) -> bytes:
@@ -75,3 +89,19 @@ class Encoding:
             subscription_ids,
             topic_alias,
         )
+
+
+class _Below(Encoding):
+    """A message under a shorter topic."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Encoding, cut: int) -> None:
+        known = whole.message
+        super().__init__(
+            Message(known.topic[cut:], known.payload, known.qos, known.retain, known.properties), whole.remaining_s
+        )
+        self._whole = whole
+
+    def tail(self, version: int) -> bytes:
+        return self._whole.tail(version)

@@ -27,5 +27,9 @@ class Quotas:
     shared_available: bool = True
     subscription_ids_available: bool = True
     max_subscriptions: int = 1000
+    max_topic_levels: int = 200
+    max_topic_bytes: int = 65535
+    #: A client that publishes what it may not is disconnected.
+    deny_disconnects: bool = False
     validate_payload_format: bool = False
     response_information: str = ""

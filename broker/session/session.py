@@ -39,8 +39,8 @@ class SessionOutput(Protocol):
     def room(self) -> bool:
         """False while the connection's output buffer is over its bound: hold QoS > 0, drop QoS 0."""
 
-    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
-        """False if the packet is larger than the client accepts: it was not sent."""
+    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
+        """Returns "", or why the message was not sent: it is larger than the client accepts, or not for its eyes."""
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         """Send PUBREL."""
@@ -233,10 +233,11 @@ class Session:
         while packet_id > SEQ_MODULUS or packet_id in inflight or (self._releasing and packet_id in self._releasing):
             packet_id = 1 if packet_id >= SEQ_MODULUS else packet_id + 1
         self._next_packet_id = packet_id
-        if self.output.send_message(encoding, flags, packet_id, subscription_ids):
-            inflight[packet_id] = flags >> 1 & _QOS_MASK
+        refusal = self.output.send_message(encoding, flags, packet_id, subscription_ids)
+        if refusal:
+            self.store.dropped(encoding.message, refusal)
         else:
-            self.store.dropped(encoding.message, "packet_too_large")
+            inflight[packet_id] = flags >> 1 & _QOS_MASK
 
     def _send_waiting(self, now_ms: int) -> None:
         queue = self._queue
@@ -376,11 +377,13 @@ class Session:
         if encoding.remaining_s == 0 and not (qos == 2 and flags & _DUP):  # [MQTT-4.3.3-7]
             self.store.dropped(encoding.message, "expired")
             self.skip(seq)
-        elif self.output.send_message(encoding, flags, packet_id, subscription_ids):
-            self.inflight[packet_id] = seq << 2 | qos
-        else:
-            self.store.dropped(encoding.message, "packet_too_large")  # [MQTT-3.1.2-25]
+            return True
+        refusal = self.output.send_message(encoding, flags, packet_id, subscription_ids)
+        if refusal:
+            self.store.dropped(encoding.message, refusal)  # [MQTT-3.1.2-25]
             self.skip(seq)
+        else:
+            self.inflight[packet_id] = seq << 2 | qos
         return True
 
     def _ask_page(self) -> None:
@@ -396,7 +399,7 @@ class Session:
     # -- shared subscriptions
 
     def deliver_group(self, encoding: Encoding, qos: int, delivery: GroupDelivery) -> bool:
-        """Send a message of a group to this member; False if it is too large for the client."""
+        """Send a message of a group to this member; False if it cannot be sent, for its size for example."""
         packet_id = self._next_group_id + 1
         while (
             packet_id > _LAST_PACKET_ID
@@ -405,8 +408,9 @@ class Session:
         ):
             packet_id = SEQ_MODULUS + 1 if packet_id >= _LAST_PACKET_ID else packet_id + 1
         self._next_group_id = packet_id
-        if not self.output.send_message(encoding, qos << 1, packet_id, delivery.subscription_ids):
-            self.store.dropped(encoding.message, "packet_too_large")
+        refusal = self.output.send_message(encoding, qos << 1, packet_id, delivery.subscription_ids)
+        if refusal:
+            self.store.dropped(encoding.message, refusal)
             return False
         self.inflight[packet_id] = qos
         if self._group_entries is None:

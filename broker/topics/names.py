@@ -1,7 +1,8 @@
 """Topic names and topic filters: what is valid, and the plain statement of what matches what.
 
 Strings here are decoded UTF-8 already; the codec has refused what is no UTF-8. Only `/`, `+`, `#`,
-NUL and a leading `$` mean something; a space, a dot, `*` and `>` are ordinary characters.
+NUL and a leading `$` mean something; a space, a dot, `*` and `>` are ordinary characters. How many levels
+clients may use is a setting, which is asked where they come in.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from __future__ import annotations
 from typing import Final
 
 from broker.errors import PeerError
-
-MAX_LEVELS: Final = 200
-"""Most levels of a name or filter: it bounds the work and memory one short string can cause."""
 
 MAX_BYTES: Final = 65535
 """Longest UTF-8 encoding of a name or filter, the limit of the wire format."""
@@ -35,8 +33,6 @@ def _defect(text: str) -> str:
     # A character takes four bytes at most: most strings need no encoding to be known short enough.
     if len(text) * 4 > MAX_BYTES and len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         return f"is longer than {MAX_BYTES} bytes"  # [MQTT-4.7.3-3]
-    if text.count("/") >= MAX_LEVELS:
-        return f"has more than {MAX_LEVELS} levels"
     return ""
 
 
@@ -51,7 +47,6 @@ def check_topic_name(topic: str) -> None:
 
 def check_topic_filter(topic_filter: str) -> None:
     """Raise PeerError 0x8F unless `topic_filter`, plain or `$share/name/filter`, may be subscribed to."""
-    # The levels of a shared subscription are counted without `$share/name/`, the bytes with it.
     share_name, plain_filter = split_shared(topic_filter)
     defect = _defect(plain_filter)
     if not defect and share_name and len(topic_filter.encode("utf-8", "surrogatepass")) > MAX_BYTES:

@@ -116,6 +116,8 @@ class Wire:
 
     def __init__(self, version: int, owner: int, persistent: bool) -> None:
         self.version = version
+        self.mount = self.permissions = self.hooks = None
+        self.guarded = False
         self.ref = SessionRef("c", PUBLISHER, 1, b"%d" % owner)
         self.subscriber = Subscriber(PUBLISHER, "c", 1, persistent)
         self.machine = Machine()

@@ -118,14 +118,14 @@ class Wire:
     def room(self) -> bool:
         return not self.congested
 
-    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
         assert 1 <= packet_id <= 65535
         assert packet_id not in self.outstanding, f"packet id {packet_id} is in flight"
         assert len(self.outstanding) < self.window, "the window was passed"
         assert not self.congested, "sent while the output was congested"
         self.outstanding.add(packet_id)
         self.to_client.append((PUBLISH, packet_id, encoding.message.payload, flags))
-        return True
+        return ""
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         self.outstanding.add(packet_id)  # one of an older connection counts from now on

@@ -34,12 +34,12 @@ class Ends:
     def room(self) -> bool:
         return not self.full
 
-    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
         payload = encoding.message.payload
         if self.limit and len(payload) > self.limit:
-            return False
+            return "packet_too_large"
         self.log.append(("publish", payload, packet_id, flags))
-        return True
+        return ""
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         self.log.append(("pubrel", packet_id))

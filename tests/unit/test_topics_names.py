@@ -26,10 +26,9 @@ VALID_NAMES = [
     "$queue/a",
     "Accounts payable",
     "温度/é/😀",
-    "/".join("a" * 200),
     LONGEST,
 ]
-BAD_NAMES = ["", "+", "#", "a/+", "a/#", "a+b", "a#", "a\x00b", "/".join("a" * 201), LONGEST + "b", "😀" * 16384]
+BAD_NAMES = ["", "+", "#", "a/+", "a/#", "a+b", "a#", "a\x00b", LONGEST + "b", "😀" * 16384]
 
 VALID_FILTERS = [
     *[name for name in VALID_NAMES if name != "$share/a"],
@@ -49,7 +48,6 @@ VALID_FILTERS = [
     "$share/g//",
     "$share/g/$SYS/#",
     "$share/g h*>.$/+/a",
-    "$share/g/" + "/".join("a" * 200),
 ]
 BAD_FILTERS = [
     "",
@@ -62,7 +60,6 @@ BAD_FILTERS = [
     "sport+",
     "+a",
     "a/++/b",
-    "/".join("+" * 201),
     LONGEST + "b",
     "$share/",
     "$share/g",
@@ -74,7 +71,6 @@ BAD_FILTERS = [
     "$share/g\x00/a",
     "$share/g/a#",
     "$share/g/+a/b",
-    "$share/g/" + "/".join("a" * 201),
     "$share/g/" + LONGEST,
 ]
 

@@ -1,0 +1,101 @@
+"""What stands between messages and a client: what it may not read, and what is not below its mountpoint.
+
+A connection without rules and without a mountpoint has no gate, and pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from broker.message import Message
+from broker.mount import Mount
+from broker.session.encoding import Encoding
+from broker.topics.names import split_shared
+
+NOT_AUTHORIZED = "not_authorized"
+OUTSIDE = "outside_mountpoint"
+
+
+class Permissions(Protocol):
+    """What one client may do; topics are real ones, in UTF-8. See `broker.auth.permissions`."""
+
+    #: Nothing is asked.
+    unrestricted: bool
+    #: Topics that may be published to at QoS 0 without RETAIN, as far as known. The same object for good.
+    allowed0: dict[bytes, bool]
+    #: Called, if set, when rules of this client alone changed.
+    changed: Callable[[], None] | None
+
+    def may_publish(self, topic: bytes, qos: int, retain: bool) -> bool | None:
+        """None: `ask_publish` has to be awaited."""
+        ...
+
+    async def ask_publish(self, topic: bytes, qos: int, retain: bool) -> bool:
+        """As `may_publish`, with whatever time it takes; False if nobody can tell now."""
+        ...
+
+    def may_read(self, topic: bytes) -> bool:
+        """Whether a message of this topic may be delivered."""
+        ...
+
+    async def may_subscribe(self, topic_filter: str, qos: int) -> bool:
+        """`topic_filter` is without `$share/NAME/`."""
+        ...
+
+    def covers(self, topic_filter: str) -> bool:
+        """All that matches the filter may be delivered."""
+        ...
+
+    async def renew(self) -> None:
+        """Rules changed: forget what is known."""
+        ...
+
+
+class Gate:
+    """The gate of one client. `reason` is why the last message did not pass."""
+
+    __slots__ = ("_prefix", "_uncovered", "permissions", "reason", "told")
+
+    def __init__(
+        self, permissions: Permissions | None, mount: Mount | None, told: Callable[[Message], None] | None = None
+    ) -> None:
+        """`told` is called with each message that was written."""
+        self.permissions = permissions
+        self.told = told
+        self.reason = ""
+        self._prefix = mount.prefix if mount is not None else b""
+        #: Subscriptions of which not everything may be read.
+        self._uncovered: set[str] = set()
+
+    def open(self) -> bool:
+        """Whether live messages at QoS 0 may pass without being looked at."""
+        return not (self._uncovered or self._prefix or self.told is not None)
+
+    def watch(self, topic_filter: str) -> None:
+        """A subscription is about to be in force."""
+        permissions = self.permissions
+        if permissions is not None and not permissions.covers(split_shared(topic_filter)[1]):
+            self._uncovered.add(topic_filter)
+        else:
+            self._uncovered.discard(topic_filter)
+
+    def forget(self, topic_filter: str) -> None:
+        """It is not any more."""
+        self._uncovered.discard(topic_filter)
+
+    def lets(self, topic: bytes) -> bool:
+        """Whether a message of this topic may pass."""
+        if self.permissions is not None and not self.permissions.may_read(topic):
+            self.reason = NOT_AUTHORIZED
+            return False
+        if self._prefix and not (topic.startswith(self._prefix) and len(topic) > len(self._prefix)):
+            self.reason = OUTSIDE
+            return False
+        return True
+
+    def view(self, encoding: Encoding) -> Encoding | None:
+        """The message as the client sees it; None: it does not pass."""
+        if not self.lets(encoding.message.topic):
+            return None
+        return encoding.below(self._prefix) if self._prefix else encoding
