@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from broker.auth.api import Authenticator, Principal, RuleSource
+from broker.auth.cache import Cache
 from broker.auth.chain import Chain
 from broker.auth.permissions import Authorization, Permissions
 from broker.config import Settings
@@ -21,8 +22,20 @@ from broker.options.authentication import (
     Jwt,
     PasswordFile,
     PresharedKeys,
+    RedisUsers,
+    StoredUsers,
 )
-from broker.options.authorization import HttpRules, RemoteSource, Source
+from broker.options.authorization import (
+    AclFile,
+    HttpRules,
+    MysqlRules,
+    PostgresqlRules,
+    RedisRules,
+    RemoteSource,
+    RulesFile,
+    Source,
+    StoredRules,
+)
 from cluster.registry import Registry
 
 
@@ -34,7 +47,8 @@ class Access:
 
     def __init__(self, settings: Settings, registry: Registry | None, metrics: Metrics | None = None) -> None:
         attributes = [each for each in settings.client_attributes if isinstance(each, ClientAttribute)]
-        self.chain = Chain(settings.allow_anonymous, make_authenticators(settings, registry), attributes)
+        cache = Cache(settings.authentication_cache_size, settings.authentication_cache_s)
+        self.chain = Chain(settings.allow_anonymous, make_authenticators(settings, registry), attributes, cache)
 
         sources = [(make_source(each, registry), listeners_of(each)) for each in settings.authorization]
         self.authorization = Authorization(sources, settings.no_match == "allow", metrics)
@@ -95,10 +109,34 @@ def listeners_of(options: Options) -> Sequence[str]:
 def make_source(options: Options, registry: Registry | None) -> RuleSource:
     """As `make_authenticator`."""
     match options:
+        case AclFile():
+            from broker.auth.acl_file import AclFileRules
+
+            return AclFileRules(options)
+        case RulesFile():
+            from broker.auth.rules_file import RulesFileRules
+
+            return RulesFileRules(options)
+        case StoredRules():
+            from broker.auth.stored_rules import StoredRuleSource
+
+            return StoredRuleSource(options, registry)
         case HttpRules():
             from broker.auth.http_rules import HttpRuleSource
 
             return HttpRuleSource(options)
+        case PostgresqlRules():
+            from broker.auth import postgresql
+
+            return postgresql.make_rules(options)
+        case MysqlRules():
+            from broker.auth import mysql
+
+            return mysql.make_rules(options)
+        case RedisRules():
+            from broker.auth.redis_rules import RedisRuleSource
+
+            return RedisRuleSource(options)
         case _:
             raise ConfigError(f"authorization of type {options.TYPE} is not supported by this build")
 
@@ -114,7 +152,15 @@ def make_authenticator(options: Options, registry: Registry | None) -> Authentic
         case PasswordFile():
             from broker.auth.password_file import PasswordFileUsers
 
-            return PasswordFileUsers(options)
+            return PasswordFileUsers(options, registry)
+        case StoredUsers():
+            from broker.auth.stored_users import StoredUserAccounts
+
+            return StoredUserAccounts(options, registry)
+        case RedisUsers():
+            from broker.auth.redis_users import RedisUserAccounts
+
+            return RedisUserAccounts(options, registry)
         case CertificateNames():
             from broker.auth.certificate import CertificateUsers
 
@@ -131,4 +177,16 @@ def make_authenticator(options: Options, registry: Registry | None) -> Authentic
             from broker.auth.http_service import HttpUsers
 
             return HttpUsers(options)
+        case PostgresqlUsers():
+            from broker.auth import postgresql
+
+            return postgresql.make_users(options, registry)
+        case MysqlUsers():
+            from broker.auth import mysql
+
+            return mysql.make_users(options, registry)
+        case Ldap():
+            from broker.auth.ldap import LdapUsers
+
+            return LdapUsers(options)
     raise ConfigError(f"authentication of type {options.TYPE} is not supported by this build")

@@ -36,8 +36,10 @@ T = TypeVar("T")
 class Driver(Protocol[C]):
     """A library. All methods but `abort` are called in threads, for one connection in one thread at a time."""
 
-    #: What its calls raise when something is wrong.
-    errors: tuple[type[Exception], ...]
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What its calls raise when something is wrong."""
+        ...
 
     def connect(self, timeout_s: float) -> C:
         """A connection that is ready for questions; blocks for about `timeout_s` at most."""
@@ -87,8 +89,8 @@ class Pool(Generic[C]):
         self._failure = ""
 
     async def run(self, work: Callable[[C], T]) -> T:
-        """What `work` returns for a connection; it runs in a thread, maybe twice. Raises BackendError, and whatever
-        `work` raises that is no error of the driver."""
+        """What `work` returns for a connection; it runs in a thread, maybe twice. Raises BackendError (that of `work`
+        too: with the connection nothing is wrong then), and whatever `work` raises that is no error of the driver."""
         if self._asked >= MAX_WAITING + self._limiter.total_tokens:
             raise BackendError(f"{self._asked} questions wait already")
         task: _Task[C] = _Task()
@@ -130,6 +132,9 @@ class Pool(Generic[C]):
                 connection = self._connect(task, deadline)
             try:
                 result = work(connection)
+            except BackendError:
+                self._give_back(task, connection, True)
+                raise
             except self._driver.errors as error:
                 keep = self._driver.usable(connection)
                 self._give_back(task, connection, keep)

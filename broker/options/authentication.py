@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from broker.options import Words, option
 from broker.options.backends import Named, Remote
-from broker.values import Choice, Duration, FilePath, Flag, Text
+from broker.values import Choice, Duration, FilePath, Flag, Integer, Text
 
 #: Where the name or the client id can be taken from.
 CERTIFICATE_FIELDS = ("cn", "dn", "san_dns", "san_email", "san_uri", "fingerprint", "serial")
@@ -41,7 +41,8 @@ class RedisUsers(Remote):
     """Users in a Redis database of somebody else's making."""
 
     TYPE: ClassVar[str] = "redis"
-    HELP: ClassVar[str] = "Users in any Redis or Valkey: a hash each with password_hash, and maybe salt, is_superuser."
+    HELP: ClassVar[str] = ("Users in any Redis or Valkey: a hash each with password_hash, and maybe salt and is_superuser; "
+        "also serves SCRAM if it has scram_sha_256 or scram_sha_512.")
 
     url: str = option(Text(), None, "redis://HOST:PORT/DB, or any other form that the setting store takes.")
     username: str = option(Text(), "", "User name for that Redis.")
@@ -50,7 +51,7 @@ class RedisUsers(Remote):
     algorithm: str = option(Choice("auto", "plain", "md5", "sha1", "sha256", "sha512", "bcrypt", "pbkdf2_sha256",
         "pbkdf2_sha512", "argon2"), "auto", "How password_hash was made; auto: as its prefix says.")
     salt: str = option(Choice("prefix", "suffix", "none"), "prefix", "Where the salt of a plain digest stands.")
-    iterations: str = option(Text(), "", "For pbkdf2 hashes that do not tell it.")
+    iterations: int = option(Integer(), "0", "For pbkdf2 hashes that do not tell it.", at_least=0, at_most=10_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +174,8 @@ class Ldap(Remote):
     base: str = option(Text(), "", "Where users are searched for.")
     filter: str = option(Text(), "(uid=${username})", "Filter of the search; values are escaped.")
     superuser_attribute: str = option(Text(), "", "Attribute that makes a superuser when TRUE.")
+    username_attribute: str = option(Text(), "uid", "Attribute with the user name as it is spelled there: servers "
+        "compare without case. Empty: it is taken as the client spells it.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
