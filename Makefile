@@ -12,10 +12,10 @@ ARGS ?=
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fault generate packages bench clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fault generate packages bench clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make .venv and install the broker, the embedded store and the development tools.
 
@@ -48,6 +48,10 @@ test: packages ## Everything that `check` does and all other tests.
 
 fuzz: install ## A long campaign of seeded nonsense against a node: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python -m tests.abuse.fuzz --seconds $(SECONDS_) --seed $(SEED)
+
+fuzz-core: install ## Coverage-guided fuzzing of codec, topics, connection machine and session: make fuzz-core INPUTS=10000000
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run --inputs $(or $(INPUTS),10000000) --seed $(SEED)
 
 fault: install ## A long campaign of faults under load, checked by recorded histories: make fault SECONDS=600 SEED=1
 	$(BIN)/python -m tests.fault.campaign --seconds $(SECONDS_) --seed $(SEED)
