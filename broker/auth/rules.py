@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from broker.auth import api
-from broker.auth.api import ALLOW, ANONYMOUS, DENY, PUBLISH, READ, SUBSCRIBE, Principal
+from broker.auth.api import ALLOW, ANONYMOUS, DENY, IGNORE, PUBLISH, READ, SUBSCRIBE, Principal
 from broker.auth.judging import ANY_QOS, EntriesJudge, Entry
 from broker.auth.template import TOPIC_FORBIDDEN, Lookup, Template, Unresolved, lookup_of
 from broker.errors import PeerError
@@ -134,12 +134,15 @@ def _nothing(name: str) -> None:
 
 
 class RuleSet:
-    """Rules in order, found by user name and client id where they name some: many rules cost a client little."""
+    """Rules in order, found by user name and client id where they name some: many rules cost a client little.
 
-    __slots__ = ("_by_client_id", "_by_username", "_general", "rules")
+    `otherwise` is the answer where none applies."""
 
-    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+    __slots__ = ("_by_client_id", "_by_username", "_general", "otherwise", "rules")
+
+    def __init__(self, rules: Iterable[Rule] = (), otherwise: int = IGNORE) -> None:
         self.rules = tuple(rules)
+        self.otherwise = otherwise
         self._general: list[int] = []
         self._by_username: defaultdict[str, list[int]] = defaultdict(list)
         self._by_client_id: defaultdict[str, list[int]] = defaultdict(list)
@@ -159,7 +162,8 @@ class RuleSet:
         more = [*self._by_username.get(principal.username or "", ()), *self._by_client_id.get(principal.client_id, ())]
         if more:
             numbers = sorted([*numbers, *more])
-        return EntriesJudge([entry for number in numbers for entry in self.rules[number].entries(principal)])
+        entries = [entry for number in numbers for entry in self.rules[number].entries(principal)]
+        return EntriesJudge(entries, self.otherwise)
 
 
 def judge_of(rules: Sequence[api.Rule], principal: Principal) -> EntriesJudge:
