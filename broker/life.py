@@ -20,7 +20,9 @@ from broker.metrics import Metrics
 from broker.process import causes
 from broker.server import Server
 from broker.session.quotas import Quotas
-from broker.transport.listener import TcpListener
+from broker.transport.certificates import Certificates
+from broker.transport.entrance import Entrance
+from broker.transport.listener import Acceptor
 from broker.transport.reactor import Reactor
 from broker.transport.websocket import WebSockets
 from cluster.api import Cluster
@@ -50,6 +52,9 @@ def quotas_of(settings: Settings) -> Quotas:
         shared_available=settings.shared_available,
         subscription_ids_available=settings.subscription_ids_available,
         max_subscriptions=settings.max_subscriptions_per_client,
+        max_topic_levels=settings.max_topic_levels,
+        max_topic_bytes=settings.max_topic_length,
+        deny_disconnects=settings.deny_action == "disconnect",
         validate_payload_format=settings.validate_payload_format,
         response_information=settings.response_information,
     )
@@ -87,12 +92,25 @@ class Life:
         )
         self.joined = False
         self._settings = settings
-        self._listeners: list[TcpListener] = []
+        self.entrance = Entrance(
+            self.reactor,
+            metrics,
+            settings.output_buffer_bytes,
+            lambda: len(self.server.connections),
+            settings.max_connections,
+            settings.connection_rate,
+        )
+        self._listeners: list[Acceptor] = []
         #: When the lease was first seen to be over, 0.0 while it holds.
         self._lapsed_s = 0.0
 
-    async def run(self, sockets: Sequence[socket.socket], serve: Callable[[], Awaitable[None]]) -> None:
-        """Join, accept clients on the bound `sockets` until `serve` returns, leave.
+    async def run(
+        self,
+        sockets: Sequence[socket.socket],
+        certificates: Sequence[Certificates | None],
+        serve: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Join, accept clients on the bound `sockets` until `serve` returns, leave. `certificates`: of each socket.
 
         Raises (in a group) Fenced if other nodes took this one for dead, ClusterError if the store cannot be used,
         ConfigError if an address is taken.
@@ -102,24 +120,28 @@ class Life:
             async with trio.open_nursery() as carrier:
                 carrier.start_soon(self._carry, carrying)
                 try:
-                    await self._live(sockets, serve)
+                    await self._live(sockets, certificates, serve)
                 finally:
                     carrying.cancel()  # last: until here it carried the member's goodbye
         finally:
             self._end()
 
-    async def _live(self, sockets: Sequence[socket.socket], serve: Callable[[], Awaitable[None]]) -> None:
+    async def _live(
+        self,
+        sockets: Sequence[socket.socket],
+        certificates: Sequence[Certificates | None],
+        serve: Callable[[], Awaitable[None]],
+    ) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.server.run)
             await nursery.start(self._be_member)
             await nursery.start(self.access.serve)
             self.joined = True
             self.reactor.hold = self._hold
-            bound = self._settings.output_buffer_bytes
             web = WebSockets(self.reactor, self.server.start, self.server.accept, self.metrics)
-            for taken, told in zip(sockets, self._settings.listen, strict=True):
+            for taken, shown, told in zip(sockets, certificates, self._settings.listen, strict=True):
                 accept = web.accept if told.web else self.server.accept
-                listener = TcpListener(taken, told, self.reactor, bound, accept)
+                listener = Acceptor(taken, told, self.entrance, shown, accept)
                 listener.start()
                 self._listeners.append(listener)
             await serve()

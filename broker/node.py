@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import socket
@@ -21,7 +20,8 @@ from broker.log import configure, get_logger
 from broker.metrics import Metrics
 from broker.process import FAILED, OK, causes, raise_file_limit, run_to_the_end, write_ready
 from broker.stores import Address, make_cluster, open_store
-from broker.transport.listener import bind
+from broker.transport.certificates import Certificates, load_certificates, reload_all, watch
+from broker.transport.listener import bind, located
 
 #: Pauses before the cluster is asked again to let a fenced node join.
 _FIRST_PAUSE_S = 0.1
@@ -61,6 +61,7 @@ class Node:
         self._shared_ports = shared_ports
         self._changed = changed or _nothing
         self._sockets: list[socket.socket] = []
+        self._certificates: list[Certificates | None] = []
         self._http: HttpServer | None = None
         self._life: Life | None = None
         self._lives = 0
@@ -81,13 +82,21 @@ class Node:
         settings = self.settings
         raise_file_limit()
         Access(settings, None)  # what is wrong with it is told before anything starts
-        self._sockets = [bind(each.host, each.port, self._shared_ports) for each in settings.listen]
-        self.addresses = [
-            dataclasses.replace(told, host=taken.getsockname()[0], port=taken.getsockname()[1]).url
-            for told, taken in zip(settings.listen, self._sockets, strict=True)
-        ]
+        self._certificates = load_certificates(settings.listen)
+        try:
+            for each in settings.listen:
+                self._sockets.append(bind(each, self._shared_ports))
+                self.addresses.append(located(each, self._sockets[-1]).url)
+            return await self._serve()
+        finally:
+            for taken in self._sockets:  # files of Unix sockets are removed
+                taken.close()
+
+    async def _serve(self) -> int:
+        settings = self.settings
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
+            nursery.start_soon(watch, self._certificates)
             if settings.http is not None:
                 self._http = HttpServer(self, settings.http)
                 await nursery.start(self._http.serve)
@@ -111,7 +120,7 @@ class Node:
             self._lives += 1
             self._changed()
             try:
-                await life.run(self._sockets, self._serve_life)
+                await life.run(self._sockets, self._certificates, self._serve_life)
                 return
             except BaseExceptionGroup as group:
                 self._serving = False
@@ -207,7 +216,8 @@ class Node:
         self._draining.cancel()
 
     def _reload_settings(self) -> None:
-        """Read settings and users again; what cannot change while the node runs is named."""
+        """Read settings, users and certificates again; what cannot change while the node runs is named."""
+        reload_all(self._certificates)
         if self._life is not None:
             self._life.access.reload()
         if self._reload is None:
@@ -221,6 +231,7 @@ class Node:
             server.connect_timeout_s = settings.connect_timeout_s
             server.stall_timeout_s = settings.stall_timeout_s
             server.max_connections = settings.max_connections
+            self._life.entrance.limit(settings.max_connections, settings.connection_rate)
         self.log.info("node.reloaded", changed=changed)
         if needs_restart:
             self.log.warning("node.restart_needed", settings=needs_restart)

@@ -23,7 +23,8 @@ from broker.log import configure, get_logger
 from broker.options.listener import Listener
 from broker.process import FAILED, OK, raise_file_limit, write_ready
 from broker.stores import Address, open_store
-from broker.transport.listener import bind
+from broker.transport.certificates import load_certificates
+from broker.transport.listener import bind, located
 from broker.workers import WorkerProcess
 
 #: Pauses before a worker that ended is started again; the shortest again after one that ran for so long.
@@ -63,6 +64,7 @@ class Supervisor:
         settings = self.settings
         raise_file_limit()
         Access(settings, None)  # what is wrong with it is told before anything starts
+        load_certificates(settings.listen)
         self._reserve()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
@@ -82,13 +84,12 @@ class Supervisor:
 
     def _reserve(self) -> None:
         """Take the ports without listening: they stay the same whatever becomes of the workers."""
-        for endpoint in self.settings.listen:
-            if endpoint.port:  # shared ports would let other brokers in silently
-                bind(endpoint.host, endpoint.port).close()
-            self._reserved.append(bind(endpoint.host, endpoint.port, shared=True))
+        for listener in self.settings.listen:
+            if listener.port:  # shared ports would let other brokers in silently
+                bind(listener).close()
+            self._reserved.append(bind(listener, shared=True))
         self._listen = tuple(
-            dataclasses.replace(told, host=taken.getsockname()[0], port=taken.getsockname()[1])
-            for told, taken in zip(self.settings.listen, self._reserved, strict=True)
+            located(told, taken) for told, taken in zip(self.settings.listen, self._reserved, strict=True)
         )
 
     # -- the workers

@@ -145,8 +145,10 @@ def check_config(**options: object) -> None:
     """Check the settings as `serve` would, without starting."""
     loaded = _load(options)
     from broker.access import Access
+    from broker.transport.certificates import load_certificates
 
     Access(loaded.settings, None)
+    load_certificates(loaded.settings.listen)
     given = sum(origin != DEFAULT for origin in loaded.origins.values())
     print(f"configuration is valid: {given} settings given, {len(loaded.origins) - given} at their defaults")
 

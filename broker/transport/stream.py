@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from broker.peer import Peer
 from broker.transport.api import Nobody, StreamProtocol
@@ -29,6 +30,7 @@ class TcpStream:
         "_bound",
         "_closing",
         "_dirty",
+        "_gone",
         "_lingering",
         "_paused",
         "_pieces",
@@ -43,10 +45,14 @@ class TcpStream:
         "stalled_since",
     )
 
-    def __init__(self, raw: socket.socket, reactor: Reactor, bound: int, peer: Peer) -> None:
+    def __init__(
+        self, raw: socket.socket, reactor: Reactor, bound: int, peer: Peer, gone: Callable[[], None] | None = None
+    ) -> None:
+        """`gone` is called once, when the socket is closed."""
         self._raw: socket.socket | None = raw
         self._reactor = reactor
         self._bound = bound
+        self._gone = gone
         self.fd = raw.fileno()
         self.peer = peer
         self._pieces: list[bytes] = []
@@ -253,6 +259,8 @@ class TcpStream:
                 self.protocol = _NOBODY  # no cycle for the garbage collector
             self._reactor.unregister(self.fd)
             raw.close()
+            if self._gone is not None:
+                self._gone()
 
     def _lost(self, reason: str) -> None:
         protocol = None if self._closing else self.protocol
