@@ -74,7 +74,17 @@ class Permissions:
     `changed` is called when answers may be others from now on: a source read new rules for this client.
     """
 
-    __slots__ = ("_authorization", "_judges", "_published", "_read", "allowed0", "changed", "principal", "unrestricted")
+    __slots__ = (
+        "__weakref__",  # judges hold it weakly
+        "_authorization",
+        "_judges",
+        "_published",
+        "_read",
+        "allowed0",
+        "changed",
+        "principal",
+        "unrestricted",
+    )
 
     def __init__(self, authorization: Authorization, principal: Principal) -> None:
         self.principal = principal

@@ -36,7 +36,7 @@ class RedisRuleSource(RereadSource):
             self._key = Template(options.key)
         except ValueError as error:
             raise ConfigError(f"key: {error}") from None
-        self._redis = connect_foreign(options.url, options.username, options.password, options.timeout_s, options.pool)
+        self._redis = RedisClient(options.url, options.username, options.password, options.timeout_s, options.pool)
 
     def key(self, principal: Principal) -> Hashable:
         """The key of the hash."""

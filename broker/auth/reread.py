@@ -48,22 +48,33 @@ class Table:
 
 
 class RereadJudge:
-    """Implements `Judge`. `changed` is called when its answers may be others from now on."""
+    """Implements `Judge`. `changed` is a method of somebody who holds the judge, and is not kept alive by it: with the
+    client goes the judge, and with the last judge the table."""
 
-    __slots__ = ("__weakref__", "_judge", "_principal", "_table", "changed")
+    __slots__ = ("__weakref__", "_changed", "_judge", "_principal", "_table")
 
     def __init__(self, table: Table, principal: Principal) -> None:
-        self.changed: Callable[[], None] | None = None
+        self._changed: weakref.WeakMethod[Callable[[], None]] | None = None
         self._table = table
         self._principal = principal
         self._judge: EntriesJudge = judge_of(table.rules, principal)
         table.judges.add(self)
 
+    @property
+    def changed(self) -> Callable[[], None] | None:
+        """See `Judge`."""
+        return None if self._changed is None else self._changed()
+
+    @changed.setter
+    def changed(self, method: Callable[[], None] | None) -> None:
+        self._changed = None if method is None else weakref.WeakMethod(method)
+
     def renew(self) -> None:
         """The table has other rules."""
         self._judge = judge_of(self._table.rules, self._principal)
-        if self.changed is not None:
-            self.changed()
+        changed = self.changed
+        if changed is not None:
+            changed()
 
     def decide(self, action: int, topic: str, qos: int, retain: bool) -> int:
         """See `Judge`; never None."""
@@ -80,6 +91,8 @@ class RereadJudge:
 
 class RereadSource(BaseSource):
     """The base of such sources. `readers`: how many are read again at a time."""
+
+    steady = True
 
     def __init__(self, name: str, refresh_s: float, readers: int) -> None:
         super().__init__(name)
