@@ -37,6 +37,9 @@ HOLD_S = 0.01
 #: Seconds between two looks at the deadlines.
 TICK_S = 0.5
 
+#: Steps that tasks between a stream and its owner (WebSocket) need, at most, to pass on what was read.
+TASK_STEPS = 4
+
 #: More than that between two looks: the process was paused, or everything was held back.
 LATE_S = 1.0
 
@@ -253,6 +256,9 @@ class Reactor:
             if self._held:
                 continue
             if time.monotonic() - looked_at > LATE_S:
+                self._catch_up()
+                for _ in range(TASK_STEPS):
+                    await trio.lowlevel.checkpoint()
                 self._catch_up()
             looked_at = time.monotonic()
             self.in_turn = True

@@ -361,6 +361,11 @@ class _Engine(WebSocketConnection):
         if self._wsproto.state is ConnectionState.OPEN:
             self._wire.below.write(bytes(self._wsproto.send(event.response())))
 
+    async def _handle_close_connection_event(self, event: CloseConnection) -> None:
+        if self._wsproto.state is ConnectionState.OPEN:  # no frame of the peer: what it sent was none
+            self._wire.below.write(self.farewell(event.code))
+        await super()._handle_close_connection_event(event)
+
     def farewell(self, code: int) -> bytes:
         """A close frame, b"" if the peer sent one."""
         if self._wsproto.state is not ConnectionState.OPEN:

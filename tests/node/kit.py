@@ -343,12 +343,16 @@ class World:
         """Return when nobody has anything left to do at this time."""
         await trio.testing.wait_all_tasks_blocked()
 
-    def accept(self, version: int = 5) -> Peer:
-        """A network connection; nothing is sent yet."""
+    def plug(self, address: Address | None = None) -> tuple[MemorySocket, TcpStream]:
+        """A network connection that nobody has accepted yet."""
         self._next_fd += 1
         socket = MemorySocket(self._epoll, self._next_fd)
         self._epoll.sockets[self._next_fd] = socket
-        stream = TcpStream(socket, self.reactor, self._bound, Address("memory"))  # type: ignore[arg-type]
+        return socket, TcpStream(socket, self.reactor, self._bound, address or Address("memory"))  # type: ignore[arg-type]
+
+    def accept(self, version: int = 5) -> Peer:
+        """A network connection; nothing is sent yet."""
+        socket, stream = self.plug()
         self.server.accept(stream, LISTENER)
         return Peer(self, socket, stream, version)
 
