@@ -13,6 +13,7 @@ from broker.auth.chain import Chain
 from broker.auth.permissions import Authorization, Permissions
 from broker.config import Settings
 from broker.errors import ConfigError
+from broker.hooks.running import Hooks
 from broker.metrics import Metrics
 from broker.options import Options
 from broker.options.authentication import (
@@ -39,6 +40,7 @@ from broker.options.authorization import (
     Source,
     StoredRules,
 )
+from broker.options.hooks import Hook
 from cluster.registry import Registry
 
 
@@ -51,9 +53,12 @@ class Access:
     def __init__(self, settings: Settings, registry: Registry | None, metrics: Metrics | None = None) -> None:
         attributes = [each for each in settings.client_attributes if isinstance(each, ClientAttribute)]
         cache = Cache(settings.authentication_cache_size, settings.authentication_cache_s)
-        self.chain = Chain(settings.allow_anonymous, make_authenticators(settings, registry), attributes, cache)
-
-        sources = [(make_source(each, registry), listeners_of(each)) for each in settings.authorization]
+        self.hooks = Hooks([each for each in settings.hooks if isinstance(each, Hook)], metrics)
+        authenticators = [*self.hooks.authenticators(), *make_authenticators(settings, registry)]
+        self.chain = Chain(settings.allow_anonymous, authenticators, attributes, cache)
+        every: tuple[str, ...] = ()
+        sources: list[tuple[RuleSource, Sequence[str]]] = [(each, every) for each in self.hooks.sources()]
+        sources += [(make_source(each, registry), listeners_of(each)) for each in settings.authorization]
         self.authorization = Authorization(sources, settings.no_match == "allow", metrics)
 
     @property
@@ -72,6 +77,7 @@ class Access:
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Whatever works in the background."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self.hooks.serve)
             await nursery.start(self.chain.serve)
             for source in self.sources:
                 await nursery.start(_served, source)

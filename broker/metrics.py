@@ -18,6 +18,7 @@ class Metrics:
         "connects",
         "disconnects",
         "dropped",
+        "hooks",
         "messages_received",
         "messages_sent",
         "packet_errors",
@@ -50,6 +51,8 @@ class Metrics:
         self.dropped: defaultdict[str, int] = defaultdict(int)
         #: answers of rules, by `action,answer`: each that is no, and yes where it was not remembered
         self.authorization: defaultdict[str, int] = defaultdict(int)
+        #: calls of hooks that failed or were left out, by `hook,method,timeout|error|dropped`
+        self.hooks: defaultdict[str, int] = defaultdict(int)
         #: packets that were refused, by reason code name
         self.packet_errors: defaultdict[str, int] = defaultdict(int)
 
@@ -68,6 +71,7 @@ class Metrics:
             "mqtt_connects": dict(self.connects),
             "mqtt_disconnects": dict(self.disconnects),
             "mqtt_connections_rejected": dict(self.rejected),
+            "mqtt_hook_failures": dict(self.hooks),
             "mqtt_packet_errors": dict(self.packet_errors),
             "mqtt_authorization": dict(self.authorization),
         }

@@ -22,6 +22,14 @@ MAX_FILTERS: Final = 1000
 Question = tuple[int, str, int, bool]
 
 
+class Momentary(Exception):
+    """An answer that counts only once."""
+
+    def __init__(self, decision: int) -> None:
+        super().__init__()
+        self.decision = decision
+
+
 class AskingSource(BaseSource):
     """A rule source whose judges ask `question`. `refresh_s` is how long an answer counts."""
 
@@ -36,7 +44,7 @@ class AskingSource(BaseSource):
 
     @abstractmethod
     async def question(self, principal: Principal, asked: Question) -> int:
-        """ALLOW, DENY or IGNORE; raises BackendError."""
+        """ALLOW, DENY or IGNORE; raises BackendError, or Momentary for an answer that is not to be kept."""
 
     async def open(self, principal: Principal) -> AskingJudge:
         """See `RuleSource`. What an earlier judge of the client had allowed to be read still may be, until somebody
@@ -86,7 +94,10 @@ class AskingJudge:
         if action == READ:
             return self.decide(action, topic, qos, retain) or IGNORE
         asked = (action, topic, qos, retain)
-        answer = await self._source.question(self._principal, asked)
+        try:
+            answer = await self._source.question(self._principal, asked)
+        except Momentary as momentary:
+            return momentary.decision
         self._answers.pop(asked, None)
         self._answers[asked] = (answer, trio.current_time() + self._source.refresh_s)
         while len(self._answers) > MAX_ANSWERS:

@@ -104,6 +104,14 @@ class _Collector:
         for key, value in dict(counters.get("mqtt_authorization", {})).items():  # type: ignore[arg-type]
             family.add_metric(key.split(","), value)
         yield family
+        family = CounterMetricFamily(
+            "mqtt_hook_failures",
+            "Calls of hooks that failed, took too long or were left out because too many waited.",
+            labels=["hook", "method", "reason"],
+        )
+        for key, value in dict(counters.get("mqtt_hook_failures", {})).items():  # type: ignore[arg-type]
+            family.add_metric(key.rsplit(",", 2), value)
+        yield family
 
 
 def _groups(reports: Sequence[Report]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from broker.options import option
 from broker.options.backends import Named
-from broker.values import Choice, Duration, Text
+from broker.values import Choice, Duration, Integer, Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,5 +22,8 @@ class Hook(Named):
     timeout_s: float = option(Duration(), "1s", "Time for one call.", at_least=0.01, at_most=60)
     on_error: str = option(Choice("deny", "ignore"), "deny",
         "What a call that fails or takes too long counts as, where something is decided.")
+    queue: int = option(Integer(), "1000", "Deliveries and disconnects that wait to be told; further ones are dropped.",
+        at_least=1, at_most=1_000_000)
+    refresh_s: float = option(Duration(), "60s", "How long an answer of authorize counts.", at_least=0.1, at_most=86400)
     options: str = option(Text(), "", "Text that the hook is made with.")
     # fmt: on
