@@ -197,14 +197,23 @@ class Exchange(Protocol):
 
 
 class Authenticator(Protocol):
-    """One link of the chain. `name` is unique among them: the option `name`, else the type."""
+    """One link of the chain. `name` is unique among them: the option `name`, else the type.
+
+    `cached`: the placeholders that its decision depends on beside user name and password, for `broker.auth.cache`;
+    None: its verdicts are not to be remembered."""
 
     name: str
+    cached: frozenset[str] | None
 
     async def authenticate(self, request: ConnectRequest) -> Verdict:
         """Decide, with the same work for unknown users and for wrong passwords. Raises BackendError.
 
         Whatever costs more than some microseconds happens in threads (with a limiter), or by awaiting."""
+        ...
+
+    async def spend(self, request: ConnectRequest) -> None:
+        """Take the time that an unknown user takes, without asking anybody: somebody else has refused the client, and
+        the time of the answer shall not tell who. May raise BackendError."""
         ...
 
     async def still_valid(self, principal: Principal) -> bool:

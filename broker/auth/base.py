@@ -35,6 +35,11 @@ class Base:
 class BaseAuthenticator(Base):
     """An authenticator that knows no Authentication Method, and whose clients stay valid until they go."""
 
+    cached: frozenset[str] | None = None
+
+    async def spend(self, request: ConnectRequest) -> None:
+        """See `Authenticator`."""
+
     async def authenticate(self, request: ConnectRequest) -> Verdict:
         """See `Authenticator`."""
         raise NotImplementedError

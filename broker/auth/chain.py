@@ -19,6 +19,9 @@ from broker.auth.api import (
     Principal,
     Verdict,
 )
+from broker.auth.cache import Cache, remembers
+from broker.auth.checking import Busy
+from broker.auth.scram import Scram
 from broker.auth.template import Template, Unresolved, lookup_of
 from broker.errors import ConfigError, PeerError
 from broker.log import get_logger
@@ -38,8 +41,10 @@ class Chain:
         allow_anonymous: bool,
         authenticators: Sequence[Authenticator] = (),
         attributes: Sequence[ClientAttribute] = (),
+        cache: Cache | None = None,
     ) -> None:
         self.allow_anonymous = allow_anonymous
+        self.cache = Cache(0, 0.0) if cache is None else cache
         self.authenticators = {each.name: each for each in authenticators}
         self._attributes = [(each.name, Template(each.value), re.compile(each.match)) for each in attributes]
 
@@ -74,26 +79,38 @@ class Chain:
                 each.reload()
             except ConfigError as error:
                 wrong.append(str(error))
+        self.cache.clear()
         if wrong:
             raise ConfigError("; ".join(wrong))
 
     async def refresh(self) -> None:
         """Documents of the registry changed: what is kept of them in memory is read again. Raises ClusterError."""
-        for each in self.authenticators.values():
-            await each.refresh()
+        try:
+            for each in self.authenticators.values():
+                await each.refresh()
+        finally:
+            self.cache.clear()
 
     async def authenticate(self, request: ConnectRequest, options: ListenerOptions) -> Principal:
         """Who sent a CONNECT without an Authentication Method; PeerError 0x86, 0x87 or 0x88 for nobody."""
         asked = self.asked(options)
-        for each in asked:
+        key = self.cache.key(request, asked)
+        generation = self.cache.generation
+        if key is not None and (known := self.cache.get(key)) is not None:
+            return self.principal(request, known[1], known[0])
+        remembered = key is not None
+        for index, each in enumerate(asked):
             try:
                 verdict = await each.authenticate(request)
             except BackendError as error:
-                _log.warning("authentication.unavailable", authenticator=each.name, error=str(error))
-                raise PeerError(0x88, "authentication is not possible now") from None
+                raise _unavailable(each, error) from None
+            remembered = remembered and remembers(each)
             if verdict.decision == ALLOW:
+                if key is not None and remembered:
+                    self.cache.put(key, each.name, verdict, generation)
                 return self.principal(request, verdict, each.name)
             if verdict.decision == DENY:
+                await self._spend(request, asked[index + 1 :])
                 break
         else:
             if self._lets_strangers_in(request, options, bool(asked)):
@@ -102,15 +119,21 @@ class Chain:
             raise PeerError(0x87, "credentials are needed here")
         raise PeerError(0x86, "bad user name or password")
 
+    async def _spend(self, request: ConnectRequest, others: Sequence[Authenticator]) -> None:
+        """A refusal takes as long as if nobody had known the user."""
+        for each in others:
+            try:
+                await each.spend(request)
+            except BackendError as error:
+                raise _unavailable(each, error) from None
+
     def _lets_strangers_in(self, request: ConnectRequest, options: ListenerOptions, asked: bool) -> bool:
         """Where somebody is asked, a claimed name that nobody confirmed is no anonymous client.
 
         Where nobody is, everybody comes in: the configuration is refused if other machines can reach such a listener
         and nothing in it says that this is meant."""
-        if options.anonymous != "default" or not asked:
-            allowed = options.anonymous != "false"
-        else:
-            allowed = self.allow_anonymous
+        said = options.anonymous != "default" or not asked
+        allowed = options.anonymous != "false" if said else self.allow_anonymous
         return allowed and not (asked and request.username is not None)
 
     def begin(self, method: str, request: ConnectRequest, options: ListenerOptions) -> tuple[Exchange, str]:
@@ -119,10 +142,14 @@ class Chain:
         For a re-authentication the user name in `request` is that of the connection, so that it cannot become
         somebody else half way.
         """
-        for each in self.asked(options):
-            known = each.exchanges().get(method)
-            if known is not None:
-                return known.begin(request), each.name
+        found = [
+            (known, each.name) for each in self.asked(options) if (known := each.exchanges().get(method)) is not None
+        ]
+        sources = [source for known, _ in found if isinstance(known, Scram) for source in known.sources]
+        for known, name in found:
+            if isinstance(known, Scram):  # whoever has the user: the verdict says who it was
+                known = Scram(known.mechanism, sources)
+            return known.begin(request), name
         raise PeerError(0x8C, f"unknown authentication method {method!r:.60}")  # [MQTT-4.12.0-1]
 
     def principal(self, request: ConnectRequest, verdict: Verdict, authenticator: str) -> Principal:
@@ -138,7 +165,7 @@ class Chain:
             rules=verdict.rules,
             expires_at_s=verdict.expires_at_s,
             credential=verdict.credential,
-            authenticator=authenticator,
+            authenticator=verdict.authenticator or authenticator,
         )
         made.attributes = {**self._initial(made), **verdict.attributes}
         return made
@@ -168,6 +195,12 @@ class Chain:
         except BackendError as error:
             _log.warning("authentication.unavailable", authenticator=each.name, error=str(error))
             return True
+
+
+def _unavailable(authenticator: Authenticator, error: BackendError) -> PeerError:
+    if not isinstance(error, Busy):  # that says it itself, once
+        _log.warning("authentication.unavailable", authenticator=authenticator.name, error=str(error))
+    return PeerError(0x88, "authentication is not possible now")
 
 
 async def _served(each: Authenticator, *, task_status: trio.TaskStatus[None]) -> None:

@@ -244,7 +244,10 @@ def _pbkdf2(name: str, iterations: int, salt: bytes, expected: bytes, credential
     def derive(password: bytes) -> bytes:
         return hashlib.pbkdf2_hmac(name, password, salt, iterations, size)
 
-    return PasswordHash(f"pbkdf2_{name}:{iterations}:{size}", credential, expected, derive)
+    def prepare(password: bytes) -> bytes | None:
+        return None if password.endswith(b"\0") else password  # HMAC fills keys up with NUL: it would be the same
+
+    return PasswordHash(f"pbkdf2_{name}:{iterations}:{size}", credential, expected, derive, prepare)
 
 
 def _bcrypt(text: str, credential: bytes) -> PasswordHash:

@@ -24,7 +24,7 @@ from cluster.registry import Registry
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 
-#: Where a hash may begin: names may contain colons, hashes do not begin like this inside.
+#: Where a hash begins, the last time in a line: names may contain anything of this, hashes do not.
 _HASH = re.compile(r":(?=\$|SCRAM-SHA-|pbkdf2_|PBKDF2\$|\{)")
 
 
@@ -65,13 +65,13 @@ class UserFile:
 class PasswordFileUsers(DirectoryAuthenticator):
     """Implements `Authenticator`."""
 
+    #: The decision depends on nothing but user name and password.
+    cached: frozenset[str] | None = frozenset()
+
     def __init__(self, options: PasswordFile, registry: Registry | None = None) -> None:
         self._users = UserFile(options.path)
         super().__init__(options.label, self._users, registry)
         self._models = self._users.models
-
-    #: The decision depends on nothing but user name and password.
-    cached: frozenset[str] | None = frozenset()
 
     def _seen(self, entry: Entry) -> None:
         pass  # the models are all users
@@ -133,12 +133,10 @@ def split_line(line: bytes) -> tuple[str, str]:
         text = line.decode()
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    found = None
-    for found in _HASH.finditer(text):  # noqa: B007
-        if "$" in text[found.start() :] and text[found.start() + 1 : found.start() + 7] != "SCRAM-":
-            break
-    if found is None or not found.start():
+    places = list(_HASH.finditer(text))
+    if not places or not places[-1].start():
         raise ValueError("not <user>:<hash>; `rookery passwd -U` hashes a file of plain passwords")
+    found = places[-1]
     name, rest = text[: found.start()], text[found.end() :]
     if len(name.encode()) > scram.MAX_SECRET_BYTES:
         raise ValueError(f"the user name has more than {scram.MAX_SECRET_BYTES} bytes")

@@ -1,4 +1,4 @@
-"""SCRAM-SHA-256 (RFC 5802, RFC 7677), the server's side: verifiers, password checks and the exchange; no I/O.
+"""SCRAM-SHA-256 and SCRAM-SHA-512 (RFC 5802, RFC 7677), the server's side: verifiers and the exchange; no I/O.
 
 Flow in MQTT 5: CONNECT carries client-first, AUTH 0x18 server-first, AUTH 0x18 client-final, CONNACK server-final.
 A re-authentication runs the same from AUTH 0x19 to AUTH 0x00. Channel binding is not offered.
@@ -17,17 +17,17 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from broker.auth.api import ALLOW, ConnectRequest, Step, Verdict
+from broker.auth.api import BackendError, ConnectRequest, Step, Verdict
 from broker.errors import PeerError
+from broker.log import get_logger
 
-METHOD: Final = "SCRAM-SHA-256"
 MIN_ITERATIONS: Final = 4096  # RFC 7677 section 4
 DEFAULT_ITERATIONS: Final = 10_000
 MAX_ITERATIONS: Final = 10_000_000  # a typing error must not cost minutes of a core per login
 MAX_MESSAGE_BYTES: Final = 4096
 MAX_SECRET_BYTES: Final = 1024  # SASLprep looks at every character of names and passwords that strangers send
 SALT_BYTES: Final = 16
-KEY_BYTES: Final = 32
+MAX_SALT_BYTES: Final = 1024  # it goes to clients in a packet
 
 _NONCE = re.compile(r"[\x21-\x2b\x2d-\x7e]+")
 _EXTENSION = re.compile(r"[A-Za-z]=[^,\0]+")
@@ -35,14 +35,54 @@ _BAD_ESCAPE = re.compile(r"=(?!2C|3D)")
 _ITERATIONS = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
+_log = get_logger("authentication")
+
+
+class Mechanism:
+    """One of the family: the Authentication Method and its hash function."""
+
+    __slots__ = ("key_bytes", "method", "name")
+
+    def __init__(self, method: str, name: str) -> None:
+        self.method = method
+        self.name = name
+        self.key_bytes = hashlib.new(name).digest_size
+
+    def hmac(self, key: bytes, message: bytes) -> bytes:
+        return hmac.digest(key, message, self.name)
+
+    def hash(self, data: bytes) -> bytes:
+        return hashlib.new(self.name, data).digest()
+
+    def salted(self, password: bytes, salt: bytes, iterations: int) -> bytes:
+        """PBKDF2: the expensive part."""
+        return hashlib.pbkdf2_hmac(self.name, password, salt, iterations, self.key_bytes)
+
+    def stored_key(self, salted: bytes) -> bytes:
+        return self.hash(self.hmac(salted, b"Client Key"))
+
+
+SHA_256: Final = Mechanism("SCRAM-SHA-256", "sha256")
+SHA_512: Final = Mechanism("SCRAM-SHA-512", "sha512")
+MECHANISMS: Final = {each.method: each for each in (SHA_512, SHA_256)}
+
+
 class Verifier:
     """What the server keeps of a password. A decoy stands for a user that does not exist and verifies nothing."""
 
-    __slots__ = ("decoy", "iterations", "salt", "server_key", "stored_key")
+    __slots__ = ("decoy", "iterations", "mechanism", "salt", "server_key", "stored_key")
 
     def __init__(
-        self, iterations: int, salt: bytes, stored_key: bytes, server_key: bytes, *, decoy: bool = False
+        self,
+        mechanism: Mechanism,
+        iterations: int,
+        salt: bytes,
+        stored_key: bytes,
+        server_key: bytes,
+        *,
+        decoy: bool = False,
     ) -> None:
+        self.mechanism = mechanism
         self.iterations = iterations
         self.salt = salt
         self.stored_key = stored_key
@@ -50,14 +90,17 @@ class Verifier:
         self.decoy = decoy
 
     def __str__(self) -> str:
-        return f"{METHOD}${self.iterations}:{_b64(self.salt)}${_b64(self.stored_key)}:{_b64(self.server_key)}"
+        keys = f"{_b64(self.stored_key)}:{_b64(self.server_key)}"
+        return f"{self.mechanism.method}${self.iterations}:{_b64(self.salt)}${keys}"
 
 
 class Verifiers(Protocol):
     """Where verifiers are kept."""
 
-    def lookup(self, username: str) -> Verifier:
-        """Return the verifier of a user (name after SASLprep); a decoy, after the same work, if there is none."""
+    async def verifier(self, request: ConnectRequest, username: str, mechanism: Mechanism) -> tuple[Verifier, Verdict]:
+        """The verifier of a user (name after SASLprep), and the verdict for who knows its password.
+
+        After the same work a decoy (with any verdict) if there is none. Raises BackendError."""
         ...
 
 
@@ -98,8 +141,10 @@ def _prohibited(char: str) -> bool:
     )
 
 
-def make_verifier(password: str, iterations: int = DEFAULT_ITERATIONS, salt: bytes | None = None) -> str:
-    """Return `SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>` for a user file (salt: 16 random bytes).
+def make_verifier(
+    password: str, iterations: int = DEFAULT_ITERATIONS, salt: bytes | None = None, mechanism: Mechanism = SHA_256
+) -> str:
+    """Return `METHOD$<iterations>:<salt>$<stored key>:<server key>` for a user file (salt: 16 random bytes).
 
     ValueError for a password that SASLprep refuses or that is too long, and for iterations out of bounds.
     """
@@ -111,66 +156,61 @@ def make_verifier(password: str, iterations: int = DEFAULT_ITERATIONS, salt: byt
         raise ValueError("the salt is empty")
     if len(password.encode()) > MAX_SECRET_BYTES:
         raise ValueError(f"the password has more than {MAX_SECRET_BYTES} bytes")
-    salted = salted_password(saslprep(password).encode(), salt, iterations)
-    stored_key = hashlib.sha256(_hmac(salted, b"Client Key")).digest()
-    return str(Verifier(iterations, salt, stored_key, _hmac(salted, b"Server Key")))
+    salted = mechanism.salted(saslprep(password).encode(), salt, iterations)
+    server_key = mechanism.hmac(salted, b"Server Key")
+    return str(Verifier(mechanism, iterations, salt, mechanism.stored_key(salted), server_key))
 
 
 def parse_verifier(text: str) -> Verifier:
     """Read what `make_verifier` wrote; ValueError says what is wrong without repeating any of it."""
     parts = text.split("$")
-    if len(parts) != 3 or parts[0] != METHOD:
-        raise ValueError(f"no {METHOD} verifier")
+    mechanism = MECHANISMS.get(parts[0])
+    if len(parts) != 3 or mechanism is None:
+        raise ValueError(f"no verifier of {' or '.join(MECHANISMS)}")
     count, colon, salt_text = parts[1].partition(":")
     stored_text, second_colon, server_text = parts[2].partition(":")
     if not colon or not second_colon:
-        raise ValueError(f"the {METHOD} verifier is not <iterations>:<salt>$<stored key>:<server key>")
+        raise ValueError(f"the {mechanism.method} verifier is not <iterations>:<salt>$<stored key>:<server key>")
     iterations = int(count) if _ITERATIONS.fullmatch(count) else 0
     if not MIN_ITERATIONS <= iterations <= MAX_ITERATIONS:
         raise ValueError(f"iterations must be {MIN_ITERATIONS} to {MAX_ITERATIONS}")
     salt = _unb64(salt_text)
     stored_key = _unb64(stored_text)
     server_key = _unb64(server_text)
-    if not salt:
-        raise ValueError("the salt is not base64 or empty")
-    if stored_key is None or server_key is None or len(stored_key) != KEY_BYTES or len(server_key) != KEY_BYTES:
-        raise ValueError(f"a key is not the base64 of {KEY_BYTES} bytes")
-    return Verifier(iterations, salt, stored_key, server_key)
+    if not salt or len(salt) > MAX_SALT_BYTES:
+        raise ValueError(f"the salt is not base64, empty, or longer than {MAX_SALT_BYTES} bytes")
+    size = mechanism.key_bytes
+    if stored_key is None or server_key is None or len(stored_key) != size or len(server_key) != size:
+        raise ValueError(f"a key is not the base64 of {size} bytes")
+    return Verifier(mechanism, iterations, salt, stored_key, server_key)
 
 
-def check_password(verifier: Verifier, password: bytes) -> bool:
-    """Tell whether this is the password; takes `verifier.iterations` of work whatever the answer, so use a thread."""
-    prepared = b""
-    usable = len(password) <= MAX_SECRET_BYTES
-    if usable:
-        try:
-            prepared = saslprep(password.decode()).encode()
-        except ValueError:  # a UnicodeDecodeError is one
-            usable = False
-    salted = salted_password(prepared, verifier.salt, verifier.iterations)
-    stored_key = hashlib.sha256(_hmac(salted, b"Client Key")).digest()
-    return hmac.compare_digest(stored_key, verifier.stored_key) and usable and not verifier.decoy
+def prepared_password(password: bytes) -> bytes | None:
+    """The password as it is hashed; None if it can be nobody's."""
+    if len(password) > MAX_SECRET_BYTES:
+        return None
+    try:
+        return saslprep(password.decode()).encode()
+    except ValueError:  # a UnicodeDecodeError is one
+        return None
 
 
-def make_decoy(secret: bytes, username: str, models: Sequence[Verifier]) -> Verifier:
+def make_decoy(
+    secret: bytes, username: str, models: Sequence[tuple[int, int]], mechanism: Mechanism = SHA_256
+) -> Verifier:
     """Return a verifier for a user that does not exist: always the same for one name, secret and set of users.
 
-    Iterations and length of the salt are those of a real user, so that neither they nor the time of a check tell.
+    `models` are the iterations and the bytes of salt of real users; the decoy has those of one of them, so that neither
+    they nor the time of a check tell.
     """
-    name = username.encode()
+    name = username.encode("utf-8", "replace")
+    iterations, salt_bytes = DEFAULT_ITERATIONS, SALT_BYTES
     if models:
-        model = models[int.from_bytes(_hmac(secret, b"model\0" + name)[:8], "big") % len(models)]
-        iterations, salt_bytes = model.iterations, len(model.salt)
-    else:
-        iterations, salt_bytes = DEFAULT_ITERATIONS, SALT_BYTES
-    blocks = [_hmac(secret, b"salt %d\0" % number + name) for number in range(-(-salt_bytes // KEY_BYTES))]
-    key = _hmac(secret, b"key\0" + name)
-    return Verifier(iterations, b"".join(blocks)[:salt_bytes], key, key, decoy=True)
-
-
-def salted_password(password: bytes, salt: bytes, iterations: int) -> bytes:
-    """PBKDF2: the expensive part."""
-    return hashlib.pbkdf2_hmac("sha256", password, salt, iterations, KEY_BYTES)
+        iterations, salt_bytes = models[int.from_bytes(_hmac(secret, b"model\0" + name)[:8], "big") % len(models)]
+    salt_of = b"" if mechanism is SHA_256 else mechanism.method.encode() + b"\0"
+    blocks = [_hmac(secret, b"salt %d\0" % number + salt_of + name) for number in range(-(-salt_bytes // 32))]
+    key = mechanism.hmac(secret, b"key\0" + name)
+    return Verifier(mechanism, iterations, b"".join(blocks)[:salt_bytes], key, key, decoy=True)
 
 
 def random_nonce() -> str:
@@ -178,37 +218,38 @@ def random_nonce() -> str:
     return _b64(secrets.token_bytes(18))
 
 
-class ScramSha256:
-    """The Authentication Method SCRAM-SHA-256 over a set of verifiers."""
+class Scram:
+    """An Authentication Method over one or several sets of verifiers: the first that knows the user counts."""
 
-    __slots__ = ("_nonce", "_verifiers")
+    __slots__ = ("_nonce", "mechanism", "sources")
 
-    method: Final = METHOD
-
-    def __init__(self, verifiers: Verifiers, nonce: Callable[[], str] = random_nonce) -> None:
-        self._verifiers = verifiers
+    def __init__(
+        self, mechanism: Mechanism, sources: Sequence[Verifiers], nonce: Callable[[], str] = random_nonce
+    ) -> None:
+        self.mechanism = mechanism
+        self.sources = tuple(sources)
         self._nonce = nonce
 
     def begin(self, request: ConnectRequest) -> ScramExchange:
         """Start an exchange; the user it names must be that of `request` if it has one."""
-        return ScramExchange(self._verifiers, self._nonce(), request.username)
+        return ScramExchange(self.mechanism, self.sources, self._nonce(), request)
 
 
 _FIRST, _FINAL, _CLOSED = range(3)
 
 
 class ScramExchange:
-    """One exchange: takes client-first, then client-final. Raises PeerError 0x87 and nothing else."""
+    """One exchange: takes client-first, then client-final. Raises PeerError 0x87, or 0x88 if nobody can tell."""
 
-    __slots__ = ("_expected", "_final_start", "_nonce", "_opening", "_state", "_username", "_verifier", "_verifiers")
+    __slots__ = ("_final_start", "_mechanism", "_nonce", "_opening", "_request", "_sources", "_state", "_user")
 
-    def __init__(self, verifiers: Verifiers, nonce: str, expected: str | None) -> None:
-        self._verifiers = verifiers
+    def __init__(self, mechanism: Mechanism, sources: Sequence[Verifiers], nonce: str, request: ConnectRequest) -> None:
+        self._mechanism = mechanism
+        self._sources = sources
         self._nonce = nonce
-        self._expected = expected
+        self._request = request
         self._state = _FIRST
-        self._username = ""
-        self._verifier: Verifier | None = None
+        self._user: tuple[Verifier, Verdict] | None = None
         self._opening = ""  # client-first-message-bare "," server-first-message
         self._final_start = ""  # what client-final must begin with: channel binding and the whole nonce
 
@@ -222,14 +263,15 @@ class ScramExchange:
         except UnicodeDecodeError:
             raise _refusal("a message is not UTF-8") from None
         if state == _FIRST:
-            answer = self._client_first(text)
+            answer = await self._client_first(text)
             self._state = _FINAL
             return Step(answer.encode())
-        if state == _FINAL and self._verifier is not None:
-            return Step(self._client_final(text, self._verifier).encode(), Verdict(ALLOW, self._username))
+        if state == _FINAL and self._user is not None:
+            verifier, verdict = self._user
+            return Step(self._client_final(text, verifier).encode(), verdict)
         raise _refusal("the exchange is over")
 
-    def _client_first(self, text: str) -> str:
+    async def _client_first(self, text: str) -> str:
         parts = text.split(",")
         if parts[0].startswith("p="):
             raise _refusal("channel binding is not offered")
@@ -241,22 +283,32 @@ class ScramExchange:
         if not name.startswith("n=") or not nonce.startswith("r=") or not _NONCE.fullmatch(nonce, 2):
             raise _refusal("client-first has no user name or nonce")
         _check_extensions(parts[4:])
-        self._username = _username(name[2:])
-        if authzid and (not authzid.startswith("a=") or _username(authzid[2:]) != self._username):
+        username = _username(name[2:])
+        if authzid and (not authzid.startswith("a=") or _username(authzid[2:]) != username):
             raise _refusal("nobody may act as somebody else")
-        if self._expected is not None and not _same_user(self._expected, self._username):
+        expected = self._request.username
+        if expected is not None and not _same_user(expected, username):
             raise _refusal("the user of the exchange is not the User Name of the connection")
-        self._verifier = self._verifiers.lookup(self._username)
+        self._user = verifier, _ = await self._found(username)
         combined = nonce + self._nonce
-        server_first = f"{combined},s={_b64(self._verifier.salt)},i={self._verifier.iterations}"
+        server_first = f"{combined},s={_b64(verifier.salt)},i={verifier.iterations}"
         self._opening = f"{','.join(parts[2:])},{server_first}"
         self._final_start = f"c={_b64(f'{parts[0]},{authzid},'.encode())},{combined}"
         return server_first
 
+    async def _found(self, username: str) -> tuple[Verifier, Verdict]:
+        """Asks all, whoever knows the user: the same work, and the time does not tell where it is."""
+        try:
+            found = [await each.verifier(self._request, username, self._mechanism) for each in self._sources]
+        except BackendError as error:
+            _log.warning("authentication.unavailable", method=self._mechanism.method, error=str(error))
+            raise PeerError(0x88, "authentication is not possible now") from None
+        return next((each for each in found if not each[0].decoy), found[0])
+
     def _client_final(self, text: str, verifier: Verifier) -> str:
         without_proof, found, proof_text = text.rpartition(",p=")
         proof = _unb64(proof_text)
-        if not found or proof is None or len(proof) != KEY_BYTES:
+        if not found or proof is None or len(proof) != self._mechanism.key_bytes:
             raise _refusal("client-final has no proof")
         # Exactly these two: a changed channel binding flag or a nonce of another exchange ends here.
         attributes = without_proof.split(",")
@@ -264,16 +316,16 @@ class ScramExchange:
             raise _refusal("client-final does not belong to this exchange")
         _check_extensions(attributes[2:])
         auth_message = f"{self._opening},{without_proof}".encode()
-        signature = _hmac(verifier.stored_key, auth_message)
+        signature = verifier.mechanism.hmac(verifier.stored_key, auth_message)
         client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
-        matches = hmac.compare_digest(hashlib.sha256(client_key).digest(), verifier.stored_key)
+        matches = hmac.compare_digest(verifier.mechanism.hash(client_key), verifier.stored_key)
         if not matches or verifier.decoy:
             raise _refusal("bad user name or password")
-        return f"v={_b64(_hmac(verifier.server_key, auth_message))}"
+        return f"v={_b64(verifier.mechanism.hmac(verifier.server_key, auth_message))}"
 
 
 def _refusal(text: str) -> PeerError:
-    return PeerError(0x87, f"{METHOD}: {text}")
+    return PeerError(0x87, f"SCRAM: {text}")
 
 
 def _check_extensions(attributes: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ class RedisUsers(Remote):
     """Users in a Redis database of somebody else's making."""
 
     TYPE: ClassVar[str] = "redis"
-    HELP: ClassVar[str] = ("Users in any Redis or Valkey: a hash each with password_hash, and maybe salt and is_superuser; "
+    HELP: ClassVar[str] = ("Users in any Redis or Valkey: a hash each with password_hash, maybe salt, is_superuser; "
         "also serves SCRAM if it has scram_sha_256 or scram_sha_512.")
 
     url: str = option(Text(), None, "redis://HOST:PORT/DB, or any other form that the setting store takes.")
