@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from broker.access import Access
+from broker.auth.watch import PolicyWatch
 from broker.config import Settings
 from broker.errors import Fenced
 from broker.log import get_logger
@@ -72,7 +73,7 @@ class Life:
     def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics) -> None:
         self.cluster = cluster
         self.metrics = metrics
-        self.access = Access(settings, cluster.registry)
+        self.access = Access(settings, cluster.registry, metrics)
         self.reactor = Reactor()
         self.server = Server(
             self.reactor,
@@ -90,6 +91,7 @@ class Life:
             delayed_available=settings.delayed_available,
             node_name=settings.node_name,
         )
+        self.policy = PolicyWatch(self.access, cluster.registry, self.policy_changed)
         self.joined = False
         self._settings = settings
         self.entrance = Entrance(
@@ -136,6 +138,7 @@ class Life:
             await nursery.start(self.server.run)
             await nursery.start(self._be_member)
             await nursery.start(self.access.serve)
+            await nursery.start(self.policy.serve)
             self.joined = True
             self.reactor.hold = self._hold
             web = WebSockets(self.reactor, self.server.start, self.server.accept, self.metrics)
@@ -165,6 +168,10 @@ class Life:
         self.reactor.turn_hooks.clear()
         self.server.abandon("fenced")
         self.reactor.drop_clients()
+
+    def policy_changed(self) -> None:
+        """Users, rules or bans are not what they were: all connections are looked at again."""
+        self.server.recheck()
 
     def close_listeners(self) -> None:
         """Accept nobody any more. Idempotent."""

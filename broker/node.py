@@ -220,6 +220,7 @@ class Node:
         reload_all(self._certificates)
         if self._life is not None:
             self._life.access.reload()
+            self._life.policy_changed()
         if self._reload is None:
             return
         self.settings, changed, needs_restart = reloaded(self.settings, self._reload())
@@ -232,6 +233,7 @@ class Node:
             server.stall_timeout_s = settings.stall_timeout_s
             server.max_connections = settings.max_connections
             self._life.entrance.limit(settings.max_connections, settings.connection_rate)
+            self._life.access.authorization.no_match_allows = settings.no_match == "allow"
         self.log.info("node.reloaded", changed=changed)
         if needs_restart:
             self.log.warning("node.restart_needed", settings=needs_restart)
