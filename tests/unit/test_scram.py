@@ -1,4 +1,4 @@
-"""SCRAM-SHA-256: the published example, and everything that must not authenticate."""
+"""SCRAM-SHA-256 and SCRAM-SHA-512: the published example, and everything that must not authenticate."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.auth.api import Step
+from broker.auth.api import ALLOW, BackendError, ConnectRequest, Step, Verdict
+from broker.auth.hashes import of_verifier
 from broker.auth.scram import (
     MAX_ITERATIONS,
     MAX_MESSAGE_BYTES,
     MIN_ITERATIONS,
+    SHA_256,
+    SHA_512,
+    Mechanism,
+    Scram,
     ScramExchange,
-    ScramSha256,
     Verifier,
-    check_password,
     make_decoy,
     make_verifier,
     parse_verifier,
@@ -29,6 +32,7 @@ from broker.auth.scram import (
     saslprep,
 )
 from broker.errors import PeerError
+from broker.peer import Peer
 
 # RFC 7677 section 3.
 SALT = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
@@ -52,9 +56,10 @@ class Users:
             name: parse_verifier(make_verifier(password, 4096, SALT)) for name, password in passwords.items()
         }
 
-    def lookup(self, username: str) -> Verifier:
-        decoy = make_decoy(SECRET, username, tuple(self.verifiers.values()))
-        return self.verifiers.get(username, decoy)
+    async def verifier(self, request: ConnectRequest, username: str, mechanism: Mechanism) -> tuple[Verifier, Verdict]:
+        models = [(each.iterations, len(each.salt)) for each in self.verifiers.values()]
+        decoy = make_decoy(SECRET, username, models, mechanism)
+        return self.verifiers.get(username, decoy), Verdict(ALLOW, username)
 
 
 USERS = Users(user="pencil")
@@ -72,7 +77,20 @@ def run(step: Coroutine[object, object, Step]) -> Step:
 
 
 def begin(username: str | None = None, nonce: str = SERVER_NONCE) -> ScramExchange:
-    return ScramSha256(USERS, lambda: nonce).begin("client", username)
+    return Scram(SHA_256, [USERS], lambda: nonce).begin(request(username))
+
+
+def request(username: str | None = None) -> ConnectRequest:
+    return ConnectRequest("client", username, None, Peer())
+
+
+def check_password(verifier: Verifier, password: bytes) -> bool:
+    found = of_verifier(verifier)
+    return (found.decoy() if verifier.decoy else found).verify(password)
+
+
+def name(step: Step) -> str | None:
+    return None if step.verdict is None else step.verdict.username
 
 
 def refused(exchange: ScramExchange, data: bytes) -> str:
@@ -87,29 +105,32 @@ def refused(exchange: ScramExchange, data: bytes) -> str:
 
 
 def client_final(
-    password: str, first: bytes, server_first: bytes, header: bytes = b"n,,", extension: str = ""
+    password: str,
+    first: bytes,
+    server_first: bytes,
+    header: bytes = b"n,,",
+    extension: str = "",
+    digest: str = "sha256",
 ) -> tuple[bytes, bytes]:
     """A client of its own: client-final, and the server-final it expects."""
     attributes = dict(part.split("=", 1) for part in server_first.decode().split(","))
-    salted = hashlib.pbkdf2_hmac(
-        "sha256", password.encode(), base64.b64decode(attributes["s"]), int(attributes["i"]), 32
-    )
+    salted = hashlib.pbkdf2_hmac(digest, password.encode(), base64.b64decode(attributes["s"]), int(attributes["i"]))
     bare = first[len(header) :].decode()
     without_proof = f"c={base64.b64encode(header).decode()},r={attributes['r']}{extension}"
     message = f"{bare},{server_first.decode()},{without_proof}".encode()
-    client_key = hmac.digest(salted, b"Client Key", "sha256")
-    signature = hmac.digest(hashlib.sha256(client_key).digest(), message, "sha256")
+    client_key = hmac.digest(salted, b"Client Key", digest)
+    signature = hmac.digest(hashlib.new(digest, client_key).digest(), message, digest)
     proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
-    server = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
+    server = hmac.digest(hmac.digest(salted, b"Server Key", digest), message, digest)
     return f"{without_proof},p={base64.b64encode(proof).decode()}".encode(), b"v=" + base64.b64encode(server)
 
 
 def test_published_example() -> None:
     exchange = begin()
     first = run(exchange.step(CLIENT_FIRST))
-    assert (first.data, first.done, first.identity) == (SERVER_FIRST, False, None)
+    assert (first.data, first.done, name(first)) == (SERVER_FIRST, False, None)
     final = run(exchange.step(CLIENT_FINAL))
-    assert (final.data, final.done, final.identity) == (SERVER_FINAL, True, "user")
+    assert (final.data, final.done, name(final)) == (SERVER_FINAL, True, "user")
     refused(exchange, CLIENT_FINAL)
 
 
@@ -130,24 +151,73 @@ def test_good_exchanges(header: bytes, bare: bytes, extension: str) -> None:
     challenge = run(exchange.step(first))
     message, expected = client_final("pencil", first, challenge.data, header, extension)
     final = run(exchange.step(message))
-    assert (final.data, final.done, final.identity) == (expected, True, "user")
+    assert (final.data, final.done, name(final)) == (expected, True, "user")
 
 
 def test_escaped_user_name() -> None:
     users = Users()
     users.verifiers["a,b=2C"] = parse_verifier(PENCIL)
-    exchange = ScramSha256(users).begin("client", None)
+    exchange = Scram(SHA_256, [users]).begin(request())
     first = b"n,,n=a=2Cb=3D2C,r=abc"
     message, expected = client_final("pencil", first, run(exchange.step(first)).data)
     final = run(exchange.step(message))
-    assert (final.data, final.identity) == (expected, "a,b=2C")
+    assert (final.data, name(final)) == (expected, "a,b=2C")
+
+
+def test_sha_512() -> None:
+    users = Users()
+    text = make_verifier("pencil", 4096, SALT, SHA_512)
+    assert text.startswith("SCRAM-SHA-512$4096:")
+    users.verifiers["user"] = parse_verifier(text)
+    assert str(users.verifiers["user"]) == text
+    for password in ("pencil", "pencils"):
+        exchange = Scram(SHA_512, [users]).begin(request("user"))
+        first = b"n,,n=user,r=abc"
+        message, expected = client_final(password, first, run(exchange.step(first)).data, digest="sha512")
+        if password == "pencil":
+            final = run(exchange.step(message))
+            assert (final.data, final.done, name(final)) == (expected, True, "user")
+        else:
+            refused(exchange, message)
+    assert check_password(users.verifiers["user"], b"pencil")
+
+
+def test_proof_of_the_other_mechanism() -> None:
+    exchange = Scram(SHA_512, [USERS]).begin(request())
+    run(exchange.step(CLIENT_FIRST))
+    refused(exchange, CLIENT_FINAL)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_users_of_several_stores(order: int) -> None:
+    others = Users(other="ink")
+    exchange = Scram(SHA_256, [USERS, others][::order]).begin(request())
+    first = b"n,,n=other,r=abc"
+    message, expected = client_final("ink", first, run(exchange.step(first)).data)
+    final = run(exchange.step(message))
+    assert (final.data, name(final)) == (expected, "other")
+
+
+def test_a_store_that_cannot_be_asked() -> None:
+    class Broken:
+        async def verifier(
+            self, request: ConnectRequest, username: str, mechanism: Mechanism
+        ) -> tuple[Verifier, Verdict]:
+            raise BackendError("gone: at 10.0.0.1")
+
+    exchange = Scram(SHA_256, [USERS, Broken()]).begin(request())
+    with pytest.raises(PeerError) as caught:
+        run(exchange.step(CLIENT_FIRST))
+    assert caught.value.reason_code == 0x88
+    assert "10.0.0.1" not in caught.value.text
+    refused(exchange, CLIENT_FINAL)
 
 
 def test_wrong_password_and_unknown_user_are_the_same() -> None:
     texts = []
-    for name, password in ((b"user", "pencils"), (b"nobody", "pencil")):
+    for user, password in ((b"user", "pencils"), (b"nobody", "pencil")):
         exchange = begin()
-        first = b"n,,n=" + name + b",r=abc"
+        first = b"n,,n=" + user + b",r=abc"
         challenge = run(exchange.step(first))
         assert challenge.data.endswith(b",i=4096")
         texts.append(refused(exchange, client_final(password, first, challenge.data)[0]))
@@ -157,23 +227,25 @@ def test_wrong_password_and_unknown_user_are_the_same() -> None:
 def test_key_of_a_decoy_is_no_way_in() -> None:
     """Even who finds a pre-image of a decoy's key stays out."""
     verifier = parse_verifier(PENCIL)
-    decoy = Verifier(verifier.iterations, verifier.salt, verifier.stored_key, verifier.server_key, decoy=True)
+    keys = (verifier.stored_key, verifier.server_key)
+    decoy = Verifier(SHA_256, verifier.iterations, verifier.salt, *keys, decoy=True)
     assert check_password(verifier, b"pencil")
     assert not check_password(decoy, b"pencil")
     users = Users()
     users.verifiers["user"] = decoy
-    exchange = ScramSha256(users, lambda: SERVER_NONCE).begin("client", None)
+    exchange = Scram(SHA_256, [users], lambda: SERVER_NONCE).begin(request())
     assert run(exchange.step(CLIENT_FIRST)).data == SERVER_FIRST
     refused(exchange, CLIENT_FINAL)
 
 
 def test_decoys_cannot_be_told_from_users() -> None:
-    models = (Verifier(4096, bytes(16), bytes(32), bytes(32)), Verifier(8000, bytes(40), bytes(32), bytes(32)))
+    models = [(4096, 16), (8000, 40)]
     decoys = [make_decoy(SECRET, f"user{number}", models) for number in range(60)]
     again = [make_decoy(SECRET, f"user{number}", models) for number in range(60)]
     assert list(map(str, decoys)) == list(map(str, again))
     assert {(decoy.iterations, len(decoy.salt)) for decoy in decoys} == {(4096, 16), (8000, 40)}
     assert len({decoy.salt for decoy in decoys}) == 60
+    assert make_decoy(SECRET, "user0", models, SHA_512).salt not in {decoy.salt for decoy in decoys}
     assert all(decoy.salt[32:] != decoy.salt[:8] for decoy in decoys)
     assert make_decoy(b"other", "user0", models).salt != decoys[0].salt
     assert parse_verifier(str(make_decoy(SECRET, "x", ()))).iterations == 10_000
@@ -373,7 +445,7 @@ def test_unusable_password_does_not_pass_for_the_empty_one() -> None:
     """An empty password is the stand-in that unusable ones are hashed as."""
     salted = hashlib.pbkdf2_hmac("sha256", b"", SALT, 4096, 32)
     key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-    empty = Verifier(4096, SALT, key, key)
+    empty = Verifier(SHA_256, 4096, SALT, key, key)
     for password in (b"", b"\xff", b"p" * 2000):
         assert not check_password(empty, password)
 
