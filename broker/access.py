@@ -56,6 +56,7 @@ class Access:
         self.hooks = Hooks([each for each in settings.hooks if isinstance(each, Hook)], metrics)
         authenticators = [*self.hooks.authenticators(), *make_authenticators(settings, registry)]
         self.chain = Chain(settings.allow_anonymous, authenticators, attributes, cache)
+        _check_names(settings, set(self.chain.authenticators))
         every: tuple[str, ...] = ()
         sources: list[tuple[RuleSource, Sequence[str]]] = [(each, every) for each in self.hooks.sources()]
         sources += [(make_source(each, registry), listeners_of(each)) for each in settings.authorization]
@@ -107,6 +108,23 @@ class Access:
 
 async def _served(source: RuleSource, *, task_status: trio.TaskStatus[None]) -> None:
     await source.serve(task_status=task_status)
+
+
+def _check_names(settings: Settings, known: set[str]) -> None:
+    """The configuration takes hooks for authenticators: here it is known whether they are."""
+    for listener in settings.listen:
+        options = listener.options
+        missing = [name for name in options.authentication if name not in known and options.authentication != ("off",)]
+        if missing:
+            raise ConfigError(
+                f"listen = {listener.url}: authentication has {missing[0]!r}, a hook without authenticate"
+            )
+        allowed = settings.allow_anonymous if options.anonymous == "default" else options.anonymous == "true"
+        if not known and not allowed and not listener.is_loopback:
+            raise ConfigError(
+                f"listen = {listener.url!r}: other machines can reach it and neither authenticator nor hook checks"
+                " clients; set authentication, or --allow-anonymous if that is meant"
+            )
 
 
 def listeners_of(options: Options) -> Sequence[str]:

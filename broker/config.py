@@ -241,9 +241,11 @@ class Settings:
     max_connections: int = _setting(_LIMITS, Integer(), "0",
         "Connections served at a time; 0 is as many as the system allows.", at_least=0, at_most=10_000_000, reload=True)
     max_connections_per_user: int = _setting(_LIMITS, Integer(), "0",
-        "Connections of one user name, in the whole cluster; 0: any number.", at_least=0, at_most=10_000_000, reload=True)
+        "Connections of one user name, in the whole cluster; 0: any number.",
+        at_least=0, at_most=10_000_000, reload=True)
     max_connections_per_ip: int = _setting(_LIMITS, Integer(), "0",
-        "Connections from one IP address, in the whole cluster; 0: any number.", at_least=0, at_most=10_000_000, reload=True)
+        "Connections from one IP address, in the whole cluster; 0: any number.",
+        at_least=0, at_most=10_000_000, reload=True)
     connection_rate: int = _setting(_LIMITS, Integer(), "0",
         "New connections accepted per second, bursts of as many allowed; 0: no limit. Others wait.",
         at_least=0, at_most=10_000_000, reload=True)
@@ -258,7 +260,8 @@ class Settings:
         "Messages per second that are taken from all clients of a tenant, in the whole cluster; 0: no limit.",
         at_least=0, at_most=10_000_000, reload=True)
     tenant_byte_rate: int = _setting(_LIMITS, Size(), "0",
-        "Bytes per second that are taken from all clients of a tenant; 0: no limit.", at_least=0, at_most=1 << 40, reload=True)
+        "Bytes per second that are taken from all clients of a tenant; 0: no limit.",
+        at_least=0, at_most=1 << 40, reload=True)
     max_topic_levels: int = _setting(_LIMITS, Integer(), "200",
         "Levels of a topic name or filter.", at_least=1, at_most=32768, reload=True)
     max_topic_length: int = _setting(_LIMITS, Size(), "65535",
@@ -533,10 +536,14 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
 
 
 def _check_listeners(settings: Settings, origins: Mapping[str, str]) -> None:
-    labels = [block.label for block in settings.authentication if isinstance(block, Named)]
+    # Whether a hook checks clients is known when it is loaded: see `broker.access`.
+    labels = [block.label for block in (*settings.hooks, *settings.authentication) if isinstance(block, Named)]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"authentication ({origins['authentication']}): two of the name {label!r}; set name")
+            raise ConfigError(
+                f"authentication ({origins['authentication']}), hooks ({origins['hooks']}): two of the name {label!r};"
+                " set name"
+            )
     for listener in settings.listen:
         chosen = listener.options.authentication
         unknown = [name for name in chosen if name not in labels and chosen != ("off",)]

@@ -27,3 +27,7 @@ class Hook(Named):
     refresh_s: float = option(Duration(), "60s", "How long an answer of authorize counts.", at_least=0.1, at_most=86400)
     options: str = option(Text(), "", "Text that the hook is made with.")
     # fmt: on
+
+    @property
+    def label(self) -> str:
+        return self.name or self.target
