@@ -1,0 +1,1 @@
+"""What keeps one client, or many, from taking more than its share: bans, places, rates."""
