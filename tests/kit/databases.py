@@ -194,7 +194,7 @@ class Mariadb(Server):
         connection = pymysql.connect(unix_socket=str(self.folder / "s"), user="root", autocommit=True)
         try:
             with connection.cursor() as cursor:
-                for statement in statements:
+                for statement in ("CREATE DATABASE IF NOT EXISTS mqtt CHARACTER SET latin1", "USE mqtt", *statements):
                     cursor.execute(statement)
         finally:
             connection.close()
