@@ -1,0 +1,242 @@
+"""The order of sources, what is remembered, and what happens when a source cannot be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from broker.auth.api import ALLOW, DENY, IGNORE, PUBLISH, READ, SUBSCRIBE, BackendError, Judge, Principal
+from broker.auth.base import BaseSource
+from broker.auth.permissions import REMEMBERED, Authorization, Permissions
+from broker.auth.rules import judge_of, rule_from
+from broker.metrics import Metrics
+from broker.peer import Peer
+
+
+class Steady(BaseSource):
+    """Rules that can be exchanged."""
+
+    steady = True
+
+    def __init__(self, name: str, *rules: tuple[str, str, str]) -> None:
+        super().__init__(name)
+        self.rules = rules
+        self.error = False
+        self.opened: list[Judge] = []
+
+    async def open(self, principal: Principal) -> Judge:
+        if self.error:
+            raise BackendError("gone")
+        made = judge_of(
+            [rule_from({"permission": rule[0], "action": rule[1], "topics": rule[2]}) for rule in self.rules], principal
+        )
+        self.opened.append(made)
+        return made
+
+
+class Service(BaseSource):
+    """Somebody who has to be waited for, and forgets at once."""
+
+    def __init__(self) -> None:
+        super().__init__("service")
+        self.asked: list[tuple[int, str]] = []
+        self.answer = ALLOW
+        self.error = False
+
+    async def open(self, principal: Principal) -> Judge:
+        return ServiceJudge(self)
+
+
+class ServiceJudge:
+    changed: Callable[[], None] | None = None
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def decide(self, action: int, topic: str, qos: int, retain: bool) -> int | None:
+        return DENY if action == READ else None
+
+    def covers(self, topic_filter: str) -> bool:
+        return False
+
+    async def ask(self, action: int, topic: str, qos: int, retain: bool) -> int:
+        await trio.lowlevel.checkpoint()
+        self._service.asked.append((action, topic))
+        if self._service.error:
+            raise BackendError("gone")
+        return self._service.answer
+
+
+def client(
+    *, superuser: bool = False, listener: str = "main", own: list[tuple[str, str, str]] | None = None
+) -> Principal:
+    rules = None
+    if own is not None:
+        rules = [rule_from({"permission": rule[0], "action": rule[1], "topics": rule[2]}) for rule in own]
+    return Principal("ann", "c1", Peer("10.0.0.1", 1, listener), "ann", superuser=superuser, rules=rules)
+
+
+async def opened(
+    principal: Principal, *sources: BaseSource, no_match: bool = False, metrics: Metrics | None = None
+) -> Permissions:
+    return await Authorization([(each, ()) for each in sources], no_match, metrics).permissions(principal)
+
+
+async def test_without_rules_nothing_is_asked() -> None:
+    permissions = await opened(client())
+    assert permissions.unrestricted
+    assert permissions.may_publish(b"a", 0, False) is True
+    assert permissions.may_read(b"a")
+    assert permissions.covers("#")
+    assert await permissions.may_subscribe("#", 0)
+
+
+async def test_a_superuser_is_not_asked_about() -> None:
+    source = Steady("file", ("deny", "all", "#"))
+    permissions = await opened(client(superuser=True, own=[("deny", "all", "#")]), source)
+    assert permissions.unrestricted
+    assert not source.opened
+    assert permissions.may_publish(b"a", 0, False) is True
+
+
+async def test_the_first_that_says_something_decides() -> None:
+    one = Steady("one", ("deny", "all", "a/secret"))
+    two = Steady("two", ("allow", "all", "a/#"), ("deny", "all", "b"))
+    permissions = await opened(client(own=[("allow", "publish", "a/secret")]), one, two)
+    assert permissions.may_publish(b"a/secret", 1, True) is True
+    assert not permissions.may_read(b"a/secret")
+    assert permissions.may_read(b"a/x")
+    assert permissions.may_publish(b"b", 0, False) is False
+    assert permissions.may_publish(b"c", 0, False) is False
+    assert await permissions.may_subscribe("a/#", 0)
+    assert not await permissions.may_subscribe("a/secret", 0)
+    assert not await permissions.may_subscribe("#", 0)
+    assert not permissions.covers("a/#")
+
+
+async def test_where_no_rule_applies() -> None:
+    source = Steady("one", ("deny", "all", "b"))
+    for allowed in (True, False):
+        permissions = await opened(client(), source, no_match=allowed)
+        assert permissions.may_publish(b"c", 0, False) is allowed
+        assert permissions.may_read(b"c") is allowed
+        assert await permissions.may_subscribe("c", 0) is allowed
+        assert permissions.may_publish(b"b", 0, False) is False
+
+
+async def test_rules_of_the_credentials_alone_close_the_rest() -> None:
+    permissions = await opened(client(own=[]))
+    assert not permissions.unrestricted
+    assert permissions.may_publish(b"a", 0, False) is False
+
+
+async def test_sources_of_other_listeners() -> None:
+    authorization = Authorization([(Steady("one", ("allow", "all", "a")), ("main",))])
+    assert (await authorization.permissions(client(listener="other"))).unrestricted
+    assert not (await authorization.permissions(client())).unrestricted
+
+
+async def test_what_is_remembered_is_bounded_and_forgotten() -> None:
+    source = Steady("one", ("allow", "all", "a/#"))
+    permissions = await opened(client(), source)
+    allowed0 = permissions.allowed0
+    for number in range(3 * REMEMBERED):
+        topic = b"a/%d" % number
+        assert permissions.may_publish(topic, 0, False) is True
+        assert permissions.may_publish(topic, 1, True) is True
+        assert permissions.may_read(topic)
+    assert len(allowed0) == len(permissions._published) == len(permissions._read) == REMEMBERED
+    assert topic in allowed0
+    source.rules = (("deny", "all", "a/#"),)
+    await permissions.renew()
+    assert permissions.allowed0 is allowed0
+    assert not allowed0
+    assert permissions.may_publish(topic, 0, False) is False
+    assert permissions.may_publish(topic, 1, True) is False
+    assert not permissions.may_read(topic)
+    assert not allowed0
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("retain", [False, True])
+async def test_answers_are_remembered_for_each_qos_and_retain(qos: int, retain: bool) -> None:
+    rule = rule_from({"permission": "allow", "topics": "a", "qos": qos, "retain": retain})
+    principal = Principal("ann", "c1", Peer(), "ann", rules=[rule])
+    permissions = await opened(principal)
+    for _ in range(2):
+        for asked in (0, 1, 2):
+            for flag in (False, True):
+                expected = asked == qos and flag == retain
+                assert permissions.may_publish(b"a", asked, flag) is expected
+    assert (b"a" in permissions.allowed0) is (qos == 0 and not retain)
+
+
+async def test_a_judge_that_changed_is_asked_again() -> None:
+    source = Steady("one", ("allow", "all", "a"))
+    permissions = await opened(client(), source)
+    told: list[None] = []
+    permissions.changed = lambda: told.append(None)
+    assert permissions.may_publish(b"a", 0, False) is True
+    [judge] = source.opened
+    judge.entries.clear()  # type: ignore[attr-defined]
+    assert judge.changed is not None
+    judge.changed()
+    assert told == [None]
+    assert permissions.may_publish(b"a", 0, False) is False
+    await permissions.renew()
+    assert judge.changed is None
+
+
+async def test_a_service_is_waited_for_and_not_remembered() -> None:
+    service = Service()
+    metrics = Metrics()
+    permissions = await opened(client(), Steady("one", ("allow", "publish", "a")), service, metrics=metrics)
+    assert permissions.may_publish(b"a", 0, False) is True
+    assert permissions.may_publish(b"b", 0, False) is None
+    assert await permissions.ask_publish(b"b", 0, False)
+    assert permissions.may_publish(b"b", 0, False) is None
+    assert b"b" not in permissions.allowed0
+    service.answer = IGNORE
+    assert not await permissions.ask_publish(b"b", 0, False)
+    service.answer = ALLOW
+    service.error = True
+    assert not await permissions.ask_publish(b"b", 0, False)
+    assert not await permissions.may_subscribe("b", 1)
+    service.error = False
+    assert await permissions.may_subscribe("b", 1)
+    assert service.asked == [(PUBLISH, "b")] * 3 + [(SUBSCRIBE, "b")] * 2
+    assert not permissions.may_read(b"a")
+    assert metrics.authorization == {
+        "publish,allow": 2,
+        "publish,deny": 1,
+        "publish,error": 1,
+        "subscribe,error": 1,
+        "subscribe,allow": 1,
+        "read,deny": 1,
+    }
+
+
+async def test_every_denial_is_counted() -> None:
+    metrics = Metrics()
+    permissions = await opened(client(), Steady("one", ("allow", "all", "a")), metrics=metrics)
+    for _ in range(3):
+        permissions.may_publish(b"a", 0, False)
+        permissions.may_publish(b"b", 0, False)
+        permissions.may_read(b"a")
+        permissions.may_read(b"b")
+    assert metrics.authorization == {"publish,allow": 1, "publish,deny": 3, "read,allow": 1, "read,deny": 3}
+
+
+async def test_a_source_that_cannot_be_opened() -> None:
+    source = Steady("one", ("allow", "all", "a"))
+    source.error = True
+    with pytest.raises(BackendError):
+        await opened(client(), source)
+    source.error = False
+    permissions = await opened(client(), source)
+    source.error = True
+    await permissions.renew()
+    assert permissions.may_publish(b"a", 0, False) is True
+    assert permissions.may_publish(b"b", 0, False) is False
