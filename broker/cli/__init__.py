@@ -6,15 +6,16 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import click
 
 from broker import __version__
 from broker.cli.migrate import import_mosquitto
 from broker.cli.passwords import passwd
-from broker.config import DEFAULT, SETTINGS, Loaded, Setting, load
+from broker.cli.settings import SettingsCommand, load_options
+from broker.cli.users import users
+from broker.config import DEFAULT
 from broker.errors import BrokerError, ConfigError
 
 EXIT_FAILED = 1
@@ -70,45 +71,6 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-class SettingsCommand(click.Command):
-    """A command with one option per setting; its help shows them in the groups of the declaration."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.extend(_option(setting) for setting in SETTINGS)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        group_of = {setting.attribute: setting.group for setting in SETTINGS}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                groups.setdefault(group_of.get(parameter.name or "", "Other"), []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records, col_max=34)
-
-
-def _option(setting: Setting) -> click.Option:
-    shown = setting.default or "none"
-    text = setting.help if setting.secret else f"{setting.help} [default: {shown}]"
-    if setting.is_flag:
-        spelling = f"{setting.option}/--no-{setting.option.removeprefix('--')}"
-        return click.Option([spelling, setting.attribute], default=None, help=text)
-    return click.Option(
-        [setting.option, setting.attribute],
-        default=None,
-        multiple=setting.repeatable,
-        metavar=setting.kind.metavar,
-        help=text,
-    )
-
-
-def _load(options: Mapping[str, object]) -> Loaded:
-    # click gives () for a repeatable option that was not used.
-    return load({name: value for name, value in options.items() if value != ()}, os.environ)
-
-
 class CommandsInOrder(click.Group):
     """Lists commands in the order of their definition: what a new user needs first stands first."""
 
@@ -132,18 +94,18 @@ _SOURCES = """Every option is also a variable (--max-packet-size is ROOKERY_MAX_
 @cli.command(cls=SettingsCommand, epilog=_SOURCES)
 def serve(**options: object) -> int:
     """Start a node and serve until SIGTERM."""
-    loaded = _load(options)
+    loaded = load_options(options)
     from broker.log import configure  # here: the other commands start without trio and the rest
     from broker.node import run
 
     configure(loaded.settings.log_level, loaded.settings.log_format)
-    return run(loaded.settings, lambda: _load(options).settings)
+    return run(loaded.settings, lambda: load_options(options).settings)
 
 
 @cli.command("check-config", cls=SettingsCommand, epilog=_SOURCES)
 def check_config(**options: object) -> None:
     """Check the settings as `serve` would, without starting."""
-    loaded = _load(options)
+    loaded = load_options(options)
     from broker.access import Access
     from broker.transport.certificates import load_certificates
 
@@ -156,7 +118,7 @@ def check_config(**options: object) -> None:
 @cli.command("config", cls=SettingsCommand, epilog=_SOURCES)
 def show_config(**options: object) -> None:
     """Print the effective settings and where each comes from; secrets are masked."""
-    rows = [(setting.name, text, origin) for setting, text, origin in _load(options).shown()]
+    rows = [(setting.name, text, origin) for setting, text, origin in load_options(options).shown()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, text, origin in rows:
         print(f"{name:<{widths[0]}} = {text:<{widths[1]}}  # {origin}")
@@ -164,7 +126,7 @@ def show_config(**options: object) -> None:
 
 @cli.group()
 def ctl() -> None:
-    """Ask a running node."""
+    """Ask a running node, and manage what the nodes of a cluster share."""
 
 
 @ctl.command()
@@ -196,5 +158,6 @@ def version() -> None:
     print(f"rookery {__version__}")
 
 
+ctl.add_command(users)
 cli.add_command(passwd)
 cli.add_command(import_mosquitto)
