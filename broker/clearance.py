@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from broker.auth.api import Principal
+from broker.auth.api import ConnectRequest, Principal
 from broker.message import Message
 from broker.reasons import NOT_AUTHORIZED
 
@@ -31,3 +31,21 @@ class PublishHooks(Protocol):
     async def publish(self, principal: Principal, message: Message) -> Message | None:
         """What is published instead, at the same QoS; None: nothing is. Never raises."""
         ...
+
+
+class Hooks(PublishHooks, Protocol):
+    """All that code may see of clients. A flag that is not set says that nobody listens: nothing is called."""
+
+    connects: bool
+    publishes: bool
+    delivers: bool
+    disconnects: bool
+
+    async def connect(self, request: ConnectRequest) -> None:
+        """Before a client is authenticated. Raises PeerError."""
+
+    def delivered(self, principal: Principal, message: Message) -> None:
+        """A message was written to a client."""
+
+    def disconnected(self, principal: Principal, reason: str) -> None:
+        """A connection that was open has ended."""

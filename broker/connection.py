@@ -69,6 +69,7 @@ class Connection(Watched):
         "_need",
         "_rest",
         "_working",
+        "admitted",
         "agreement",
         "authenticator",
         "bridge",
@@ -84,7 +85,9 @@ class Connection(Watched):
         "max_packet_size",
         "mount",
         "permissions",
+        "rechecks",
         "send_will",
+        "will_topic",
     )
 
     def __init__(self, stream: Stream, server: Services, listener: Listener) -> None:
@@ -111,6 +114,11 @@ class Connection(Watched):
         #: What the will does when the connection ends.
         self.send_will = True
         self.has_will = False
+        self.will_topic = b""
+        #: The guard let it in, and is to be told when it leaves.
+        self.admitted = False
+        #: How often its subscriptions were looked at again.
+        self.rechecks = 0
         self.exchange: Exchange | None = None
         #: Whose exchange it is.
         self.authenticator = ""
@@ -199,6 +207,12 @@ class Connection(Watched):
             for topic_filter in self.subscriber.subscriptions:
                 self.gate.watch(topic_filter)
         self.update_plain()
+
+    def watch(self, topic_filter: str) -> None:
+        """A subscription is about to be in force."""
+        if self.gate is not None:
+            self.gate.watch(topic_filter)
+            self.update_plain()
 
     def _go_on(self) -> None:
         if self._working or self._held:

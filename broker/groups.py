@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from broker.announcing import RETRY_S, Announcing
+from broker.gate import NOT_AUTHORIZED
 from broker.handover import Handover
 from broker.holding import Holding
 from broker.message import Message
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 #: How long an entry waits for a busy member here before the members of other nodes may have it.
 PATIENCE_S = 1.0
 
+#: Entries that no member here may read and that went to other nodes: so many are remembered.
+UNREAD_LIMIT = 10_000
+
 
 class Group:
     """The members of one shared subscription, on this node and on others, and who of those here is next."""
@@ -52,6 +56,7 @@ class Group:
         "_refused",
         "_returned",
         "_table",
+        "_unread",
         "_waiting",
         "_watching",
         "announcing",
@@ -90,6 +95,8 @@ class Group:
         #: Entries that the store could not hand over just now, and those that it gets back once it knows who left.
         self._refused: list[GroupEntry] = []
         self._returned: list[GroupEntry] = []
+        #: Entries that nobody here may read, and how often they came.
+        self._unread: dict[bytes, int] = {}
         self._next = 0
         self._next_node = 0
         #: How many entries that waited were given out; a task looks whether that moves.
@@ -208,6 +215,12 @@ class Group:
         else:
             self._next = (self._next + 1) % len(online)
         member = online[self._next]
+        if not _may_read(member, message):
+            able = [each for each in online[self._next :] + online[: self._next] if _may_read(each, message)]
+            if not able:
+                self.lost(NOT_AUTHORIZED)
+                return
+            member = able[0]
         connection = member.subscriber.connection
         if connection is not None:
             connection.send_qos0(encoding, False, member.subscription_ids)
@@ -230,15 +243,38 @@ class Group:
             self._offer_named(entry, encoding)
         elif not self.online:
             self._send_back((entry,))
-        elif self._waiting or not self._give(self._pick(), entry, encoding):
+        elif self._waiting or not self._give(self._pick(entry), entry, encoding):
+            self._let_wait(entry)
+
+    def _let_wait(self, entry: GroupEntry) -> None:
+        if self._anybody_for(entry):
             self._waiting.append(entry)
             self._set_hungry()
             self._watch()
+
+    def _anybody_for(self, entry: GroupEntry) -> bool:
+        """Whether some member here may read the entry. If not, it goes to another node, or nowhere."""
+        if any(_may_read(member, entry.message) for member in self.online):
+            return True
+        came = self._unread.pop(entry.entry_id, 0) + 1
+        if came > len(self.nodes):  # every node with members had it, as far as chance wills
+            self.lost(NOT_AUTHORIZED)
+            self.done(entry)
+        else:
+            if len(self._unread) >= UNREAD_LIMIT:
+                del self._unread[next(iter(self._unread))]
+            self._unread[entry.entry_id] = came
+            self._send_back((entry,))
+        return False
 
     def _offer_named(self, entry: GroupEntry, encoding: Encoding) -> None:
         member = self.members.get(entry.member)
         if member is None or member not in self.online:
             self._send_back((entry,))
+            return
+        if not _may_read(member, entry.message):  # not whom the strategy would choose, but somebody
+            if not self._give(self._pick(entry), entry, encoding):
+                self._let_wait(entry)
             return
         queue = self._named.get(entry.member)
         if queue or not self._give(_if_idle(member), entry, encoding):
@@ -276,9 +312,11 @@ class Group:
             remaining = entry.message.remaining_s(now_ms)
             if remaining == 0:
                 self._expired(entry)
+            elif only is not None and not _may_read(only, entry.message):
+                self._let_wait(entry)
             elif not self._give(
-                self._pick() if only is None else _if_idle(only), entry, Encoding(entry.message, remaining)
-            ):
+                self._pick(entry) if only is None else _if_idle(only), entry, Encoding(entry.message, remaining)
+            ) and (only is not None or self._anybody_for(entry)):
                 return
             self._given += 1
             queue.popleft()
@@ -293,7 +331,9 @@ class Group:
             encoding = Encoding(entry.message, entry.message.remaining_s(now_ms))
             if encoding.remaining_s == 0:
                 self._expired(entry)
-            elif not self._give(self._pick(), entry, encoding):
+            elif not self._give(self._pick(entry), entry, encoding):
+                if self.online and not self._anybody_for(entry):
+                    continue
                 # What waits is newer: it goes back with the rest, which the store gives out in order.
                 waiting, self._waiting = self._waiting, deque()
                 self._send_back([*entries[at:], *waiting])
@@ -362,6 +402,8 @@ class Group:
 
     def done(self, entry: GroupEntry) -> None:
         """The entry may leave the queue."""
+        if self._unread:
+            self._unread.pop(entry.entry_id, None)
         self._here.discard(entry.entry_id)
         self._table.cluster.group_acknowledge(self.group_id, entry.entry_id, None)
         self.holding.less()
@@ -372,28 +414,28 @@ class Group:
 
     # -- to one member
 
-    def _pick(self) -> GroupMember | None:
-        """The next member that has room in its window."""
+    def _pick(self, entry: GroupEntry) -> GroupMember | None:
+        """The next member that has room in its window and may read the message."""
         online = self.online
         count = len(online)
         if self.strategy == LEAST_INFLIGHT:
-            return self._pick_freest()
+            return self._pick_freest(entry)
         at = random.randrange(count) if self.strategy == RANDOM and count else self._next
         for _ in range(count):
             at = (at + 1) % count
             member = online[at]
             session = member.subscriber.session
-            if session is not None and member.ready and session.idle():
+            if session is not None and member.ready and session.idle() and _may_read(member, entry.message):
                 self._next = at
                 return member
         return None
 
-    def _pick_freest(self) -> GroupMember | None:
+    def _pick_freest(self, entry: GroupEntry) -> GroupMember | None:
         best: GroupMember | None = None
         most = 0
         for member in self.online:
             session = member.subscriber.session
-            if session is not None and member.ready and session.idle():
+            if session is not None and member.ready and session.idle() and _may_read(member, entry.message):
                 credit = session.credit() - session.promised
                 if credit > most:
                     best, most = member, credit
@@ -477,6 +519,12 @@ def _if_idle(member: GroupMember) -> GroupMember | None:
     """The member, if it has room in its window."""
     session = member.subscriber.session
     return member if session is not None and member.ready and session.idle() else None
+
+
+def _may_read(member: GroupMember, message: Message) -> bool:
+    """Whether the message may be delivered to the member."""
+    connection = member.subscriber.connection
+    return connection is None or connection.gate is None or connection.gate.lets(message.topic)
 
 
 def _entry_order(entry: GroupEntry) -> tuple[int, int]:

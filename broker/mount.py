@@ -45,6 +45,12 @@ class Mount:
         mounted = self.text + plain
         return f"$share/{share_name}/{mounted}" if share_name else mounted
 
+    def seen(self, topic_filter: str) -> str:
+        """A real filter as the client knows it."""
+        share_name, plain = split_shared(topic_filter)
+        plain = plain.removeprefix(self.text)
+        return f"$share/{share_name}/{plain}" if share_name else plain
+
 
 def mount_of(principal: Principal, mountpoint: str) -> Mount | None:
     """The mount of a client; PeerError 0x87 if a value for it is missing, or would move it elsewhere."""

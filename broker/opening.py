@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 import trio
 
-from broker.auth.api import ConnectRequest, Exchange
-from broker.codec.packets import Auth, Connack, Connect, Properties
+from broker.auth.api import BackendError, ConnectRequest, Exchange, Principal
+from broker.codec.packets import V5, V31, V311, Auth, Connack, Connect, Properties
 from broker.codec.publish import properties_to_forwardable
 from broker.connection import Connection
-from broker.errors import PeerError, StoreFull, StoreUnavailable
+from broker.errors import NotOwner, PeerError, SessionLost, StoreFull, StoreUnavailable
+from broker.gate import Permissions
 from broker.inbound import Inbound
 from broker.message import Message
+from broker.mount import mount_of
 from broker.reasons import reason_name
 from broker.routes import Subscriber
 from broker.session.effects import ContinueAuthentication
-from broker.session.machine import CLOSED
+from broker.session.machine import CLOSED, OPEN
 from broker.session.negotiation import Agreement, agree, connack_properties
 from broker.session.session import Session
+from broker.topics.names import split_shared
 from cluster.api import Attachment, AttachRequest, StoredWill
 
 if TYPE_CHECKING:
     from broker.server import Server
+
+_VERSIONS = {V31: "3.1", V311: "3.1.1", V5: "5"}
 
 #: Characters of an assigned client identifier.
 _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
@@ -59,6 +65,14 @@ class Opening:
         except PeerError as error:
             self._server.metrics.connects[reason_name(error.reason_code)] += 1
             connection.fail(error)
+        except NotOwner:
+            self._server.metrics.connects["not_authorized"] += 1
+            self._server.log.info("client.not_owner", client_id=connection.client_id, peer=str(connection.stream.peer))
+            connection.refuse(0x87, "the client id belongs to somebody else")
+        except SessionLost:
+            self._server.metrics.connects["server_unavailable"] += 1
+            connection.lost = True
+            connection.refuse(0x88, "another connection uses this client id")
         except StoreFull:
             self._server.metrics.connects["quota_exceeded"] += 1
             connection.refuse(0x97, "the store is full")
@@ -69,6 +83,8 @@ class Opening:
             connection.work_done()
 
     async def _open(self, connection: Connection, connect: Connect) -> None:
+        if _VERSIONS[connect.protocol_version] not in connection.listener.options.versions:
+            raise PeerError(0x84, f"MQTT {_VERSIONS[connect.protocol_version]} is not spoken here")
         new_id = "auto-" + "".join(random.SystemRandom().choices(_ID_ALPHABET, k=20))
         properties = connect.properties
         if properties is not None:
@@ -86,6 +102,10 @@ class Opening:
             connect.protocol_version,
             properties.user_properties if properties is not None else (),
         )
+        server = self._server
+        await server.guard.screen(request)
+        if server.hooks is not None and server.hooks.connects:
+            await server.hooks.connect(request)
         if agreement.authentication_method is not None:
             exchange, connection.authenticator = self._server.access.chain.begin(
                 agreement.authentication_method, request, connection.listener.options
@@ -93,33 +113,47 @@ class Opening:
             connection.exchange = exchange
             self._exchanges[connection] = (connect, agreement, request)
             data = (properties.authentication_data if properties is not None else None) or b""
-            await self._exchange(connection, exchange, agreement.authentication_method, data)
+            await self._exchange(connection, request, exchange, agreement.authentication_method, data)
             return
-        connection.principal = await self._server.access.chain.authenticate(request, connection.listener.options)
-        await self._attach(connection, connect, agreement, None)
+        try:
+            principal = await server.access.chain.authenticate(request, connection.listener.options)
+        except PeerError as error:
+            await server.guard.failed(request, error)
+            raise
+        await self._enter(connection, connect, agreement, principal, None)
 
     def continue_authentication(self, connection: Connection, effect: ContinueAuthentication) -> None:
         """An AUTH packet of the client."""
 
         async def work() -> None:
-            if effect.again:
-                principal = connection.principal
+            principal = connection.principal
+            opening = self._exchanges.get(connection)
+            if opening is not None:
+                request = opening[2]
+            else:
                 assert principal is not None
                 request = ConnectRequest(connection.client_id, principal.identity, None, principal.peer)
+            if effect.again:
                 connection.exchange, connection.authenticator = self._server.access.chain.begin(
                     effect.method, request, connection.listener.options
                 )
             exchange = connection.exchange
             assert exchange is not None
-            await self._exchange(connection, exchange, effect.method, effect.data)
+            await self._exchange(connection, request, exchange, effect.method, effect.data)
 
         async def answered() -> None:
             await self._answered(connection, work())
 
         self._server.start(answered)
 
-    async def _exchange(self, connection: Connection, exchange: Exchange, method: str, data: bytes) -> None:
-        step = await exchange.step(data)
+    async def _exchange(
+        self, connection: Connection, request: ConnectRequest, exchange: Exchange, method: str, data: bytes
+    ) -> None:
+        try:
+            step = await exchange.step(data)
+        except PeerError as error:
+            await self._server.guard.failed(request, error)
+            raise
         if connection.machine.state == CLOSED:
             return
         properties = Properties()
@@ -131,21 +165,80 @@ class Opening:
             return
         connection.exchange = None
         assert step.verdict is not None
+        principal = self._server.access.chain.principal(request, step.verdict, connection.authenticator)
         opening = self._exchanges.pop(connection, None)
         if opening is None:
-            connection.machine.authenticated()
-            connection.send(Auth(0x00, properties))
+            await self._renewed(connection, principal)
+            if connection.machine.state != CLOSED:
+                connection.machine.authenticated()
+                connection.send(Auth(0x00, properties))
             return
-        connect, agreement, request = opening
-        connection.principal = self._server.access.chain.principal(request, step.verdict, connection.authenticator)
-        await self._attach(connection, connect, agreement, step.data)
+        connect, agreement, _ = opening
+        await self._enter(connection, connect, agreement, principal, step.data)
+
+    async def _renewed(self, connection: Connection, principal: Principal) -> None:
+        """A client that is connected proved again who it is, perhaps with other rights and for a longer time."""
+        before = connection.principal
+        assert before is not None
+        if principal.identity != before.identity:  # the session is that of the other one
+            raise PeerError(0x87, "the client became somebody else")
+        principal.client_id = before.client_id
+        rechecking = self._server.rechecking
+        permissions = await self._permissions(principal)
+        connection.principal = principal
+        rechecking.restrict(connection, permissions)
+        connection.watch_expiry()
+        rechecking.one(connection)
+
+    async def _permissions(self, principal: Principal) -> Permissions | None:
+        try:
+            permissions = await self._server.access.permissions(principal)
+        except BackendError as error:
+            self._server.log.warning("authorization.unavailable", client_id=principal.client_id, error=str(error))
+            raise PeerError(0x88, "authorization is not possible now") from None
+        return None if permissions.unrestricted else permissions
+
+    async def _enter(
+        self,
+        connection: Connection,
+        connect: Connect,
+        agreement: Agreement,
+        principal: Principal,
+        authentication_data: bytes | None,
+    ) -> None:
+        """It is known who the client is: what it may do, then its session."""
+        server = self._server
+        if connection.machine.state == CLOSED:
+            return
+        connection.principal = principal
+        if principal.client_id != agreement.client_id:
+            agreement.client_id = connection.client_id = principal.client_id
+            agreement.assigned = True
+        await server.guard.admit(connection)
+        if connection.machine.state == CLOSED:
+            server.guard.left(connection)
+            return
+        connection.admitted = True
+        version = server.rechecking.version
+        permissions = await self._permissions(principal)
+        connection.mount = mount_of(principal, connection.listener.options.mountpoint)
+        server.rechecking.restrict(connection, permissions)
+        will = await self._stored_will(connection, connect, agreement)
+        if connection.machine.state != CLOSED:
+            await self._attach(connection, agreement, will, authentication_data)
+        if server.rechecking.version != version and connection.machine.state == OPEN:
+            await server.rechecking.renew(connection)
 
     async def _attach(
-        self, connection: Connection, connect: Connect, agreement: Agreement, authentication_data: bytes | None
+        self, connection: Connection, agreement: Agreement, will: StoredWill | None, authentication_data: bytes | None
     ) -> None:
+        assert connection.principal is not None
+        identity = None if self._server.session_owner_any else connection.principal.identity
         client_id = agreement.client_id
         with trio.move_on_after(TAKEOVER_TIMEOUT_S):
             while (owner := self._server.clients.get(client_id)) is not None:
+                if identity is not None and (owner.principal is None or owner.principal.identity != identity):
+                    raise NotOwner("a client of another identity is connected with this client id")
                 if owner.finished is None:
                     owner.finished = trio.Event()
                 owner.disconnect(0x8E, "another connection uses this client id")  # [MQTT-3.1.4-3]
@@ -154,12 +247,11 @@ class Opening:
             return
         if client_id in self._server.clients or self._server.draining:
             raise StoreUnavailable("the session is still owned by an older connection")
-        will = self._stored_will(connection, connect, agreement)
         self._server.clients[client_id] = connection
         with self._server.early.opening():
             try:
                 attachment = await self._server.cluster.attach(
-                    AttachRequest(client_id, agreement.clean_start, agreement.expiry_s, will)
+                    AttachRequest(client_id, agreement.clean_start, agreement.expiry_s, will, identity=identity)
                 )
             except BaseException:
                 self._server.forget(connection)
@@ -167,23 +259,33 @@ class Opening:
             connection.ref = attachment.ref
             connection.expiry_s = agreement.expiry_s
             self._settle_ended(attachment)
-            self._attached(connection, agreement, attachment, will, authentication_data)
+            if connection.machine.state == CLOSED:  # left, or was taken over, in the meantime
+                self._server.let_go(connection)
+                return
+            await self._check_restored(connection, attachment)
+            if connection.machine.state == CLOSED:  # and has let its session go
+                return
+            if will is not None:
+                will.message.publisher = attachment.ref.session_id
+                connection.has_will = True
+            self._establish(connection, agreement, attachment, authentication_data)
 
-    def _attached(
-        self,
-        connection: Connection,
-        agreement: Agreement,
-        attachment: Attachment,
-        will: StoredWill | None,
-        authentication_data: bytes | None,
-    ) -> None:
-        if connection.machine.state == CLOSED:  # left, or was taken over, in the meantime
-            self._server.let_go(connection)
+    async def _check_restored(self, connection: Connection, attachment: Attachment) -> None:
+        """Subscriptions that the session had before, and the client may not have any more, are gone before CONNACK."""
+        permissions = connection.permissions
+        if permissions is None or not attachment.subscriptions:
             return
-        if will is not None:
-            will.message.publisher = attachment.ref.session_id
-            connection.has_will = True
-        self._establish(connection, agreement, attachment, authentication_data)
+        refused: list[str] = []
+        for stored in attachment.subscriptions:
+            if not await permissions.may_subscribe(split_shared(stored.topic_filter)[1], stored.options & 3):
+                refused.append(stored.topic_filter)
+        if refused and connection.machine.state != CLOSED:
+            self._server.log.info(
+                "client.subscriptions_removed", client_id=connection.client_id, count=len(refused), first=refused[0]
+            )
+            await self._server.cluster.unsubscribe(attachment.ref, refused, True)
+            gone = set(refused)
+            attachment.subscriptions = [each for each in attachment.subscriptions if each.topic_filter not in gone]
 
     def _establish(
         self, connection: Connection, agreement: Agreement, attachment: Attachment, authentication_data: bytes | None
@@ -219,15 +321,18 @@ class Opening:
             self._server.quotas.max_queued_messages,
             self._server.quotas.max_queued_bytes,
         )
+        if connection.gate is not None:
+            for stored in attachment.subscriptions:
+                connection.gate.watch(stored.topic_filter)
         connection.established(agreement, ref, session, subscriber)
         connection.inbound = Inbound(connection, self._server, attachment.inbound)
         subscriber.session = session
         subscriber.connection = connection
-        if not connection.send(
-            Connack(
-                attachment.session_present, 0, connack_properties(agreement, self._server.quotas, authentication_data)
-            )
-        ):  # [MQTT-3.1.2-24]
+        quotas = self._server.quotas
+        if connection.max_packet_size:
+            quotas = dataclasses.replace(quotas, max_packet_size=connection.max_packet_size)
+        properties = connack_properties(agreement, quotas, authentication_data)
+        if not connection.send(Connack(attachment.session_present, 0, properties)):  # [MQTT-3.1.2-24]
             connection.abort("packet_too_large")
             return
         self._server.metrics.connects["success"] += 1
@@ -253,7 +358,7 @@ class Opening:
         if attachment.ended_will is not None:
             self._server.publish_ended_will(attachment.ended_will)
 
-    def _stored_will(self, connection: Connection, connect: Connect, agreement: Agreement) -> StoredWill | None:
+    async def _stored_will(self, connection: Connection, connect: Connect, agreement: Agreement) -> StoredWill | None:
         will = agreement.will
         if will is None:
             return None
@@ -262,9 +367,19 @@ class Opening:
         expiry_s = -1
         forwardable = b""
         topic = will.topic_name.encode()
+        if connection.mount is not None:
+            topic = connection.mount.topic(topic)
         route = self._server.dispatch.route(topic)
-        if route.delay is not None:
-            route.delay.check()
+        if route.refusal:
+            raise PeerError(route.refusal, route.text)
+        permissions = connection.permissions
+        connection.will_topic = topic if route.delay is None else route.delay.topic
+        if permissions is not None:
+            allowed = permissions.may_publish(connection.will_topic, will.qos, will.retain)
+            if allowed is None:
+                allowed = await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
+            if not allowed:
+                raise PeerError(0x87, "not authorized to publish the will")
         if properties is not None:
             delay_s = properties.will_delay_interval or 0
             if properties.message_expiry_interval is not None:

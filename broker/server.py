@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from broker.access import Access
+from broker.clearance import Hooks
 from broker.codec.packets import Subscribe, Unsubscribe
 from broker.connection import Connection
 from broker.dispatch import Dispatch
@@ -17,10 +18,12 @@ from broker.errors import ClusterError, PeerError, SessionLost, StoreUnavailable
 from broker.extensions.sys import SystemTopics
 from broker.gaps import Gaps
 from broker.groups import Group
+from broker.guard import Guard, NoGuard
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.opening import Opening
 from broker.options.listener import Listener
+from broker.recheck import Rechecking
 from broker.remote import ClusterSide
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
@@ -60,6 +63,7 @@ class Server(ClusterSide):
         strategy_of: Callable[[str], str] = round_robin,
         delayed_available: bool = True,
         node_name: str = "",
+        session_owner_any: bool = False,
     ) -> None:
         super().__init__()
         self.reactor = reactor
@@ -67,6 +71,10 @@ class Server(ClusterSide):
         self.metrics = metrics
         self.quotas = quotas
         self.access = access
+        #: Any identity may go on with the session of a client id (G19).
+        self.session_owner_any = session_owner_any
+        self.guard: Guard = NoGuard()
+        self.hooks: Hooks | None = None
         self.connect_timeout_s = connect_timeout_s
         self.stall_timeout_s = stall_timeout_s
         self.output_buffer_bytes = output_buffer_bytes
@@ -74,7 +82,9 @@ class Server(ClusterSide):
         self.max_connections = max_connections
         self.log = get_logger("server")
         self.dispatch = Dispatch(cluster, metrics, _message_ids(), max_group_queue, strategy_of, delayed_available)
+        self.dispatch.limit_topics(quotas.max_topic_levels, quotas.max_topic_bytes)
         self.subscribing = Subscribing(self)
+        self.rechecking = Rechecking(self)
         self.opener = Opening(self)
         self.system_topics = SystemTopics(cluster, node_name)
         self._gaps = Gaps(self.start)
@@ -113,10 +123,28 @@ class Server(ClusterSide):
         """Store time."""
         return self.cluster.now_ms()
 
+    def take_quotas(self, quotas: Quotas) -> None:
+        """Other limits from now on."""
+        self.quotas = quotas
+        self.dispatch.limit_topics(quotas.max_topic_levels, quotas.max_topic_bytes)
+
+    def recheck(self) -> None:
+        """Users, rules or bans changed: whoever may not stay has to go, and what may not be read is not any more.
+
+        Returns at once; called again before that is done, it begins anew then."""
+        self.rechecking.all()
+
     def accept(self, stream: Stream, listener: Listener) -> None:
         """A client connected."""
-        if self.draining or (self.max_connections and len(self.connections) >= self.max_connections):
-            self.metrics.rejected["draining" if self.draining else "max_connections"] += 1
+        reason: str | None = None
+        if self.draining:
+            reason = "draining"
+        elif self.max_connections and len(self.connections) >= self.max_connections:
+            reason = "max_connections"
+        else:
+            reason = self.guard.accepts(stream, listener)
+        if reason:
+            self.metrics.rejected[reason] += 1
             stream.start(Nobody())
             stream.abort()
             return
@@ -133,12 +161,17 @@ class Server(ClusterSide):
         self.opener.forget(connection)
         self.metrics.connections -= 1
         self.metrics.disconnects[connection.close_reason] += 1
+        if connection.admitted:
+            connection.admitted = False
+            self.guard.left(connection)
         session = connection.session
         subscriber = connection.subscriber
         if session is None or subscriber is None:
             if connection.ref is not None:
                 self.let_go(connection)
             return
+        if self.hooks is not None and self.hooks.disconnects and connection.principal is not None:
+            self.hooks.disconnected(connection.principal, connection.close_reason)
         self.log.debug("client.disconnected", client_id=connection.client_id, reason=connection.close_reason)
         if subscriber.session is session:
             subscriber.session = None

@@ -11,6 +11,7 @@ from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Uns
 from broker.errors import PeerError, SessionLost, StoreFull, StoreUnavailable
 from broker.message import Message
 from broker.metrics import Metrics
+from broker.mount import Mount
 from broker.routes import Subscriber, Subscription
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
@@ -105,20 +106,30 @@ class Subscribing:
                 raise PeerError(0xA1, "subscription identifiers are not supported")
         codes: list[int] = []
         accepted: list[StoredSubscription] = []
+        rechecks, version = connection.rechecks, server.rechecking.version
         count = len(subscriber.subscriptions)
         for request in packet.subscriptions:
-            is_new = request.topic_filter not in subscriber.subscriptions
-            code = self._check(request, count if is_new else 0)
+            code = self._check(request)
             if code < 0x80:
-                accepted.append(
-                    StoredSubscription(request.topic_filter, _options(connection, request, code), identifier)
-                )
-                count += is_new
+                # From here on the real filter.
+                topic_filter = request.topic_filter
+                if connection.mount is not None:
+                    topic_filter = connection.mount.filter(topic_filter)
+                is_new = topic_filter not in subscriber.subscriptions
+                code = await self._admit(connection, topic_filter, code, count if is_new else 0)
+                if code < 0x80:
+                    accepted.append(StoredSubscription(topic_filter, _options(connection, request, code), identifier))
+                    count += is_new
             codes.append(code)
+        if connection.machine.state == CLOSED:
+            return
         # In force here first, then everywhere. Messages may come before SUBACK: MQTT allows it.
         before = {each.topic_filter: subscriber.subscriptions.get(each.topic_filter) for each in accepted}
         for stored in accepted:
+            connection.watch(stored.topic_filter)
             dispatch.add(subscriber, stored)
+        if (connection.rechecks, server.rechecking.version) != (rechecks, version):
+            server.rechecking.one(connection)  # by rules that may not be those of now
         persistent = subscriber.persistent
         try:
             if accepted:
@@ -130,7 +141,7 @@ class Subscribing:
             # connection: what it finds when it comes back decides.
             return
         except (StoreFull, SessionLost) as error:
-            self._take_back(subscriber, before)
+            self._take_back(connection, subscriber, before)
             if isinstance(error, SessionLost):
                 raise
             # The session may have them while the route table has not: in force nowhere is what SUBACK says.
@@ -162,13 +173,17 @@ class Subscribing:
         if group is not None and subscriber.session_id in group.members:
             await self._until_known(connection, group.announcing.done)
 
-    def _take_back(self, subscriber: Subscriber, before: Mapping[str, Subscription | None]) -> None:
+    def _take_back(
+        self, connection: Connection, subscriber: Subscriber, before: Mapping[str, Subscription | None]
+    ) -> None:
         """The subscriptions are as they were, unless the session has ended."""
         for topic_filter, known in before.items():
             if topic_filter not in subscriber.subscriptions:
                 continue
             if known is None:
                 self._server.dispatch.remove(subscriber, topic_filter)
+                if connection.gate is not None:
+                    connection.gate.forget(topic_filter)
             else:
                 self._server.dispatch.add(subscriber, StoredSubscription(topic_filter, known.options, known.identifier))
 
@@ -198,8 +213,8 @@ class Subscribing:
         if feeds:
             await self._start_feed(connection, subscriber, feeds)
 
-    def _check(self, request: SubscriptionRequest, count: int) -> int:
-        """The SUBACK reason code of one filter."""
+    def _check(self, request: SubscriptionRequest) -> int:
+        """The SUBACK reason code of one filter as the client sent it."""
         quotas = self._server.quotas
         topic_filter = request.topic_filter
         try:
@@ -211,9 +226,20 @@ class Subscribing:
             return 0x9E
         if not quotas.wildcard_available and has_wildcard(plain):
             return 0xA2
+        return min(request.qos, quotas.maximum_qos)
+
+    async def _admit(self, connection: Connection, topic_filter: str, qos: int, count: int) -> int:
+        """The same for the real filter, of which the client may be allowed this QoS."""
+        quotas = self._server.quotas
+        plain = split_shared(topic_filter)[1]
+        if plain.count("/") >= quotas.max_topic_levels or len(topic_filter.encode()) > quotas.max_topic_bytes:
+            return 0x8F
         if count >= quotas.max_subscriptions:
             return 0x97
-        return min(request.qos, quotas.maximum_qos)
+        permissions = connection.permissions
+        if permissions is not None and not await permissions.may_subscribe(plain, qos):
+            return 0x87
+        return qos
 
     async def _unsubscribe(self, connection: Connection, packet: Unsubscribe) -> None:
         server = self._server
@@ -222,9 +248,10 @@ class Subscribing:
         assert subscriber is not None and ref is not None
         dispatch = server.dispatch
         persistent = subscriber.persistent
-        before = {
-            name: subscriber.subscriptions[name] for name in packet.topic_filters if name in subscriber.subscriptions
-        }
+        names = packet.topic_filters
+        if connection.mount is not None:
+            names = [_mounted(connection.mount, name) for name in names]
+        before = {name: subscriber.subscriptions[name] for name in names if name in subscriber.subscriptions}
         for topic_filter in before:
             dispatch.remove(subscriber, topic_filter)
         if before:
@@ -241,9 +268,13 @@ class Subscribing:
                 return
         left = set(before)
         codes = []
-        for topic_filter in packet.topic_filters:
+        for topic_filter in names:
             codes.append(0 if topic_filter in left else 0x11)
             left.discard(topic_filter)
+        if connection.gate is not None:
+            for topic_filter in before:
+                connection.gate.forget(topic_filter)
+            connection.update_plain()
         connection.send(Unsuback(packet.packet_id, codes))  # [MQTT-3.10.4-4]
 
     # -- retained messages
@@ -368,6 +399,14 @@ class Subscribing:
             await last.told.wait()
         else:
             await trio.lowlevel.checkpoint()
+
+
+def _mounted(mount: Mount, topic_filter: str) -> str:
+    """The real filter of one that the client names; a wrong one stays, and is nobody's."""
+    try:
+        return mount.filter(topic_filter)
+    except PeerError:
+        return topic_filter
 
 
 def _options(connection: Connection, request: SubscriptionRequest, qos: int) -> int:

@@ -1,0 +1,55 @@
+"""The port to whoever keeps clients out: bans, and limits on connections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from broker.auth.api import ConnectRequest, Principal
+from broker.errors import PeerError
+from broker.options.listener import Listener
+from broker.transport.api import Stream
+
+if TYPE_CHECKING:
+    from broker.connection import Connection
+
+
+class Guard(Protocol):
+    """Asked in this order: `accepts`, `screen`, then `failed` or `admit`; and `left` at the end."""
+
+    def accepts(self, stream: Stream, listener: Listener) -> str | None:
+        """A network connection: None, or why it is closed without a word (a reason in the metrics)."""
+        ...
+
+    async def screen(self, request: ConnectRequest) -> None:
+        """A CONNECT, before it is authenticated. Raises PeerError."""
+
+    async def failed(self, request: ConnectRequest, error: PeerError) -> None:
+        """It was not authenticated."""
+
+    async def admit(self, connection: Connection) -> None:
+        """It was: `connection.principal`, `client_id` and `listener` are set. Raises PeerError."""
+
+    def left(self, connection: Connection) -> None:
+        """A connection that was admitted has ended; called once."""
+
+    def ban_of(self, principal: Principal) -> str | None:
+        """Why a client that is connected may not stay; without I/O."""
+        ...
+
+
+class NoGuard:
+    """Everybody is welcome."""
+
+    def accepts(self, stream: Stream, listener: Listener) -> str | None:
+        return None
+
+    async def screen(self, request: ConnectRequest) -> None: ...
+
+    async def failed(self, request: ConnectRequest, error: PeerError) -> None: ...
+
+    async def admit(self, connection: Connection) -> None: ...
+
+    def left(self, connection: Connection) -> None: ...
+
+    def ban_of(self, principal: Principal) -> str | None:
+        return None
