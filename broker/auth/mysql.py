@@ -28,6 +28,9 @@ except ImportError as error:
 #: What may stand behind the question mark of a URL; a TLS connection is checked against ssl_ca, host name included.
 PARAMETERS: Final = ("ssl_ca", "ssl_cert", "ssl_key", "unix_socket")
 
+#: What servers say where a character of a value is none of the column's character set.
+_NOT_CONVERTED: Final = frozenset({1267, 1270, 1271, 1366, 3854, 3988})
+
 
 class MysqlDriver:
     """Implements `SqlDriver`."""
@@ -81,6 +84,11 @@ class MysqlDriver:
                 rows: Sequence[Row] = cursor.fetchall()
         except pymysql.err.DataError:
             return ()
+        except pymysql.err.MySQLError as error:
+            foreign = any(value is not None and not value.isascii() for value in values)
+            if foreign and error.args and error.args[0] in _NOT_CONVERTED:
+                return ()
+            raise
         return rows
 
 
