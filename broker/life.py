@@ -90,6 +90,7 @@ class Life:
             strategy_of=strategy_of(settings),
             delayed_available=settings.delayed_available,
             node_name=settings.node_name,
+            session_owner_any=settings.session_owner == "any",
         )
         self.policy = PolicyWatch(self.access, cluster.registry, self.policy_changed)
         self.joined = False

@@ -228,7 +228,7 @@ class Node:
         configure(settings.log_level, settings.log_format)
         if self._life is not None:
             server = self._life.server
-            server.quotas = quotas_of(settings)
+            server.take_quotas(quotas_of(settings))
             server.connect_timeout_s = settings.connect_timeout_s
             server.stall_timeout_s = settings.stall_timeout_s
             server.max_connections = settings.max_connections
