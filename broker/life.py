@@ -142,7 +142,7 @@ class Life:
             await nursery.start(self.policy.serve)
             self.joined = True
             self.reactor.hold = self._hold
-            web = WebSockets(self.reactor, self.server.start, self.server.accept, self.metrics)
+            web = WebSockets(self.entrance, self.server.start, self.server.accept)
             for taken, shown, told in zip(sockets, certificates, self._settings.listen, strict=True):
                 accept = web.accept if told.web else self.server.accept
                 listener = Acceptor(taken, told, self.entrance, shown, accept)

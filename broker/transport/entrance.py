@@ -51,7 +51,7 @@ class Entrance:
         self.max_connections = max_connections
         self.bucket = Bucket(connection_rate)
         self.handshakes = Handshakes(reactor, metrics)
-        #: Sockets of which the PROXY header is awaited.
+        #: Sockets of which the PROXY header, or the request of a WebSocket, is awaited.
         self.headers = 0
         self._served = served
 

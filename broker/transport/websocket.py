@@ -19,10 +19,10 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.events import Request as UpgradeRequest
 
 from broker.log import get_logger
-from broker.metrics import Metrics
 from broker.options.listener import Listener
 from broker.peer import Peer
 from broker.transport.api import Nobody, Stream, StreamProtocol
+from broker.transport.entrance import Entrance
 from broker.transport.reactor import Reactor
 from broker.transport.upgrade import Door, Refusal, Request
 
@@ -35,7 +35,7 @@ SLICE_BYTES = 8192
 #: Received and not handed to the owner yet: then the socket is left alone.
 BACKLOG_BYTES = 65536
 
-#: Connections of one listener that have not got through the handshake yet; more are closed at once.
+#: Connections that have not got through the handshake yet; more are closed at once.
 MAX_HANDSHAKES = 10_000
 
 _NORMAL, _GOING_AWAY, _PROTOCOL_ERROR, _UNSUPPORTED, _POLICY, _TOO_BIG = 1000, 1001, 1002, 1003, 1008, 1009
@@ -67,11 +67,12 @@ class WebSockets:
     """Makes WebSocket connections of the accepted connections of ws and wss listeners, and passes them on to `accept`
     once their handshake is done. `spawn` runs a task and keeps its errors to itself."""
 
-    def __init__(self, reactor: Reactor, spawn: Spawn, accept: Accept, metrics: Metrics) -> None:
-        self.reactor = reactor
+    def __init__(self, entrance: Entrance, spawn: Spawn, accept: Accept) -> None:
+        self.reactor = entrance.reactor
         self.spawn = spawn
         self.pass_on = accept
-        self.metrics = metrics
+        self._entrance = entrance
+        self._rejected = entrance.metrics.rejected
         self._doors: dict[int, Door] = {}
         #: Of all listeners.
         self.handshakes = 0
@@ -81,17 +82,24 @@ class WebSockets:
         door = self._doors.get(id(listener))
         if door is None:
             door = self._doors[id(listener)] = Door(listener)  # it holds the listener: the id stays its own
-        if self.handshakes >= MAX_HANDSHAKES:
-            self.metrics.rejected["handshakes"] += 1
+        full = self._entrance.full()
+        if full or self.handshakes >= MAX_HANDSHAKES:
+            self._rejected["max_connections" if full else "websocket_handshakes"] += 1
             stream.start(Nobody())
             stream.abort()
             return
         self.handshakes += 1
+        self._entrance.headers += 1
         stream.start(_Wire(self, stream, door))
+
+    def settled(self) -> None:
+        """A handshake came to its end, good or bad."""
+        self.handshakes -= 1
+        self._entrance.headers -= 1
 
     def refused(self, peer: Peer, reason: str, detail: str) -> None:
         """Count a connection that did not get through the handshake."""
-        self.metrics.rejected[f"websocket_{reason}"] += 1
+        self._rejected[f"websocket_{reason}"] += 1
         _log.info("websocket.refused", listener=peer.listener, peer=str(peer), reason=reason, detail=detail)
 
 
@@ -212,7 +220,7 @@ class _Wire(trio.abc.Stream):
     def _settled(self) -> None:
         if self._pending:
             self._pending = False
-            self._web.handshakes -= 1
+            self._web.settled()
 
     # -- trio.abc.Stream: to trio-websocket, in its task
 

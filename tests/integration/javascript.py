@@ -22,13 +22,13 @@ Event = dict[str, Any]
 class JavaScript:
     """Any number of MQTT.js clients in one process."""
 
-    def __init__(self, broker: BrokerProcess) -> None:
+    def __init__(self, broker: BrokerProcess, url: str = "") -> None:
         program = shutil.which("node")
         if program is None:
             raise RuntimeError("node is not installed: it is in the Debian package nodejs")
         if not (FOLDER / "node_modules" / "mqtt").is_dir():
             raise RuntimeError("MQTT.js is not installed: `make packages` does it")
-        self._url = f"mqtt://{broker.host}:{broker.port}"
+        self._url = url or f"mqtt://{broker.host}:{broker.port}"
         self._events: queue.Queue[Event] = queue.Queue()
         self._done: queue.Queue[Event] = queue.Queue()
         self._process = subprocess.Popen(

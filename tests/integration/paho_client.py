@@ -6,7 +6,7 @@ import queue
 import socket
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -15,9 +15,17 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from tests.kit.broker_process import BrokerProcess
-
 DEADLINE_S = 20.0
+
+
+class Place(Protocol):
+    """Where to connect: a node, usually."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
 
 
 def properties(packet: int, **values: object) -> Properties:
@@ -37,7 +45,7 @@ class Paho:
     """One client; `connect` before anything else. `flags` and `reason` are those of CONNACK."""
 
     def __init__(
-        self, node: BrokerProcess, version: int = 5, client_id: str = "", *, clean: bool = True, **options: object
+        self, node: Place, version: int = 5, client_id: str = "", *, clean: bool = True, **options: object
     ) -> None:
         self._node = node
         self._version = version

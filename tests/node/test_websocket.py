@@ -14,6 +14,7 @@ from broker.codec.packets import Connack, Connect, Disconnect, Pingreq, Publish,
 from broker.options.listener import Listener, ListenerOptions
 from broker.peer import Peer as Address
 from broker.session.quotas import Quotas
+from broker.transport.entrance import Entrance
 from broker.transport.upgrade import MAX_HEAD_BYTES, MAX_HEAD_LINES
 from broker.transport.websocket import BACKLOG_BYTES, WebSockets
 from tests.kit.websocket_client import Headers, WebSocketWire, frame
@@ -72,7 +73,8 @@ class Web:
     def __init__(self, world: World, listener: Listener = LISTENER) -> None:
         self.world = world
         self.listener = listener
-        self.sockets = WebSockets(world.reactor, world.server.start, world.server.accept, world.metrics)
+        entrance = Entrance(world.reactor, world.metrics, 1 << 20, lambda: len(world.server.connections))
+        self.sockets = WebSockets(entrance, world.server.start, world.server.accept)
 
     def plug(self, version: int = 5, address: Address | None = None) -> WebPeer:
         """A network connection."""
@@ -289,7 +291,7 @@ async def test_too_many_handshakes(autojump_clock: trio.testing.MockClock, monke
         waiting = [web.plug() for _ in range(3)]
         late = web.plug()
         await world.settle()
-        assert late.closed() and world.metrics.rejected["handshakes"] == 1
+        assert late.closed() and world.metrics.rejected["websocket_handshakes"] == 1
         assert await waiting[0].open() == 101
         assert await web.plug().open() == 101
 
