@@ -301,7 +301,7 @@ def _escaped(value: str) -> str:
 def _reason(error: Exception) -> str:
     """One line."""
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "OpenSSL cannot read it").lower().replace("_", " ")
+        return (error.reason or "cannot be read: no PEM file, or a wrong password").lower().replace("_", " ")
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error)
