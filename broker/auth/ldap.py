@@ -158,7 +158,7 @@ class LdapUsers(BaseAuthenticator):
         username, password = request.username, request.password
         if not username:
             return IGNORED
-        if not password:
+        if not password or not _is_text(password):
             return DENIED
         lookup = lookup_of(request)
         try:
@@ -205,6 +205,15 @@ class LdapUsers(BaseAuthenticator):
             spelling(username, _values(found, self._username_attribute)),
             superuser=any(value.upper() == "TRUE" for value in truths),
         )
+
+
+def _is_text(password: bytes) -> bool:
+    """LDAP would take any bytes, ldap3 does not."""
+    try:
+        password.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _bind(connection: Any, dn: str, password: bytes) -> int:

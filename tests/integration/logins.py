@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -34,8 +35,17 @@ def node_with(
     return BrokerProcess(folder, "memory", arguments=("--config", str(path)))
 
 
+class Door(Protocol):
+    """Where clients come in: a node, or one of its listeners."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+
+
 async def connect(
-    node: BrokerProcess, username: str | None, password: str | bytes | None, client_id: str = ""
+    node: Door, username: str | None, password: str | bytes | None, client_id: str = ""
 ) -> tuple[MqttClient, Connack]:
     """A connection and what was said to its CONNECT."""
     client = await MqttClient.open(node.host, node.port)
@@ -44,14 +54,14 @@ async def connect(
     return client, await client.expect(Connack)
 
 
-async def login(node: BrokerProcess, username: str | None, password: str | bytes | None, client_id: str = "") -> int:
+async def login(node: Door, username: str | None, password: str | bytes | None, client_id: str = "") -> int:
     """The reason code of CONNACK."""
     client, connack = await connect(node, username, password, client_id)
     await client.close()
     return connack.reason_code
 
 
-async def login_when_back(node: BrokerProcess, username: str, password: str) -> int:
+async def login_when_back(node: Door, username: str, password: str) -> int:
     """As `login`, once the backend could be asked: there is a pause between tries to reach it."""
     with trio.fail_after(DEADLINE_S):
         while (code := await login(node, username, password)) == UNAVAILABLE:
@@ -59,9 +69,7 @@ async def login_when_back(node: BrokerProcess, username: str, password: str) -> 
     return code
 
 
-async def still_serves(
-    node: BrokerProcess, client: MqttClient, topic: str, meanwhile: Sequence[tuple[str, str]]
-) -> None:
+async def still_serves(node: Door, client: MqttClient, topic: str, meanwhile: Sequence[tuple[str, str]]) -> None:
     """While these users try to log in and get no answer, a client that is there already publishes and is answered."""
     refused: list[int] = []
 
