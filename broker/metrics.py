@@ -19,6 +19,7 @@ class Metrics:
         "disconnects",
         "dropped",
         "hooks",
+        "limits",
         "messages_received",
         "messages_sent",
         "packet_errors",
@@ -53,6 +54,8 @@ class Metrics:
         self.authorization: defaultdict[str, int] = defaultdict(int)
         #: calls of hooks that failed or were left out, by `hook,method,timeout|error|dropped`
         self.hooks: defaultdict[str, int] = defaultdict(int)
+        #: what limits did to clients, by what it was
+        self.limits: defaultdict[str, int] = defaultdict(int)
         #: packets that were refused, by reason code name
         self.packet_errors: defaultdict[str, int] = defaultdict(int)
 
@@ -72,6 +75,7 @@ class Metrics:
             "mqtt_disconnects": dict(self.disconnects),
             "mqtt_connections_rejected": dict(self.rejected),
             "mqtt_hook_failures": dict(self.hooks),
+            "mqtt_limits": dict(self.limits),
             "mqtt_packet_errors": dict(self.packet_errors),
             "mqtt_authorization": dict(self.authorization),
         }

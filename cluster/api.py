@@ -529,6 +529,9 @@ class Cluster(Protocol):
         the outcome is unknown and attaching again is right. Raises StoreUnavailable, StoreFull (new session only), and
         NotOwner for a session of another identity, before anybody is asked and anything is changed (G19)."""
 
+    async def connected(self, client_id: str, identity: str) -> bool:
+        """Whether a connection of this identity owns the session now, on whatever node. Raises StoreUnavailable."""
+
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> None:
         """The connection is gone. `will` keeps the session's will to be published after its delay
         (`will_due`); else it is deleted. With `expiry_s` 0 the session ends at once (a will that is kept is

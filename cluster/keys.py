@@ -74,6 +74,8 @@ ROUTES: Final = b"f"
 #: Suffixes: the number and random tag of the last change of the route table (string), and its log (stream).
 ROUTES_VERSION: Final = b"ver"
 ROUTES_LOG: Final = b"log"
+#: Suffix, before a session id: a session (hash).
+SESSION: Final = b"s:"
 #: Suffix: what other nodes pushed to this one, under its own prefix (stream).
 NODE_STREAM: Final = b"in"
 #: Suffix, before a member: deliveries for the sessions of a partition that the member owns (stream).

@@ -28,6 +28,7 @@ _BY_REASON = {
     "mqtt_connects": "CONNECT by outcome.",
     "mqtt_disconnects": "Ended connections.",
     "mqtt_connections_rejected": "Sockets turned away.",
+    "mqtt_limits": "Clients that were refused or paused, and bans that were written, by limits.",
     "mqtt_packet_errors": "Packets that broke the rules.",
 }
 

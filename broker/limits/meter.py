@@ -7,6 +7,7 @@ to be paid off first.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Final, Protocol
 
 #: A bucket holds what comes in so many seconds. Deadlines are looked at twice a second; with less a client that is
@@ -61,15 +62,21 @@ class Share(Protocol):
 class Meter:
     """Of one connection. Times are those of the reactor."""
 
-    __slots__ = ("_bytes", "_messages", "_share", "pauses")
+    __slots__ = ("_bytes", "_counters", "_messages", "_share")
 
-    def __init__(self, message_rate: int, byte_rate: int, now: float, share: Share | None = None) -> None:
-        """A rate of 0 is no limit."""
+    def __init__(
+        self,
+        message_rate: int,
+        byte_rate: int,
+        now: float,
+        share: Share | None = None,
+        counters: dict[str, int] | None = None,
+    ) -> None:
+        """A rate of 0 is no limit. `counters` gets how often a client had to wait, by reason."""
         self._messages = Bucket(message_rate, now) if message_rate else None
         self._bytes = Bucket(byte_rate, now) if byte_rate else None
         self._share = share
-        #: How often the client had to wait.
-        self.pauses = 0
+        self._counters: dict[str, int] = defaultdict(int) if counters is None else counters
 
     def budget(self, now: float) -> int:
         """How many packets may be handled at once; 0: `wait_s` comes first."""
@@ -90,13 +97,13 @@ class Meter:
 
     def wait_s(self, now: float) -> float:
         """How long nothing may be read; 0.0: go on."""
-        wait_s = 0.0
+        wait_s, reason = 0.0, "paused_messages"
         if self._messages is not None:
             wait_s = self._messages.wait_s(now, 1.0)
-        if self._bytes is not None:
-            wait_s = max(wait_s, self._bytes.wait_s(now, 1.0))
-        if self._share is not None and self._share.empty():
-            wait_s = max(wait_s, SHARE_WAIT_S)
+        if self._bytes is not None and (bytes_s := self._bytes.wait_s(now, 1.0)) > wait_s:
+            wait_s, reason = bytes_s, "paused_bytes"
+        if self._share is not None and self._share.empty() and wait_s < SHARE_WAIT_S:
+            wait_s, reason = SHARE_WAIT_S, "paused_tenant"
         if wait_s:
-            self.pauses += 1
+            self._counters[reason] += 1
         return wait_s

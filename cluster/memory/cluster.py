@@ -164,6 +164,12 @@ class MemoryCluster:
             ended_subscriptions,
         )
 
+    async def connected(self, client_id: str, identity: str) -> bool:
+        """See `Cluster.connected`."""
+        await trio.lowlevel.checkpoint()
+        session = self._sessions.get(keys.session_id(client_id))
+        return session is not None and bool(session.token) and session.identity in (None, identity)
+
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> None:
         """See `Cluster.detach`."""
         await trio.lowlevel.checkpoint()

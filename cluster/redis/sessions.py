@@ -12,7 +12,7 @@ from broker.errors import ClusterError, NotOwner, SessionLost, StoreFull, StoreU
 from broker.log import get_logger
 from cluster import keys as names
 from cluster.api import PAGE_LIMIT, Attachment, AttachRequest, QueuedMessage, SessionRef, StoredSubscription
-from cluster.keys import Keys, partition_of
+from cluster.keys import SESSION, Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_subscription, pack_will, unpack_queued, unpack_subscription, unpack_will
 from cluster.redis.generations import Generations
@@ -165,6 +165,13 @@ class Sessions:
             None if ended_will is None else ended_will[1],
             subscriptions_of(ended),
         )
+
+    async def connected(self, client_id: str, identity: str) -> bool:
+        """See `Cluster.connected`."""
+        session_id = names.session_id(client_id)
+        reply = await self._link.call("HMGET", self.prefix(session_id) + SESSION + session_id, "owner", "identity")
+        owner, known = cast("list[bytes | None]", reply)
+        return owner is not None and known in (None, names.identity_id(identity))
 
     async def _reload(self) -> None:
         with trio.move_on_after(ATTACH_S):

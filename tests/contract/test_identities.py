@@ -102,6 +102,16 @@ async def test_g19_a_session_of_nobody_is_the_first_ones(make_cluster: Maker) ->
             await world.connect("c", identity="anna")
 
 
+async def test_who_is_connected(make_cluster: Maker) -> None:
+    async with served(make_cluster()) as world:
+        assert not await world.cluster.connected("c", "anna")
+        first = await world.connect("c", identity="anna")
+        assert await world.cluster.connected("c", "anna")
+        assert not await world.cluster.connected("c", "bob")
+        await world.cluster.detach(first.ref, 3600, 0, False)
+        assert not await world.cluster.connected("c", "anna")
+
+
 @pytest.mark.parametrize("store", ["single", "shards"], indirect=True)
 async def test_g19_on_another_node_nobody_is_asked(store: RedisServer | ServerCluster) -> None:
     namespace = f"ident{next(_numbers)}"

@@ -1,0 +1,265 @@
+"""Keeps clients out that are banned or too many, and gives the others their rates. Implements `broker.guard.Guard`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from broker.auth.api import ConnectRequest, Principal
+from broker.errors import ClusterError, PeerError
+from broker.limits.attempts import Attempts
+from broker.limits.bans import Ban, Bans, read_bans
+from broker.limits.meter import Meter
+from broker.limits.places import RECOUNT_S, Places, origin_of
+from broker.limits.quiet import Quiet
+from broker.limits.tenants import Tenant, Tenants
+from broker.log import get_logger
+from broker.metrics import Metrics
+from broker.options.listener import Listener
+from broker.transport.api import Stream
+from cluster.api import Cluster
+from cluster.registry import BANS, Occupied
+
+if TYPE_CHECKING:
+    from broker.config import Settings
+    from broker.connection import Connection
+
+#: Answers of authentication that are failed logins: bad user name or password, not authorized.
+FAILURES: Final = frozenset((0x86, 0x87))
+#: Ends of connections that are being counted; more are not.
+MAX_COUNTING: Final = 1000
+#: With so many bans no further ones are made without being asked.
+MAX_BANS: Final = 10_000
+#: What a banned client is told: not the reason, which is for operators.
+TEXT: Final = "banned"
+
+_log = get_logger("limits")
+
+
+class _Admitted:
+    """What a connection has to give back."""
+
+    __slots__ = ("places", "tenant")
+
+    def __init__(self, places: list[Occupied], tenant: Tenant | None) -> None:
+        self.places = places
+        self.tenant = tenant
+
+
+class LimitsGuard:
+    """`serve` it before the first client. `spawn` runs a task of the server's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        metrics: Metrics,
+        spawn: Callable[[Callable[[], Awaitable[None]]], None],
+        now: Callable[[], float],
+    ) -> None:
+        """`now` is the reactor's clock. ConfigError for a wrong `tenant`."""
+        self._cluster = cluster
+        self._registry = cluster.registry
+        self._metrics = metrics
+        self._spawn = spawn
+        self._now = now
+        self._bans = Bans()
+        self._quiet = Quiet()
+        self._attempts = Attempts(self._registry, self._ban, self._now_s, settings)
+        self._places = Places(self._registry, settings.max_connections_per_user, settings.max_connections_per_ip)
+        self._tenants = Tenants(
+            self._registry, settings.tenant, settings.tenant_message_rate, settings.tenant_byte_rate
+        )
+        self._rates = (settings.message_rate, settings.byte_rate)
+        self._admitted: dict[Connection, _Admitted] = {}
+        #: Network connections of this node by origin, those that have not said CONNECT included.
+        self._here: Counter[str] = Counter()
+        self._origins: dict[Stream, str] = {}
+        self._counting = 0
+
+    def take_settings(self, settings: Settings) -> None:
+        """They changed: that counts for those who connect from now on. Tenants stay as they were at the start."""
+        self._attempts.take_settings(settings)
+        self._places.per_user = settings.max_connections_per_user
+        self._places.per_ip = settings.max_connections_per_ip
+        self._rates = (settings.message_rate, settings.byte_rate)
+
+    def _now_s(self) -> float:
+        return self._cluster.now_ms() / 1000
+
+    # -- life
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Raises ClusterError if bans cannot be read at the start."""
+        await self.refresh()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tenants.serve)
+            task_status.started()
+            while True:
+                await trio.sleep(RECOUNT_S)
+                await self._places.recount()
+                if any(not ban.holds(self._now_s()) for ban in self._bans):
+                    try:
+                        await self.refresh()
+                    except ClusterError as error:
+                        _log.warning("limits.bans_not_read", error=str(error))
+
+    async def refresh(self) -> None:
+        """Reads the bans; those that are over are removed. Raises ClusterError: then all stays as it was."""
+        documents = await self._registry.documents(BANS)
+        self._bans, over, wrong = read_bans(documents, self._now_s())
+        for text in wrong[:10]:
+            _log.warning("limits.wrong_ban", error=text)
+        if over:
+            await self._registry.remove(BANS, over)
+
+    async def _ban(self, ban: Ban) -> None:
+        if len(self._bans) >= MAX_BANS:
+            self._count("bans_full")
+            self._tell("limits.bans_full", ban.by, kind=ban.kind, value=ban.value, limit=MAX_BANS)
+            return
+        self._bans.add(ban)  # here at once, elsewhere as soon as they look
+        self._count(f"ban_{ban.by}")
+        self._tell("limits.banned", ban.by, kind=ban.kind, value=ban.value, reason=ban.reason)
+        try:
+            await self._registry.change(BANS, {ban.name: ban.document()})
+        except ClusterError as error:
+            self._tell("limits.ban_not_stored", ban.by, error=str(error))
+        self._bans.add(ban)  # once more: others may have been read meanwhile
+
+    def _tell(self, event: str, what: str, **fields: object) -> None:
+        silent = self._quiet.tells(f"{event} {what}")
+        if silent is not None:
+            _log.warning(event, by=what, **fields, **({"silent": silent} if silent else {}))
+
+    def _count(self, what: str) -> None:
+        self._metrics.limits[what] += 1
+
+    # -- Guard
+
+    def bans_address(self, host: str) -> bool:
+        """Whether a network connection from there is closed before a byte of it is read."""
+        return self._bans.of_host(host, self._now_s()) is not None
+
+    def accepts(self, stream: Stream, listener: Listener) -> str | None:
+        """See `Guard`."""
+        host = stream.peer.host
+        if self.bans_address(host):
+            return "banned"
+        limit = self._places.per_ip
+        if not limit:
+            return None
+        origin = origin_of(host)
+        # One more than may stay: the newest may be one that takes an older one over.
+        if origin and self._here[origin] > limit:
+            return "max_connections_per_ip"
+        if origin:
+            self._here[origin] += 1
+            self._origins[stream] = origin
+        return None
+
+    async def screen(self, request: ConnectRequest) -> None:
+        """See `Guard`."""
+        now_s = self._now_s()
+        bans = self._bans
+        self._refuse(
+            bans.of_host(request.peer.host, now_s)
+            or bans.of_client_id(request.client_id, now_s)
+            or bans.of_username(request.username, now_s)
+        )
+
+    async def failed(self, request: ConnectRequest, error: PeerError) -> None:
+        """See `Guard`."""
+        if error.reason_code in FAILURES and not self.bans_address(request.peer.host):
+            await self._attempts.failed(request.peer.host, request.username)
+
+    async def admit(self, connection: Connection) -> None:
+        """See `Guard`: sets `connection.meter`. Raises StoreUnavailable too."""
+        principal = connection.principal
+        assert principal is not None
+        now_s = self._now_s()
+        # As above, for names that authentication has given.
+        self._refuse(self._bans.of_client_id(principal.client_id, now_s) or self._named(principal, now_s))
+        places = self._places.wanted(principal)
+        if places:
+            await self._take(places, principal)
+        done = False
+        try:
+            tenant = await self._tenants.of(principal)
+            done = True
+        finally:
+            if not done and places:
+                self._places.give_back(places)
+        options = connection.listener.options
+        message_rate, byte_rate = options.message_rate or self._rates[0], options.byte_rate or self._rates[1]
+        if message_rate or byte_rate or tenant is not None:
+            connection.meter = Meter(message_rate, byte_rate, self._now(), tenant, self._metrics.limits)
+        self._admitted[connection] = _Admitted(places, tenant)
+
+    async def _take(self, places: list[Occupied], principal: Principal) -> None:
+        full = await self._places.take(places)
+        if full is None:
+            return
+        if await self._cluster.connected(principal.client_id, principal.identity):
+            # It takes its own session over: the older connection gives its place back.
+            full = await self._places.take([Occupied(place.name, place.limit + 1) for place in places])
+            if full is None:
+                return
+        kind = "user" if full.startswith("user:") else "ip"
+        self._count(f"places_{kind}")
+        raise PeerError(0x97, f"too many connections of this {'user' if kind == 'user' else 'address'}")
+
+    def left(self, connection: Connection) -> None:
+        """See `Guard`."""
+        origin = self._origins.pop(connection.stream, "")
+        if origin:
+            self._here[origin] -= 1
+            if not self._here[origin]:
+                del self._here[origin]
+        admitted = self._admitted.pop(connection, None)
+        if admitted is None:
+            return
+        if admitted.places:
+            self._places.give_back(admitted.places)
+        if admitted.tenant is not None:
+            self._tenants.left(admitted.tenant)
+        if connection.ref is not None and self._attempts.counts_ends(connection.close_reason):
+            self._ended(connection.client_id)
+
+    def _ended(self, client_id: str) -> None:
+        if self._counting >= MAX_COUNTING or self._bans.of_client_id(client_id, self._now_s()):
+            return
+        self._counting += 1
+
+        async def work() -> None:
+            try:
+                await self._attempts.ended(client_id)
+            finally:
+                self._counting -= 1
+
+        self._spawn(work)
+
+    def ban_of(self, principal: Principal) -> str | None:
+        """See `Guard`."""
+        now_s = self._now_s()
+        for ban in (
+            self._bans.of_host(principal.peer.host, now_s),
+            self._bans.of_client_id(principal.client_id, now_s),
+            self._named(principal, now_s),
+        ):
+            if ban is not None and not ban.new_only:
+                return TEXT
+        return None
+
+    def _named(self, principal: Principal, now_s: float) -> Ban | None:
+        return self._bans.of_username(principal.username, now_s) or self._bans.of_username(
+            principal.identity or None, now_s
+        )
+
+    def _refuse(self, ban: Ban | None) -> None:
+        if ban is not None:
+            self._count(f"banned_{ban.kind}")
+            raise PeerError(0x8A, TEXT)
