@@ -124,6 +124,9 @@ def show_config(**options: object) -> None:
         print(f"{name:<{widths[0]}} = {text:<{widths[1]}}  # {origin}")
 
 
+cli.add_command(passwd)
+
+
 @cli.group()
 def ctl() -> None:
     """Ask a running node, and manage what the nodes of a cluster share."""
@@ -152,6 +155,9 @@ def health(http: str, timeout: float) -> int:
     return 0 if ready else EXIT_FAILED
 
 
+cli.add_command(import_mosquitto)
+
+
 @cli.command()
 def version() -> None:
     """Print the version."""
@@ -159,5 +165,3 @@ def version() -> None:
 
 
 ctl.add_command(users)
-cli.add_command(passwd)
-cli.add_command(import_mosquitto)

@@ -281,7 +281,7 @@ async def test_g15_keep_alive_ends_a_peer_that_went_away(node: AbusedNode, moved
 def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with one user."""
     path = tmp_path_factory.mktemp("users") / "users"
-    command = [sys.executable, "-m", "broker", "passwd", str(path), "ann", "--stdin", "--iterations", "4096"]
+    command = [sys.executable, "-m", "broker", "passwd", str(path), "ann", "--stdin", "--scram", "--iterations", "4096"]
     subprocess.run(command, input=b"secret\n", cwd=ROOT, check=True, capture_output=True, timeout=30)
     return path
 
@@ -289,7 +289,8 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def scram_node(nodes: Nodes, users: Path) -> AsyncIterator[AbusedNode]:
     """A node with that user, and little time to log in."""
-    arguments = ("--scram-file", str(users), "--allow-anonymous", "--connect-timeout", f"{TIMEOUT_S}s")
+    authentication = ("--authentication", f"password_file?path={users}", "--allow-anonymous")
+    arguments = (*authentication, "--connect-timeout", f"{TIMEOUT_S}s")
     async with attended(nodes.get(*arguments)) as node:
         yield node
 

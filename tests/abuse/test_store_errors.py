@@ -153,10 +153,14 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
     _gives_up(tmp_path, MISCONFIGURED, ("max_packet_sise",), "--config", str(tmp_path / "unknown.toml"))
 
 
+def _users(path: Path) -> tuple[str, str]:
+    return "--authentication", f"password_file?path={path}"
+
+
 def test_users_that_cannot_be_read(tmp_path: Path) -> None:
-    _gives_up(tmp_path, MISCONFIGURED, ("none",), "--store", "memory", "--scram-file", str(tmp_path / "none"))
+    _gives_up(tmp_path, MISCONFIGURED, ("none",), "--store", "memory", *_users(tmp_path / "none"))
     (tmp_path / "users").write_text("ann:secret\n")
-    _gives_up(tmp_path, MISCONFIGURED, ("users",), "--store", "memory", "--scram-file", str(tmp_path / "users"))
+    _gives_up(tmp_path, MISCONFIGURED, ("users",), "--store", "memory", *_users(tmp_path / "users"))
 
 
 def test_a_ready_file_that_cannot_be_written(tmp_path: Path) -> None:

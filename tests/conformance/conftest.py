@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 PROFILES = {
     "validating": ("--validate-payload-format",),
     "limited": ("--max-qos", "1", "--no-retain-available", "--topic-alias-maximum", "0", "--max-keep-alive", "1"),
-    "scram": ("--scram-file", "../users"),
+    "scram": ("--authentication", "password_file?path=../users"),
 }
 
 

@@ -28,7 +28,7 @@ METHOD = "SCRAM-SHA-256"
 def add_user(path: Path, name: str, password: str) -> None:
     """`rookery passwd`, as an operator would."""
     done = subprocess.run(
-        [sys.executable, "-m", "broker", "passwd", str(path), name],
+        [sys.executable, "-m", "broker", "passwd", "--scram", str(path), name],
         input=f"{password}\n{password}\n",
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -50,7 +50,7 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def node(users: Path) -> Iterator[BrokerProcess]:
     """A node with these users."""
-    process = BrokerProcess(users.parent / "node", STORE, arguments=("--scram-file", str(users)))
+    process = BrokerProcess(users.parent / "node", STORE, arguments=("--authentication", f"password_file?path={users}"))
     process.start()
     yield process
     process.stop()

@@ -17,8 +17,7 @@ from threading import Thread
 import pytest
 
 import broker
-from broker.auth.scram import check_password
-from broker.auth.users import UserFile
+from broker.auth.password_file import UserFile
 from broker.cli import cli, main
 from broker.config import SETTINGS, Settings
 from broker.errors import ConfigError, StoreUnavailable
@@ -65,7 +64,7 @@ def test_help_lists_the_commands_in_order(capsys: pytest.CaptureFixture[str]) ->
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert re.findall(r"^  ([a-z][a-z-]+)  ", out, re.MULTILINE) == list(cli.commands)
-    assert list(cli.commands) == ["serve", "check-config", "config", "passwd", "ctl", "version"]
+    assert list(cli.commands) == [*("serve", "check-config", "config", "passwd", "ctl", "import-mosquitto", "version")]
 
 
 def test_help_of_serve_has_every_setting_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +152,7 @@ def test_check_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-config", "--max-qos", "1"]) == 0
     assert capsys.readouterr().out.startswith("configuration is valid: 1 settings given")
     Path("users").write_text("ann:secret\n")
-    assert main(["check-config", "--scram-file", "users"]) == 2
+    assert main(["check-config", "--authentication", "password_file?path=users"]) == 2
     assert "secret" not in _one_line(capsys.readouterr().err)
 
 
@@ -181,7 +180,8 @@ def _passwd(monkeypatch: pytest.MonkeyPatch, password: str, *arguments: str) -> 
 
 
 def _is_password(user: str, password: str) -> bool:
-    return check_password(UserFile(Path("users")).lookup(user), password.encode())
+    entry = UserFile(Path("users")).get(user)
+    return entry is not None and entry.password is not None and entry.password.verify(password.encode())
 
 
 def test_passwd_adds_changes_and_removes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,13 +197,60 @@ def test_passwd_adds_changes_and_removes(monkeypatch: pytest.MonkeyPatch, capsys
     assert _is_password("ann", "three")
     assert not _is_password("ann", "one")
     changed = Path("users").read_text().splitlines()
-    assert [line.split("$")[0] for line in changed] == ["# keep me", "", "ann:SCRAM-SHA-256", "b:ob:SCRAM-SHA-256"]
+    assert [line.split("$")[0] for line in changed] == ["# keep me", "", "ann:", "b:ob:"]
 
     assert main(["passwd", "-D", "users", "ann"]) == 0
     assert len(UserFile(Path("users"))) == 1
     assert main(["passwd", "-D", "users", "ann"]) == 1
     assert "has no user 'ann'" in _one_line(capsys.readouterr().err)
     assert [path.name for path in Path().iterdir()] == ["users"]
+
+
+def test_passwd_keeps_both_ways_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kinds() -> list[str]:
+        return [line.split("$")[0] for line in Path("users").read_text().splitlines()]
+
+    assert _passwd(monkeypatch, "one", "ann", "--scram") == 0
+    assert _passwd(monkeypatch, "x", "bob") == 0
+    assert kinds() == ["ann:", "ann:SCRAM-SHA-512", "ann:SCRAM-SHA-256", "bob:"]
+    before = Path("users").read_text().splitlines()
+    assert _passwd(monkeypatch, "two", "ann") == 0  # no verifier of the old password stays
+    assert kinds() == ["ann:", "ann:SCRAM-SHA-512", "ann:SCRAM-SHA-256", "bob:"]
+    assert not set(before[:3]) & set(Path("users").read_text().splitlines())
+    assert _passwd(monkeypatch, "three", "ann", "-H", "scram-sha-512") == 0
+    assert kinds() == ["ann:SCRAM-SHA-512", "bob:"]
+    assert _is_password("ann", "three")
+    assert _passwd(monkeypatch, "four", "ann", "-H", "argon2id") == 0
+    assert _is_password("ann", "four")
+    assert Path("users").read_text().startswith("ann:$argon2id$v=19$")
+
+
+def test_passwd_as_mosquitto_passwd(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["passwd", "-c", "-b", "--iterations", "10", "users", "ann", "one"]) == 0
+    Path("users").chmod(0o640)
+    assert main(["passwd", "-b", "--iterations", "10", "users", "bob", "two"]) == 0
+    assert stat.S_IMODE(Path("users").stat().st_mode) == 0o640
+    assert _is_password("ann", "one") and _is_password("bob", "two")
+    assert Path("users").read_text().startswith("ann:$7$10$")
+    assert main(["passwd", "-c", "-b", "users", "carl", "three"]) == 0
+    assert len(UserFile(Path("users"))) == 1
+    for wrong in (["users"], ["-b", "users", "ann"], ["users", "ann", "x"], ["-U", "users", "ann"], ["-D", "users"]):
+        assert main(["passwd", *wrong]) == 2
+        assert "give FILE USER" in (said := _one_line(capsys.readouterr().err)) or "-U takes" in said
+
+
+def test_passwd_upgrades_plain_passwords(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["passwd", "-c", "-b", "--iterations", "10", "users", "ann", "one"]) == 0
+    kept = Path("users").read_text()
+    Path("users").write_text(f"# people\n{kept}bob:two: with a colon\r\n\n")
+    assert main(["passwd", "-U", "--iterations", "10", "users"]) == 0
+    text = Path("users").read_text()
+    assert text.startswith(f"# people\n{kept}bob:$7$10$")
+    assert _is_password("bob", "two: with a colon")
+    Path("users").write_text("bob\n")
+    assert main(["passwd", "-U", "users"]) == 1
+    assert "line 1" in _one_line(capsys.readouterr().err)
+    assert Path("users").read_text() == "bob\n"
 
 
 def test_passwd_takes_one_spelling_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +284,10 @@ def test_passwd_refuses(
 def test_passwd_leaves_a_file_it_does_not_understand(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("users").write_text("ann:$7$101$salt$hash\n")
+    Path("users").write_text("ann:$7$101$c2FsdA==$hash\n")
     assert _passwd(monkeypatch, "x", "bob") == 2
     assert "line 1" in _one_line(capsys.readouterr().err)
-    assert Path("users").read_text() == "ann:$7$101$salt$hash\n"
+    assert Path("users").read_text() == "ann:$7$101$c2FsdA==$hash\n"
 
 
 @pytest.fixture
