@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from broker.errors import ConfigError
 #: Characters that end a path segment, for some servers even when they are encoded.
 _PATH_FORBIDDEN: Final = "/\\"
 _RESULTS: Final = {"allow": ALLOW, "deny": DENY, "ignore": IGNORE}
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: Headers that the transport makes.
 _OWN_HEADERS: Final = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
@@ -68,7 +70,7 @@ class WebQuestion:
         self._headers: list[tuple[str, Template]] = []
         for line in headers:
             name, colon, value = line.partition(":")
-            if not colon or name.lower() in _OWN_HEADERS:
+            if not colon or not _HEADER_NAME.fullmatch(name) or name.lower() in _OWN_HEADERS:
                 raise ConfigError(f"headers: {name!r:.40} cannot be set")
             try:
                 self._headers.append((name, Template(value.strip(), more)))

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from broker.options import Words, option
 from broker.options.backends import Named, Remote
+from broker.options.web import HeaderLines
 from broker.values import Choice, Duration, FilePath, Flag, Integer, Text
 
 #: Where the name or the client id can be taken from.
@@ -125,7 +126,8 @@ class HttpAuthentication(Remote):
     method: str = option(Choice("post", "get"), "post", "POST with a JSON body, or GET with a query.")
     body: str = option(Text(), "username=${username}&password=${password}&clientid=${clientid}&ip=${ip}",
         "Names and values of the body or query; values may contain placeholders.")
-    headers: tuple[str, ...] = option(Words("NAME:VALUE", r"[^:\s]+:\S*"), "", "Further request headers.", secret=True)
+    headers: tuple[str, ...] = option(HeaderLines(), "",
+        "Further request headers; values may contain placeholders.", secret=True)
     ca_certs: Path | None = option(FilePath(), "", "PEM file of the authorities that sign the service's certificate.")
 
 

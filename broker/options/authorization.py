@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from broker.options import Words, option
 from broker.options.backends import Named, Remote
+from broker.options.web import HeaderLines
 from broker.values import Choice, Duration, FilePath, Text
 
 # fmt: off
@@ -84,7 +85,8 @@ class HttpRules(RemoteSource):
     method: str = option(Choice("post", "get"), "post", "POST with a JSON body, or GET with a query.")
     body: str = option(Text(), "username=${username}&clientid=${clientid}&topic=${topic}&action=${action}",
         "Names and values of the body or query; values may contain placeholders.")
-    headers: tuple[str, ...] = option(Words("NAME:VALUE", r"[^:\s]+:\S*"), "", "Further request headers.", secret=True)
+    headers: tuple[str, ...] = option(HeaderLines(), "",
+        "Further request headers; values may contain placeholders.", secret=True)
     ca_certs: Path | None = option(FilePath(), "", "PEM file of the authorities that sign the service's certificate.")
     refresh_s: float = option(Duration(), "60s", "How long an answer counts.", at_least=0.1, at_most=86400)
 
