@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker.limits.quiet import Quiet
+from broker.log import get_logger
 from broker.metrics import Metrics
+from broker.peer import Peer
 from broker.transport.reactor import Reactor
 from broker.transport.tls import Handshakes
+
+_log = get_logger("listener")
 
 
 class Bucket:
@@ -50,15 +55,34 @@ class Entrance:
         self.output_bound = output_bound
         self.max_connections = max_connections
         self.bucket = Bucket(connection_rate)
-        self.handshakes = Handshakes(reactor, metrics)
+        self.handshakes = Handshakes(reactor, self.refused)
+        #: Whether nothing is to be read from this address.
+        self.banned: Callable[[str], bool] = lambda host: False
         #: Sockets of which the PROXY header, or the request of a WebSocket, is awaited.
         self.headers = 0
+        #: Whether nothing is read of connections from an address.
+        self.banned: Callable[[str], bool] = lambda host: False
         self._served = served
+        self._quiet = Quiet()
 
     def limit(self, max_connections: int, connection_rate: int) -> None:
         """The settings changed."""
         self.max_connections = max_connections
         self.bucket.rate = connection_rate
+
+    def refused(self, peer: Peer, why: str, detail: str = "") -> None:
+        """Count somebody who does not get in, and tell of it in the log if there is a detail."""
+        self.metrics.rejected[why] += 1
+        suppressed = self._quiet.tells(why) if detail else None
+        if suppressed is not None:
+            _log.info(
+                "listener.refused",
+                peer=str(peer),
+                listener=peer.listener,
+                reason=why,
+                detail=detail,
+                suppressed=suppressed or None,
+            )
 
     def full(self) -> bool:
         """As many as allowed are served, or about to be."""

@@ -144,6 +144,8 @@ class Acceptor:
         self.open += 1
         if self._limit and self.open > self._limit:
             self._refuse(raw, peer, "listener_max_connections", "")
+        elif not self._proxied and self._entrance.banned(peer.host):
+            self._refuse(raw, peer, "banned", "")
         elif self._proxied:
             if not self._trusts(peer.host):
                 self._refuse(raw, peer, "untrusted_proxy", "not one of trusted_proxies")
@@ -195,9 +197,7 @@ class Acceptor:
         self._accept(stream, self.listener)
 
     def _refuse(self, raw: socket.socket, peer: Peer, why: str, reason: str) -> None:
-        self._entrance.metrics.rejected[why] += 1
-        if reason:
-            self._log.info("listener.refused", peer=str(peer), listener=peer.listener, reason=reason)
+        self._entrance.refused(peer, why, reason)
         self._drop(raw)
 
     def _drop(self, raw: socket.socket) -> None:

@@ -12,8 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from broker.log import get_logger
-from broker.metrics import Metrics
 from broker.peer import Peer
 from broker.transport.api import Nobody, StreamProtocol
 from broker.transport.certificates import Certificates
@@ -30,18 +28,18 @@ RECORD_BYTES = 16384
 READ_BYTES = RECORD_BYTES + 1024
 
 _NOBODY = Nobody()
-_log = get_logger("tls")
 
 
 class Handshakes:
     """All handshakes of a node. Steps wait here for their turn, in order, so that a flood of them leaves the others
     most of the time."""
 
-    def __init__(self, reactor: Reactor, metrics: Metrics) -> None:
+    def __init__(self, reactor: Reactor, refused: Callable[[Peer, str, str], None]) -> None:
+        """`refused` is told of those that failed: a reason for the metrics, and details."""
         self.reactor = reactor
+        self.refused = refused
         #: Under way.
         self.open = 0
-        self._metrics = metrics
         self._waiting: deque[TlsStream] = deque()
 
     def queue(self, stream: TlsStream) -> None:
@@ -62,11 +60,6 @@ class Handshakes:
         finally:
             if waiting:
                 self.reactor.call_again(self)
-
-    def failed(self, peer: Peer, why: str, reason: str) -> None:
-        """Count it."""
-        self._metrics.rejected[why] += 1
-        _log.info("tls.refused", peer=str(peer), listener=peer.listener, reason=reason)
 
 
 class TlsStream(TcpStream):
@@ -164,7 +157,7 @@ class TlsStream(TcpStream):
 
     def _refuse(self, reason: str) -> None:
         self._end_shaking()
-        self._handshakes.failed(self.peer, "tls_handshake", reason)
+        self._handshakes.refused(self.peer, "tls_handshake", reason)
         self._over = True
         self.close()  # when the alert is gone
 
@@ -298,7 +291,7 @@ class TlsStream(TcpStream):
             return self._until
         if self._shaking:
             self._end_shaking()
-            self._handshakes.failed(self.peer, "tls_timeout", "no handshake in time")
+            self._handshakes.refused(self.peer, "tls_timeout", "no handshake in time")
         self.abort()
         return 0.0
 

@@ -227,7 +227,7 @@ def test_client_certificates(start: StartTls, chain: Chain, tmp_path: Path) -> N
     assert "certificate expired" in publishes(node, chain, expired)
     assert "unknown ca" in publishes(node, chain, stranger)
     assert "unsupported certificate" in publishes(node, chain, not_for_clients)
-    until_log(node, "tls.refused", 5)
+    until_log(node, "reason=tls_handshake", 5)
     optional = start(tls_url(chain.server(), **options, client_certificates="optional"))
     assert publishes(optional, chain, good) == publishes(optional, chain) == ""
     assert "certificate revoked" in publishes(optional, chain, revoked)

@@ -78,7 +78,7 @@ class World:
         self.reactor = reactor
         self.chain = chain
         self.metrics = Metrics()
-        self.handshakes = Handshakes(reactor, self.metrics)
+        self.handshakes = Handshakes(reactor, self._refused)
         self.server = chain.server()
         self.streams: list[TlsStream] = []
         self.established: list[TlsStream] = []
@@ -104,6 +104,10 @@ class World:
         self.streams.append(stream)
         self.ends.append(theirs)
         return theirs
+
+    def _refused(self, peer: Peer, why: str, detail: str) -> None:
+        assert detail
+        self.metrics.rejected[why] += 1
 
     def _left(self) -> None:
         self.gone += 1
