@@ -7,12 +7,11 @@ is done the connection's further packets wait, and nobody else's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from broker.auth.api import Exchange
-from broker.clearance import DENIED, Answer, PublishHooks
+from broker.clearance import DENIED, Answer
 from broker.codec.decode import decode
 from broker.codec.packets import (
     CONNECT,
@@ -26,11 +25,10 @@ from broker.codec.packets import (
 )
 from broker.codec.primitives import FrameBuffer
 from broker.errors import MalformedPacket, PeerError, ProtocolError
-from broker.gate import Gate, Permissions
 from broker.inbound import Inbound
-from broker.message import Message
-from broker.mount import Mount
+from broker.limits.meter import Meter
 from broker.options.listener import Listener
+from broker.permitted import Permitted
 from broker.reasons import reason_name
 from broker.routes import Route, Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
@@ -38,7 +36,6 @@ from broker.session.machine import CLOSED, NEW, OPEN
 from broker.session.negotiation import Agreement
 from broker.session.session import Session
 from broker.transport.api import Stream
-from broker.watched import Watched
 from cluster.api import SessionRef
 
 if TYPE_CHECKING:
@@ -49,17 +46,14 @@ if TYPE_CHECKING:
 #: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
 _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 
-_NOTHING: Final[Mapping[bytes, bool]] = MappingProxyType({})
-
 #: Packets of one connection in one turn; the rest waits for the next, so that everybody gets a share.
 PACKETS_PER_TURN = 256
 
 
-class Connection(Watched):
+class Connection(Permitted):
     """A client's connection from accept to close. Implements `StreamProtocol`."""
 
     __slots__ = (
-        "_allowed",
         "_answer",
         "_asking",
         "_busy",
@@ -69,40 +63,24 @@ class Connection(Watched):
         "_need",
         "_rest",
         "_working",
-        "admitted",
         "agreement",
         "authenticator",
         "bridge",
         "exchange",
         "expiry_s",
         "finished",
-        "guarded",
         "has_will",
-        "hooks",
         "inbound",
         "listener",
         "lost",
         "max_packet_size",
-        "mount",
-        "permissions",
-        "rechecks",
+        "meter",
         "send_will",
-        "will_topic",
     )
 
     def __init__(self, stream: Stream, server: Services, listener: Listener) -> None:
         super().__init__(stream, server)
         self.listener = listener
-        #: What it may do; None: anything.
-        self.permissions: Permissions | None = None
-        #: Where its topics are.
-        self.mount: Mount | None = None
-        #: Who sees its messages first.
-        self.hooks: PublishHooks | None = None
-        #: Messages that it publishes are looked at.
-        self.guarded = False
-        #: Topics whose messages take the direct way; None: all.
-        self._allowed: Mapping[bytes, bool] | None = None
         self._asking = False
         self._answer: Answer | None = None
         self.agreement: Agreement | None = None
@@ -114,11 +92,8 @@ class Connection(Watched):
         #: What the will does when the connection ends.
         self.send_will = True
         self.has_will = False
-        self.will_topic = b""
-        #: The guard let it in, and is to be told when it leaves.
-        self.admitted = False
-        #: How often its subscriptions were looked at again.
-        self.rechecks = 0
+        #: How fast it may send; None: as it likes.
+        self.meter: Meter | None = None
         self.exchange: Exchange | None = None
         #: Whose exchange it is.
         self.authenticator = ""
@@ -152,14 +127,44 @@ class Connection(Watched):
         if self._busy:
             self._rest = data
             self._pause(True)
-            return
-        self._process(data)
+        elif self.meter is None:
+            self._process(data, PACKETS_PER_TURN)
+        else:
+            self._process_metered(data, self.meter)
 
     def resume(self) -> None:
         """Go on with what was left over."""
         if self._rest and not self._busy and self.machine.state != CLOSED:
             data, self._rest = self._rest, b""
-            self._process(data)
+            if self.meter is None:
+                self._process(data, PACKETS_PER_TURN)
+            else:
+                self._process_metered(data, self.meter)
+
+    def _process_metered(self, data: bytes, meter: Meter) -> None:
+        """A client that sends faster than it may is read later."""
+        now = self._server.reactor.now
+        budget = min(PACKETS_PER_TURN, meter.budget(now))
+        if budget <= 0:
+            self._rest = data
+            self.hold_for(meter.wait_s(now))
+            return
+        packets = self.metrics.packets_received
+        before = packets[PUBLISH]
+        self._process(data, budget)
+        left = len(self._rest) if self._have is None else len(self._have)
+        meter.take(packets[PUBLISH] - before, max(0, len(data) - left), now)
+        if self.machine.state != CLOSED:
+            wait_s = meter.wait_s(now)
+            if wait_s:
+                self.hold_for(wait_s)
+
+    def hold_for(self, seconds: float) -> None:
+        """Handle nothing more for so long, or a tick of the deadlines longer."""
+        self.held_until = self._server.reactor.now + seconds
+        self._busy = True
+        self._pause(True)
+        self._look_by(self.held_until)
 
     def work_done(self) -> None:
         """A task that held this connection has finished: its further packets may go on."""
@@ -185,37 +190,8 @@ class Connection(Watched):
         answer, self._answer = self._answer, None
         return answer
 
-    def permit(
-        self,
-        permissions: Permissions | None,
-        mount: Mount | None,
-        hooks: PublishHooks | None = None,
-        told: Callable[[Message], None] | None = None,
-    ) -> None:
-        """What the client may do and where its topics are, before it is open; `told` is called with what it got."""
-        self.permissions = permissions
-        self.mount = mount
-        self.hooks = hooks
-        self.guarded = permissions is not None or hooks is not None
-        if mount is not None or hooks is not None:
-            self._allowed = _NOTHING
-        else:
-            self._allowed = None if permissions is None else permissions.allowed0
-        free = permissions is None and mount is None and told is None
-        self.gate = None if free else Gate(permissions, mount, told)
-        if self.gate is not None and self.subscriber is not None:
-            for topic_filter in self.subscriber.subscriptions:
-                self.gate.watch(topic_filter)
-        self.update_plain()
-
-    def watch(self, topic_filter: str) -> None:
-        """A subscription is about to be in force."""
-        if self.gate is not None:
-            self.gate.watch(topic_filter)
-            self.update_plain()
-
     def _go_on(self) -> None:
-        if self._working or self._held:
+        if self._working or self._held or self.held_until:
             return
         self._busy = False
         if self.machine.state != CLOSED:
@@ -229,15 +205,14 @@ class Connection(Watched):
             self._paused = paused
             self.stream.pause_reading(paused)
 
-    def _process(self, data: bytes) -> None:
-        """Handle the complete packets in `data`, keep the rest."""
+    def _process(self, data: bytes, budget: int) -> None:
+        """Handle the complete packets in `data`, at most `budget`; keep the rest."""
         server = self._server
         dispatch = server.dispatch
         routes = dispatch.routes.entries
         machine = self.machine
         size = len(data)
         at = 0
-        budget = PACKETS_PER_TURN
         direct = 0
         allowed = self._allowed
         is_open = machine.state == OPEN
@@ -415,6 +390,12 @@ class Connection(Watched):
             self._go_on()
 
     # -- StreamProtocol
+
+    def output_congested(self) -> None:
+        """The output buffer is over its bound."""
+        self.plain = 0
+        if self._server.quotas.slow_consumer_disconnects and self.machine.state == OPEN:
+            self.disconnect(0x97, "the output buffer is full")
 
     def output_drained(self) -> None:
         """There is room again in the output buffer."""

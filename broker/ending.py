@@ -37,13 +37,18 @@ class Ending(Output):
             return
         name = reason_name(error.reason_code)
         self.metrics.packet_errors[name] += 1
-        _log.info(
-            "connection.refused" if state == NEW else "connection.error",
-            peer=str(self.stream.peer),
-            client_id=self.client_id or None,
-            reason=name,
-            detail=error.text,
-        )
+        event = "connection.refused" if state == NEW else "connection.error"
+        suppressed = self._server.quiet.tells(event + name)
+        if suppressed is not None:
+            more = {"suppressed": suppressed} if suppressed else {}
+            _log.info(
+                event,
+                peer=str(self.stream.peer),
+                client_id=self.client_id or None,
+                reason=name,
+                detail=error.text,
+                **more,
+            )
         if state == OPEN and self.version == V5:
             self.send(Disconnect(error.reason_code, self.reason_properties(error.text)))
         elif state == NEW and error.reason_code == 0x84:

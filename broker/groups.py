@@ -7,8 +7,6 @@ nodes have members too it does not wait long.
 
 from __future__ import annotations
 
-import random
-import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from broker.announcing import RETRY_S, Announcing
+from broker.choosing import CHOSEN, Turns, if_idle, may_read
 from broker.gate import NOT_AUTHORIZED
 from broker.handover import Handover
 from broker.holding import Holding
@@ -24,12 +23,7 @@ from broker.routes import AckSlot, GroupMember, Subscriber
 from broker.session.encoding import Encoding
 from broker.session.session import GroupDelivery, Session
 from cluster.api import (
-    HASH_CLIENTID,
-    HASH_TOPIC,
-    LEAST_INFLIGHT,
     LOCAL,
-    RANDOM,
-    STICKY,
     GroupEntry,
     GroupMemberState,
 )
@@ -51,11 +45,11 @@ class Group:
         "_given",
         "_here",
         "_named",
-        "_next",
         "_next_node",
         "_refused",
         "_returned",
         "_table",
+        "_turns",
         "_unread",
         "_waiting",
         "_watching",
@@ -97,7 +91,7 @@ class Group:
         self._returned: list[GroupEntry] = []
         #: Entries that nobody here may read, and how often they came.
         self._unread: dict[bytes, int] = {}
-        self._next = 0
+        self._turns = Turns(strategy)
         self._next_node = 0
         #: How many entries that waited were given out; a task looks whether that moves.
         self._given = 0
@@ -199,8 +193,8 @@ class Group:
             if self.strategy == LOCAL:
                 return b""
             nodes = [b"", *nodes]
-        if self.strategy in _CHOSEN:
-            return nodes[self._hash(message) % len(nodes)]
+        if self.strategy in CHOSEN:
+            return nodes[self._turns.hash(message) % len(nodes)]
         self._next_node += 1
         return nodes[self._next_node % len(nodes)]
 
@@ -210,25 +204,13 @@ class Group:
         if not online:
             self.lost("no_member_online")
             return
-        if self.strategy in _CHOSEN:
-            self._next = self._hash(message) % len(online)
-        else:
-            self._next = (self._next + 1) % len(online)
-        member = online[self._next]
-        if not _may_read(member, message):
-            able = [each for each in online[self._next :] + online[: self._next] if _may_read(each, message)]
-            if not able:
-                self.lost(NOT_AUTHORIZED)
-                return
-            member = able[0]
+        member = self._turns.pick_any(online, message)
+        if member is None:
+            self.lost(NOT_AUTHORIZED)
+            return
         connection = member.subscriber.connection
         if connection is not None:
             connection.send_qos0(encoding, False, member.subscription_ids)
-
-    def _hash(self, message: Message) -> int:
-        if self.strategy == STICKY:
-            return 0
-        return zlib.crc32(message.topic if self.strategy == HASH_TOPIC else message.publisher)
 
     # -- giving out
 
@@ -243,7 +225,7 @@ class Group:
             self._offer_named(entry, encoding)
         elif not self.online:
             self._send_back((entry,))
-        elif self._waiting or not self._give(self._pick(entry), entry, encoding):
+        elif self._waiting or not self._give(self._turns.pick(self.online, entry.message), entry, encoding):
             self._let_wait(entry)
 
     def _let_wait(self, entry: GroupEntry) -> None:
@@ -254,7 +236,7 @@ class Group:
 
     def _anybody_for(self, entry: GroupEntry) -> bool:
         """Whether some member here may read the entry. If not, it goes to another node, or nowhere."""
-        if any(_may_read(member, entry.message) for member in self.online):
+        if any(may_read(member, entry.message) for member in self.online):
             return True
         came = self._unread.pop(entry.entry_id, 0) + 1
         if came > len(self.nodes):  # every node with members had it, as far as chance wills
@@ -272,12 +254,12 @@ class Group:
         if member is None or member not in self.online:
             self._send_back((entry,))
             return
-        if not _may_read(member, entry.message):  # not whom the strategy would choose, but somebody
-            if not self._give(self._pick(entry), entry, encoding):
+        if not may_read(member, entry.message):  # not whom the strategy would choose, but somebody
+            if not self._give(self._turns.pick(self.online, entry.message), entry, encoding):
                 self._let_wait(entry)
             return
         queue = self._named.get(entry.member)
-        if queue or not self._give(_if_idle(member), entry, encoding):
+        if queue or not self._give(if_idle(member), entry, encoding):
             if queue is None:
                 queue = self._named[entry.member] = deque()
             queue.append(entry)
@@ -312,12 +294,13 @@ class Group:
             remaining = entry.message.remaining_s(now_ms)
             if remaining == 0:
                 self._expired(entry)
-            elif only is not None and not _may_read(only, entry.message):
+            elif only is not None and not may_read(only, entry.message):
                 self._let_wait(entry)
-            elif not self._give(
-                self._pick(entry) if only is None else _if_idle(only), entry, Encoding(entry.message, remaining)
-            ) and (only is not None or self._anybody_for(entry)):
-                return
+            else:
+                member = self._turns.pick(self.online, entry.message) if only is None else if_idle(only)
+                given = self._give(member, entry, Encoding(entry.message, remaining))
+                if not given and (only is not None or self._anybody_for(entry)):
+                    return
             self._given += 1
             queue.popleft()
 
@@ -331,7 +314,7 @@ class Group:
             encoding = Encoding(entry.message, entry.message.remaining_s(now_ms))
             if encoding.remaining_s == 0:
                 self._expired(entry)
-            elif not self._give(self._pick(entry), entry, encoding):
+            elif not self._give(self._turns.pick(self.online, entry.message), entry, encoding):
                 if self.online and not self._anybody_for(entry):
                     continue
                 # What waits is newer: it goes back with the rest, which the store gives out in order.
@@ -414,33 +397,6 @@ class Group:
 
     # -- to one member
 
-    def _pick(self, entry: GroupEntry) -> GroupMember | None:
-        """The next member that has room in its window and may read the message."""
-        online = self.online
-        count = len(online)
-        if self.strategy == LEAST_INFLIGHT:
-            return self._pick_freest(entry)
-        at = random.randrange(count) if self.strategy == RANDOM and count else self._next
-        for _ in range(count):
-            at = (at + 1) % count
-            member = online[at]
-            session = member.subscriber.session
-            if session is not None and member.ready and session.idle() and _may_read(member, entry.message):
-                self._next = at
-                return member
-        return None
-
-    def _pick_freest(self, entry: GroupEntry) -> GroupMember | None:
-        best: GroupMember | None = None
-        most = 0
-        for member in self.online:
-            session = member.subscriber.session
-            if session is not None and member.ready and session.idle() and _may_read(member, entry.message):
-                credit = session.credit() - session.promised
-                if credit > most:
-                    best, most = member, credit
-        return best
-
     def _give(self, member: GroupMember | None, entry: GroupEntry, encoding: Encoding) -> bool:
         if member is None:
             return False
@@ -509,22 +465,6 @@ class Group:
             session = member.subscriber.session
             if session is not None:
                 session.hungry = True
-
-
-#: Strategies that look at the message.
-_CHOSEN = frozenset((STICKY, HASH_TOPIC, HASH_CLIENTID))
-
-
-def _if_idle(member: GroupMember) -> GroupMember | None:
-    """The member, if it has room in its window."""
-    session = member.subscriber.session
-    return member if session is not None and member.ready and session.idle() else None
-
-
-def _may_read(member: GroupMember, message: Message) -> bool:
-    """Whether the message may be delivered to the member."""
-    connection = member.subscriber.connection
-    return connection is None or connection.gate is None or connection.gate.lets(message.topic)
 
 
 def _entry_order(entry: GroupEntry) -> tuple[int, int]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Guard(Protocol):
-    """Asked in this order: `accepts`, `screen`, then `failed` or `admit`; and `left` at the end."""
+    """Asked in this order: `accepts`, `screen`, then `failed` or `admit`; and `left` of all that were accepted."""
 
     def accepts(self, stream: Stream, listener: Listener) -> str | None:
         """A network connection: None, or why it is closed without a word (a reason in the metrics)."""
@@ -30,7 +30,7 @@ class Guard(Protocol):
         """It was: `connection.principal`, `client_id` and `listener` are set. Raises PeerError."""
 
     def left(self, connection: Connection) -> None:
-        """A connection that was admitted has ended; called once."""
+        """A connection that was accepted has ended; once more if that was while `admit` was under way."""
 
     def ban_of(self, principal: Principal) -> str | None:
         """Why a client that is connected may not stay; without I/O."""

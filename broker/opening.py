@@ -216,9 +216,8 @@ class Opening:
             agreement.assigned = True
         await server.guard.admit(connection)
         if connection.machine.state == CLOSED:
-            server.guard.left(connection)
+            server.guard.left(connection)  # what was taken after it had left
             return
-        connection.admitted = True
         version = server.rechecking.version
         permissions = await self._permissions(principal)
         connection.mount = mount_of(principal, connection.listener.options.mountpoint)

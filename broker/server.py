@@ -19,6 +19,7 @@ from broker.extensions.sys import SystemTopics
 from broker.gaps import Gaps
 from broker.groups import Group
 from broker.guard import Guard, NoGuard
+from broker.limits.quiet import Quiet
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.opening import Opening
@@ -74,6 +75,7 @@ class Server(ClusterSide):
         #: Any identity may go on with the session of a client id (G19).
         self.session_owner_any = session_owner_any
         self.guard: Guard = NoGuard()
+        self.quiet = Quiet()
         self.hooks: Hooks | None = None
         self.connect_timeout_s = connect_timeout_s
         self.stall_timeout_s = stall_timeout_s
@@ -161,9 +163,7 @@ class Server(ClusterSide):
         self.opener.forget(connection)
         self.metrics.connections -= 1
         self.metrics.disconnects[connection.close_reason] += 1
-        if connection.admitted:
-            connection.admitted = False
-            self.guard.left(connection)
+        self.guard.left(connection)
         session = connection.session
         subscriber = connection.subscriber
         if session is None or subscriber is None:

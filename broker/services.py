@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker.codec.packets import Connect, Subscribe, Unsubscribe
 from broker.dispatch import Dispatch
+from broker.limits.quiet import Quiet
 from broker.metrics import Metrics
 from broker.session.effects import ContinueAuthentication
 from broker.session.quotas import Quotas
@@ -36,6 +37,7 @@ class Services(Protocol):
     dispatch: Dispatch
     metrics: Metrics
     quotas: Quotas
+    quiet: Quiet
     connect_timeout_s: float
     stall_timeout_s: float
 

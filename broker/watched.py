@@ -21,7 +21,7 @@ DEADLINE_STEP_S = 10.0
 class Watched(SessionSide):
     """Known to the reactor's deadline wheel from the beginning; no task of its own."""
 
-    __slots__ = ("_next_check", "_paused", "keep_alive_s", "last_received", "opened_at", "principal")
+    __slots__ = ("_next_check", "_paused", "held_until", "keep_alive_s", "last_received", "opened_at", "principal")
 
     def __init__(self, stream: Stream, server: Services) -> None:
         super().__init__(stream, server)
@@ -29,6 +29,8 @@ class Watched(SessionSide):
         self.principal: Principal | None = None
         self.keep_alive_s = 0
         self.opened_at = self.last_received = server.reactor.now
+        #: Packets wait until then (monotonic); 0.0: they do not.
+        self.held_until = 0.0
         #: Nothing is read.
         self._paused = False
         self._next_check = self.opened_at + server.connect_timeout_s
@@ -51,6 +53,10 @@ class Watched(SessionSide):
         if left is not None:
             self._look_by(self._server.reactor.now + left)
 
+    def _go_on(self) -> None:
+        """Packets that waited may be handled."""
+        raise NotImplementedError
+
     def _credentials_left(self) -> float | None:
         """Seconds until the credentials expire; None: they do not."""
         if self.principal is None or self.principal.expires_at_s is None:
@@ -72,6 +78,12 @@ class Watched(SessionSide):
             self.abort("output_stalled")
             return 0.0
         state = self.machine.state
+        if self.held_until:
+            if now >= self.held_until:
+                self.held_until = 0.0
+                self._go_on()
+            else:
+                later = min(later, self.held_until)
         if state == OPEN:
             left = self._credentials_left()
             if left is not None:

@@ -31,5 +31,7 @@ class Quotas:
     max_topic_bytes: int = 65535
     #: A client that publishes what it may not is disconnected.
     deny_disconnects: bool = False
+    #: A client whose output buffer is full is disconnected.
+    slow_consumer_disconnects: bool = False
     validate_payload_format: bool = False
     response_information: str = ""
