@@ -92,10 +92,20 @@ class WebClient:
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise BackendError("the answer is compressed, which was not asked for")
             body = bytearray()
-            async for part in response.aiter_raw():
-                body += part
-                if len(body) > limit:
-                    raise BackendError(f"the answer has more than {limit} bytes")
+            too_long = False
+            try:
+                async for part in response.aiter_raw():
+                    if not too_long:
+                        body += part
+                    if len(body) > limit and not too_long:
+                        # Then the iteration ends by itself: left half way, its generators would stay behind.
+                        too_long = True
+                        await response.aclose()
+            except (httpx.HTTPError, httpx.StreamError):
+                if not too_long:
+                    raise
+            if too_long:
+                raise BackendError(f"the answer has more than {limit} bytes")
         return Answer(response.status_code, bytes(body))
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
