@@ -191,19 +191,17 @@ async def test_cookies_and_proxies_are_not_ours(
 
 
 async def test_no_more_questions_at_a_time_than_allowed(web: WebServer, serve: Serve) -> None:
-    subject = http(f"{web.url}/odd/never", pool=2, timeout="1s")
+    subject = http(f"{web.url}/odd/crowd", pool=2, timeout="30s")
     await serve(subject)
-    errors: list[BackendError] = []
+    found: list[int] = []
 
     async def once() -> None:
-        with pytest.raises(BackendError) as caught:
-            await ask(subject)
-        errors.append(caught.value)
+        found.append(int((await ask(subject)).attributes["here"]))
 
     async with trio.open_nursery() as nursery:
-        for _ in range(5):
+        for _ in range(6):
             nursery.start_soon(once)
-    assert len(errors) == 5 and len(web.questions()) == 2
+    assert len(found) == 6 and max(found) <= 2
 
 
 async def test_tls_of_a_known_authority_only(serve: Serve, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 _writing = threading.Lock()
 _never = threading.Event()
+_here: list[object] = []
 
 
 class Server(ThreadingMixIn, UnixStreamServer):
@@ -74,6 +75,14 @@ class Handler(BaseHTTPRequestHandler):
         match what:
             case "never":
                 _never.wait()
+            case "crowd":  # how many are here at a time, each for a moment
+                with _writing:
+                    _here.append(self)
+                    count = len(_here)
+                _never.wait(0.05)
+                with _writing:
+                    _here.remove(self)
+                self._answer(200, {"result": "allow", "client_attrs": {"here": count}})
             case "redirect":
                 self._answer(302, {"result": "allow"}, {"Location": "/auth"})
             case "error":
