@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 import click
 
 from broker import __version__
+from broker.cli.bans import bans
 from broker.cli.migrate import import_mosquitto
 from broker.cli.passwords import passwd
+from broker.cli.rules import rules
 from broker.cli.settings import SettingsCommand, load_options
 from broker.cli.users import users
 from broker.config import DEFAULT
@@ -165,3 +167,5 @@ def version() -> None:
 
 
 ctl.add_command(users)
+ctl.add_command(rules)
+ctl.add_command(bans)
