@@ -60,8 +60,6 @@ class Entrance:
         self.banned: Callable[[str], bool] = lambda host: False
         #: Sockets of which the PROXY header, or the request of a WebSocket, is awaited.
         self.headers = 0
-        #: Whether nothing is read of connections from an address.
-        self.banned: Callable[[str], bool] = lambda host: False
         self._served = served
         self._quiet = Quiet()
 
