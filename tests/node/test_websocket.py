@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -505,6 +506,41 @@ async def test_abort_and_clients_in_the_handshake(autojump_clock: trio.testing.M
         await world.settle()
         assert peer.closed() and half.closed() and peer.wire.code == 0
         assert world.tasks() == 0
+
+
+async def test_nonsense(autojump_clock: trio.testing.MockClock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever frames come, in whatever pieces: nothing fails, and nothing is left."""
+    async with serving() as world:
+        web = Web(world)
+        for seed in range(300):
+            chance = random.Random(seed)
+            peer = web.plug() if chance.random() < 0.2 else await web.connect(f"w{seed}")
+            data = b"" if peer.connack is None else b"x"
+            for _ in range(chance.randrange(1, 12)):
+                payload = chance.choice((PING, b"", chance.randbytes(chance.randrange(200)), 3 * PING, b"\x03\xe8"))
+                first = chance.choice(
+                    (0x82, 0x82, 0x82, 0x02, 0x00, 0x80, 0x89, 0x8A, 0x88, 0x81, chance.randrange(256))
+                )
+                size = chance.choice((None, None, None, None, chance.randrange(1 << 20)))
+                data += chance.choice((frame(payload, first, size), frame(payload), chance.randbytes(5)))
+            while data:
+                at = chance.randrange(1, 300)
+                piece, data = data[:at], data[at:]
+                peer.socket.feed(piece)
+                if chance.random() < 0.5:
+                    await world.settle()
+            if chance.random() < 0.5:
+                peer.socket.reset()
+            else:
+                peer.socket.finish()
+            await world.settle()
+            await trio.sleep(20)
+            assert peer.closed(), seed
+        assert world.tasks() == 0 and not world.server.connections
+        assert web.sockets.handshakes == 0
+    told = capsys.readouterr().out
+    assert "websocket.refused" in told
+    assert "reactor." not in told and "server." not in told  # where errors are told that nobody expected
 
 
 def test_pingreq_is_what_it_is() -> None:
