@@ -144,18 +144,17 @@ def test_haproxy_ends_tls_and_tells_of_the_certificate(start: StartNode, tmp_pat
         assert publishes(node, port, "c2", *options[:2]) != ""
 
 
-def test_health_checks_are_quiet(start: StartNode, tmp_path: Path) -> None:
+@pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2"])
+def test_health_checks_are_quiet(start: StartNode, tmp_path: Path, send: str) -> None:
     """HAProxy's checks come with LOCAL (version 2) or UNKNOWN, and close."""
     node = start(f"tcp://127.0.0.1:0?{PROXY}", arguments=DEBUG)
     target = int(node.listeners[1].rpartition(":")[2])
-    for send in ("send-proxy", "send-proxy-v2"):
-        checks = f"{send} check check-send-proxy inter 50ms rise 3"
-        log = tmp_path / "haproxy.log"
-        log.unlink(missing_ok=True)
-        with haproxy(tmp_path, target, send=checks, check="option log-health-checks") as port:
-            until(lambda: "succeeded" in log.read_text())
-            assert publishes(node, port, "c1") == ""
-            assert "is DOWN" not in log.read_text() and "failed" not in log.read_text()
+    checks = f"{send} check check-send-proxy inter 50ms rise 3"
+    log = tmp_path / "haproxy.log"
+    with haproxy(tmp_path, target, send=checks, check="option log-health-checks") as port:
+        until(lambda: "succeeded" in log.read_text())
+        assert publishes(node, port, "c1") == ""
+        assert "is DOWN" not in log.read_text() and "failed" not in log.read_text()
     assert rejected(node) == {}
     assert "refused" not in node.log() and "error" not in node.log()
 
