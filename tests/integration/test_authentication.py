@@ -1,10 +1,7 @@
-"""Users of a file: user name and password in all versions, SCRAM-SHA-256 and re-authentication in version 5."""
+"""Users of a file: user name and password in all versions, SCRAM and re-authentication in version 5."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import os
 import signal
 import subprocess
@@ -18,11 +15,11 @@ from broker.codec.packets import V5, V31, V311, Auth, Connack, Connect, Disconne
 from tests.conformance.peers import Peers
 from tests.integration import mosquitto
 from tests.integration.conftest import STORE, PeersOf
+from tests.integration.javascript import JavaScript
 from tests.integration.paho_client import Paho
+from tests.integration.scram import METHOD, Scram, answer, scram_connect
 from tests.kit.broker_process import ROOT, BrokerProcess
-from tests.kit.mqtt_client import MqttClient, UnexpectedPacket, properties
-
-METHOD = "SCRAM-SHA-256"
+from tests.kit.mqtt_client import UnexpectedPacket, properties
 
 
 def add_user(path: Path, name: str, password: str) -> None:
@@ -60,55 +57,6 @@ def node(users: Path) -> Iterator[BrokerProcess]:
 def peers(peers_of: PeersOf, node: BrokerProcess) -> Peers:
     """Raw clients of that node."""
     return peers_of(node)
-
-
-class Scram:
-    """The client's side of RFC 5802 and RFC 7677, written down independently of the broker."""
-
-    def __init__(self, name: str, password: str) -> None:
-        self._password = password
-        self._nonce = base64.b64encode(os.urandom(18)).decode()
-        self._bare = f"n={name},r={self._nonce}"
-        self._signature = b""
-
-    def first(self) -> bytes:
-        """client-first-message"""
-        return f"n,,{self._bare}".encode()
-
-    def final(self, challenge: bytes | None) -> bytes:
-        """client-final-message, for a server-first-message"""
-        assert challenge is not None
-        fields = dict(part.split("=", 1) for part in challenge.decode().split(","))
-        assert fields["r"].startswith(self._nonce) and len(fields["r"]) > len(self._nonce)
-        assert int(fields["i"]) >= 4096
-        salted = hashlib.pbkdf2_hmac("sha256", self._password.encode(), base64.b64decode(fields["s"]), int(fields["i"]))
-        key = hmac.digest(salted, b"Client Key", "sha256")
-        without_proof = f"c=biws,r={fields['r']}"
-        message = ",".join((self._bare, challenge.decode(), without_proof)).encode()
-        signature = hmac.digest(hashlib.sha256(key).digest(), message, "sha256")
-        proof = bytes(a ^ b for a, b in zip(key, signature, strict=True))
-        self._signature = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), message, "sha256")
-        return f"{without_proof},p={base64.b64encode(proof).decode()}".encode()
-
-    def check(self, answer: bytes | None) -> None:
-        """server-final-message: the server proves itself, too"""
-        assert answer == b"v=" + base64.b64encode(self._signature)
-
-
-async def scram_connect(client: MqttClient, scram: Scram, client_id: str) -> Connack:
-    """CONNECT with SCRAM-SHA-256; returns the CONNACK."""
-    values = properties(authentication_method=METHOD, authentication_data=scram.first())
-    await client.send(Connect(V5, client_id, True, 0, properties=values))
-    challenge = await client.expect(Auth)
-    assert challenge.reason_code == 0x18 and challenge.properties is not None
-    assert challenge.properties.authentication_method == METHOD
-    await answer(client, scram.final(challenge.properties.authentication_data))
-    return await client.expect(Connack)
-
-
-async def answer(client: MqttClient, data: bytes, reason_code: int = 0x18) -> None:
-    """Send AUTH."""
-    await client.send(Auth(reason_code, properties(authentication_method=METHOD, authentication_data=data)))
 
 
 @pytest.mark.parametrize("version", [3, 4, 5])
@@ -153,22 +101,24 @@ def test_paho_with_user_and_password(node: BrokerProcess, topic: str) -> None:
         assert refused.reason is not None and refused.reason.value == 0x86
 
 
-async def test_scram(peers: Peers, topic: str) -> None:
+@pytest.mark.parametrize("method", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_scram(peers: Peers, topic: str, method: str) -> None:
     client = await peers.open()
-    scram = Scram("ann", "open, sesame")
+    scram = Scram("ann", "open, sesame", method)
     connack = await scram_connect(client, scram, "scram")
     assert connack.reason_code == 0 and connack.properties is not None
-    assert connack.properties.authentication_method == METHOD
+    assert connack.properties.authentication_method == method
     scram.check(connack.properties.authentication_data)
     await client.subscribe(topic)
     await client.send(Publish(topic, b"authenticated"))
     assert (await client.expect(Publish)).payload == b"authenticated"
 
 
+@pytest.mark.parametrize("method", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
 @pytest.mark.parametrize(("name", "password"), [("ann", "wrong"), ("zoe", "open, sesame")])
-async def test_scram_refuses(peers: Peers, name: str, password: str) -> None:
+async def test_scram_refuses(peers: Peers, name: str, password: str, method: str) -> None:
     client = await peers.open()
-    connack = await scram_connect(client, Scram(name, password), "scram")
+    connack = await scram_connect(client, Scram(name, password, method), "scram")
     assert connack.reason_code == 0x87
     await client.expect_closed()
 
@@ -229,6 +179,28 @@ async def test_a_packet_in_the_middle_of_the_exchange(peers: Peers, topic: str) 
     await client.expect(Auth)
     await client.send(Publish(topic, b"too early"))
     await peers.refused(client, 0x82)
+
+
+@pytest.mark.parametrize("method", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("password", ["open, sesame", "wrong"])
+def test_scram_of_mqttjs(node: BrokerProcess, topic: str, method: str, password: str) -> None:
+    scram = {"username": "ann", "password": password}
+    with JavaScript(node) as js:
+        said = js.do(
+            "connect",
+            "js",
+            url=f"mqtt://{node.host}:{node.port}",
+            options={"protocolVersion": 5, "clientId": "js", "properties": {"authenticationMethod": method}},
+            scram=scram,
+        )
+        assert ("error" in said) == (password == "wrong"), said
+        if password == "wrong":
+            assert said["code"] == 0x87
+            return
+        assert js.do("verified", "js")
+        js.do("subscribe", "js", topic=topic)
+        js.do("publish", "js", topic=topic, payload="x", options={"qos": 1})
+        assert js.event("message")["payload"] == "x"
 
 
 async def test_users_are_read_again(node: BrokerProcess, users: Path, peers: Peers) -> None:
