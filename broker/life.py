@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import trio
 
@@ -16,6 +17,7 @@ from broker.access import Access
 from broker.auth.watch import PolicyWatch
 from broker.config import Settings
 from broker.errors import Fenced
+from broker.limits.guard import LimitsGuard
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.process import causes
@@ -56,6 +58,7 @@ def quotas_of(settings: Settings) -> Quotas:
         max_topic_levels=settings.max_topic_levels,
         max_topic_bytes=settings.max_topic_length,
         deny_disconnects=settings.deny_action == "disconnect",
+        slow_consumer_disconnects=settings.slow_consumer == "disconnect",
         validate_payload_format=settings.validate_payload_format,
         response_information=settings.response_information,
     )
@@ -65,6 +68,27 @@ def strategy_of(settings: Settings) -> Callable[[str], str]:
     """How the shared subscriptions of a name, `$share/NAME/...`, choose among their members."""
     by_name = dict(settings.shared_strategies)
     return lambda share_name: by_name.get(share_name, settings.shared_strategy)
+
+
+class Policy:
+    """What is read again when documents or files have changed: bans, users, rules."""
+
+    def __init__(self, access: Access, guard: LimitsGuard) -> None:
+        self._access = access
+        self._guard = guard
+
+    def files(self) -> Sequence[Path]:
+        """See `broker.auth.watch.Readers`."""
+        return self._access.files()
+
+    def reload(self) -> None:
+        """See `broker.auth.watch.Readers`."""
+        self._access.reload()
+
+    async def refresh(self) -> None:
+        """See `broker.auth.watch.Readers`."""
+        await self._guard.refresh()
+        await self._access.refresh()
 
 
 class Life:
@@ -92,7 +116,10 @@ class Life:
             node_name=settings.node_name,
             session_owner_any=settings.session_owner == "any",
         )
-        self.policy = PolicyWatch(self.access, cluster.registry, self.policy_changed)
+        self.guard = LimitsGuard(settings, cluster, metrics, self.server.start, lambda: self.reactor.now)
+        self.server.guard = self.guard
+        self.policy = PolicyWatch(Policy(self.access, self.guard), cluster.registry, self.policy_changed)
+        self.server.hooks = self.access.hooks
         self.joined = False
         self._settings = settings
         self.entrance = Entrance(
@@ -103,6 +130,7 @@ class Life:
             settings.max_connections,
             settings.connection_rate,
         )
+        self.entrance.banned = self.guard.bans_address
         self._listeners: list[Acceptor] = []
         #: When the lease was first seen to be over, 0.0 while it holds.
         self._lapsed_s = 0.0
@@ -139,6 +167,7 @@ class Life:
             await nursery.start(self.server.run)
             await nursery.start(self._be_member)
             await nursery.start(self.access.serve)
+            await nursery.start(self.guard.serve)
             await nursery.start(self.policy.serve)
             self.joined = True
             self.reactor.hold = self._hold
