@@ -140,6 +140,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 class _Receiver:
     """`SessionOutput` and `SessionStore` that check what they are told."""
 
+    version = V5
+
     def __init__(self) -> None:
         self.full = False
         self.asked = False
@@ -147,10 +149,10 @@ class _Receiver:
     def room(self) -> bool:
         return not self.full
 
-    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> bool:
+    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
         assert 0 < packet_id <= 65_535
         assert flags >> 1 & 3 in (1, 2)
-        return packet_id % 17 != 0
+        return "" if packet_id % 17 else "packet_too_large"
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         assert 0 < packet_id <= 65_535
@@ -231,7 +233,8 @@ def _decoded(head: int, body: bytes, version: int, from_client: bool) -> Packet 
     try:
         packet = decode(head, body, 0, len(body), version, from_client)
     except PeerError as error:
-        assert error.reason_code >= 0x80
+        if error.reason_code < 0x80:
+            raise AssertionError("an error with the reason code of a success") from error
         return None
     assert packet.kind == head >> 4
     if isinstance(packet, Auth | Disconnect) and packet.kind == AUTH:
@@ -263,7 +266,7 @@ def _same_as_scanned(head: int, body: bytes, packet: Packet | None) -> None:
 
 def _frames(stream: bytes) -> list[tuple[int, bytes]]:
     frames = FrameBuffer(LARGEST)
-    found = []
+    found: list[tuple[int, bytes]] = []
     frames.feed(stream)
     with contextlib.suppress(PeerError):
         found.extend(frames)
