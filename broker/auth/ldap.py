@@ -54,6 +54,8 @@ class LdapDriver:
             raise ConfigError(f"url: {error}") from None
         if parts.scheme not in ("ldap", "ldaps") or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ConfigError("url: must be ldap://HOST:PORT or ldaps://HOST:PORT")
+        if parts.username is not None:
+            raise ConfigError("url: name and password stand in bind_dn and bind_password")
         if options.start_tls and parts.scheme == "ldaps":
             raise ConfigError("start_tls: ldaps:// uses TLS from the beginning")
         self._host = parts.hostname

@@ -107,6 +107,8 @@ def parse_url(url: str) -> dict[str, Any]:
         raise ConfigError(f"url: {error}") from None
     if parts.scheme not in ("mysql", "mariadb") or not parts.hostname or not parts.path.strip("/"):
         raise ConfigError("url: must be mysql://HOST:PORT/DATABASE")
+    if parts.username is not None:
+        raise ConfigError("url: name and password stand in the options username and password")
     unknown = query.keys() - set(PARAMETERS)
     if unknown:
         raise ConfigError(f"url: unknown parameter {min(unknown)!r:.60}; there are {', '.join(PARAMETERS)}")

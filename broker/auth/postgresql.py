@@ -35,6 +35,8 @@ class PostgresqlDriver:
     def __init__(self, url: str, username: str, password: str, timeout_s: float) -> None:
         try:
             given = conninfo_to_dict(url)
+            if given.get("password"):
+                raise ConfigError("url: the password stands in the option password")
             more = {"user": username, "password": password}
             self._conninfo = make_conninfo(
                 url,

@@ -94,8 +94,8 @@ def table_of(topic: str, value: str) -> dict[str, object]:
         return {"permission": "allow", "action": word, "topics": [topic]}
     try:
         found = json.loads(value)
-    except RecursionError:
-        raise ValueError("JSON that is nested too deep") from None
+    except (ValueError, RecursionError):
+        found = None
     if not isinstance(found, dict) or not found.keys() <= _KEYS:
         raise ValueError(f"the rule for {topic!r:.80} is neither publish, subscribe, all nor JSON with such keys")
     table: dict[str, object] = {"permission": "allow", "action": "all", "topics": [topic], **found}
