@@ -191,7 +191,8 @@ class Inbound:
             return answer
         permissions = connection.permissions
         hooks = connection.hooks
-        topic = message.topic if route.delay is None else route.delay.topic
+        named, qos = message.topic, message.qos
+        topic = named if route.delay is None else route.delay.topic
         allowed = permissions is None or permissions.may_publish(topic, message.qos, message.retain)
         if allowed is False:
             return DENIED
@@ -209,8 +210,8 @@ class Inbound:
             changed = await hooks.publish(connection.principal, message)
             if changed is None:
                 return DENIED_BY_HOOK
-            if changed.topic != message.topic or changed.qos != message.qos:
-                return self._redirected(changed, message.qos)
+            if changed.topic != named or changed.qos != qos:
+                return self._redirected(changed, qos)
             return Answer(0, "", changed)
 
         connection.ask(ask)

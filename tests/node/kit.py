@@ -334,6 +334,8 @@ class World:
         self._epoll = epoll
         self._bound = bound
         self._next_fd = 1_000_000
+        #: Where clients come in from now on.
+        self.listener = LISTENER
 
     def tasks(self) -> int:
         """What connections and sessions have under way."""
@@ -353,7 +355,7 @@ class World:
     def accept(self, version: int = 5) -> Peer:
         """A network connection; nothing is sent yet."""
         socket, stream = self.plug()
-        self.server.accept(stream, LISTENER)
+        self.server.accept(stream, self.listener)
         return Peer(self, socket, stream, version)
 
     def connecting(
@@ -368,6 +370,7 @@ class World:
         maximum_packet_size: int | None = None,
         topic_alias_maximum: int | None = None,
         will: Will | None = None,
+        username: str | None = None,
     ) -> Peer:
         """A network connection on which CONNECT was sent."""
         properties: Properties | None = None
@@ -378,7 +381,7 @@ class World:
             properties.maximum_packet_size = maximum_packet_size
             properties.topic_alias_maximum = topic_alias_maximum
         peer = self.accept(version)
-        peer.put(Connect(version, client_id, clean_start, keep_alive_s, None, None, will, properties))
+        peer.put(Connect(version, client_id, clean_start, keep_alive_s, username, None, will, properties))
         return peer
 
     async def connect(self, client_id: str, version: int = 5, **options: object) -> Peer:
