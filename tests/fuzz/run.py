@@ -45,10 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--inputs", type=int, default=10_000_000, help="inputs of all targets (default: 10,000,000)")
     parser.add_argument("--target", choices=sorted(SHARES), help="only this one, with all the inputs")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     shares = {given.target: 100} if given.target else SHARES
-    time.monotonic()
+    began = time.monotonic()
     total = 0
     for name, share in shares.items():
         runs = given.inputs * share // 100
@@ -63,10 +62,19 @@ def main(arguments: Sequence[str]) -> int:
                 check=False, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
         executed = [line.rpartition(" ")[2] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
-        total += int(executed[0]) if executed else 0
+        count = int(executed[0]) if executed else 0
+        total += count
+        _say(f"{name}: {count:,} inputs, {time.monotonic() - began:.0f} s")
         if done.returncode:
+            _say(done.stderr[-6000:])
             return 1
+    _say(f"{total:,} inputs, nothing found")
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
