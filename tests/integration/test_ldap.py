@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.integration.logins import (
     still_serves,
 )
 from tests.kit.broker_process import BrokerProcess
-from tests.kit.databases import Slapd, prepared
+from tests.kit.databases import PlainSlapd, Slapd, prepared
 
 DIRECT, SEARCH, STARTTLS, LDAPS, UNTRUSTED, PLAIN_ONLY = "direct", "search", "starttls", "ldaps", "untrusted", "other"
 
@@ -207,3 +208,19 @@ async def test_a_directory_that_says_nothing(node: BrokerProcess, server: Slapd)
         server.resume()
     assert await login_when_back(door, "ann", "open, sesame") == WELCOME
     await client.close()
+
+
+async def test_no_password_without_the_tls_that_was_asked_for(tmp_path: Path) -> None:
+    """A server (or somebody in between) that has no STARTTLS gets none."""
+    with prepared(PlainSlapd) as server:
+        server.load(LDIF)
+        server.start()
+        options: dict[str, object] = {"type": "ldap", "url": server.url, "timeout": TIMEOUT}
+        options["bind_dn"] = "uid=${username},ou=people,dc=example,dc=org"
+        for start_tls, code in ((False, WELCOME), (True, UNAVAILABLE)):
+            node = node_with(tmp_path / f"{start_tls}", [{**options, "start_tls": start_tls}])
+            node.start()
+            try:
+                assert await login(node, "ann", "open, sesame") == code
+            finally:
+                node.stop()

@@ -214,6 +214,8 @@ class Mariadb(Server):
 class Slapd(Server):
     """OpenLDAP with the suffix dc=example,dc=org; TLS with a certificate of `chain`."""
 
+    TLS: ClassVar[bool] = True
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.tls_port = free_port()
@@ -223,13 +225,16 @@ class Slapd(Server):
         self._server = find("slapd", "slapd")
         (self.folder / "data").mkdir()
         issued = self.chain.server("slapd")
+        tls = (
+            f"TLSCACertificateFile {self.chain.ca}\nTLSCertificateFile {issued.certfile}\n"
+            f"TLSCertificateKeyFile {issued.keyfile}\n"
+        )
         self.configuration = self.folder / "slapd.conf"
         self.configuration.write_text(
             "".join(f"include /etc/ldap/schema/{name}.schema\n" for name in ("core", "cosine", "inetorgperson"))
             + f"pidfile {self.folder / 'pid'}\nmodulepath /usr/lib/ldap\nmoduleload back_mdb\n"
-            f"TLSCACertificateFile {self.chain.ca}\nTLSCertificateFile {issued.certfile}\n"
-            f"TLSCertificateKeyFile {issued.keyfile}\n"
-            f'database mdb\nmaxsize 10485760\nsuffix "dc=example,dc=org"\ndirectory {self.folder / "data"}\n'
+            + (tls if self.TLS else "")
+            + f'database mdb\nmaxsize 10485760\nsuffix "dc=example,dc=org"\ndirectory {self.folder / "data"}\n'
             f'rootdn "cn=admin,dc=example,dc=org"\nrootpw "admin password"\nindex objectClass eq\nindex uid eq\n'
             "access to attrs=userPassword by anonymous auth by * none\naccess to * by users read by * none\n"
         )
@@ -241,7 +246,7 @@ class Slapd(Server):
         self.run(find("slapadd", "slapd"), "-q", "-f", str(self.configuration), "-l", str(path))
 
     def command(self) -> Sequence[str]:
-        urls = f"ldap://127.0.0.1:{self.port} ldaps://127.0.0.1:{self.tls_port}"
+        urls = f"ldap://127.0.0.1:{self.port}" + (f" ldaps://127.0.0.1:{self.tls_port}" if self.TLS else "")
         return [self._server, "-h", urls, "-f", str(self.configuration), "-d", "0"]
 
     @property
@@ -255,6 +260,12 @@ class Slapd(Server):
                 return True
         except OSError:
             return False
+
+
+class PlainSlapd(Slapd):
+    """Without TLS."""
+
+    TLS = False
 
 
 S = TypeVar("S", bound=Server)
