@@ -72,7 +72,6 @@ class WebSockets:
         self.spawn = spawn
         self.pass_on = accept
         self._entrance = entrance
-        self._rejected = entrance.metrics.rejected
         self._doors: dict[int, Door] = {}
         #: Of all listeners.
         self.handshakes = 0
@@ -84,7 +83,7 @@ class WebSockets:
             door = self._doors[id(listener)] = Door(listener)  # it holds the listener: the id stays its own
         full = self._entrance.full()
         if full or self.handshakes >= MAX_HANDSHAKES:
-            self._rejected["max_connections" if full else "websocket_handshakes"] += 1
+            self._entrance.refused(stream.peer, "max_connections" if full else "websocket_handshakes")
             stream.start(Nobody())
             stream.abort()
             return
@@ -99,8 +98,7 @@ class WebSockets:
 
     def refused(self, peer: Peer, reason: str, detail: str) -> None:
         """Count a connection that did not get through the handshake."""
-        self._rejected[f"websocket_{reason}"] += 1
-        _log.info("websocket.refused", listener=peer.listener, peer=str(peer), reason=reason, detail=detail)
+        self._entrance.refused(peer, f"websocket_{reason}", detail)
 
 
 class _Wire(trio.abc.Stream):
@@ -545,7 +543,7 @@ class WebSocketStream:
         self._dirty = False
         pieces = self._pieces
         if pieces:
-            if not self._said_goodbye:
+            if not self._said_goodbye and not self._wire.ended:
                 self._pieces = []
                 payload = b"".join(pieces) if len(pieces) > 1 else pieces[0]
                 self._below.write_parts(_frame_header(len(payload)), payload, b"")

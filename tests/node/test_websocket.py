@@ -539,7 +539,7 @@ async def test_nonsense(autojump_clock: trio.testing.MockClock, capsys: pytest.C
         assert world.tasks() == 0 and not world.server.connections
         assert web.sockets.handshakes == 0
     told = capsys.readouterr().out
-    assert "websocket.refused" in told
+    assert "listener.refused" in told
     assert "reactor." not in told and "server." not in told  # where errors are told that nobody expected
 
 
