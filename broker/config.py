@@ -545,6 +545,11 @@ def _check_listeners(settings: Settings, origins: Mapping[str, str]) -> None:
                 " set name"
             )
     for listener in settings.listen:
+        if listener.scheme == "unix" and settings.workers > 1:
+            raise ConfigError(
+                f"listen = {listener.url} ({origins['listen']}): workers cannot share a Unix socket; use TCP, or one"
+                " worker"
+            )
         chosen = listener.options.authentication
         unknown = [name for name in chosen if name not in labels and chosen != ("off",)]
         if unknown:

@@ -37,8 +37,7 @@ def bind(listener: Listener, shared: bool = False) -> socket.socket:
     """A socket that takes the address, and connections from `listen` on; with `shared` other processes of this user may
     take the same one (SO_REUSEPORT). Raises ConfigError if it cannot be had."""
     if listener.scheme == "unix":
-        if shared:
-            raise ConfigError(f"listen = {listener.url}: workers cannot share a Unix socket; use workers = 1, or TCP")
+        assert not shared, "the configuration does not allow it"
         return bind_unix(listener.path, int(listener.options.mode, 8))
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
