@@ -213,7 +213,7 @@ def make_authenticator(options: Options, registry: Registry | None) -> Authentic
 
             return mysql.make_users(options, registry)
         case Ldap():
-            from broker.auth.ldap import LdapUsers
+            from broker.auth import ldap
 
-            return LdapUsers(options)
+            return ldap.make_users(options)
     raise ConfigError(f"authentication of type {options.TYPE} is not supported by this build")

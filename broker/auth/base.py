@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
 
 from broker.auth.api import ConnectRequest, EnhancedAuthenticator, Judge, Principal, Verdict
+from broker.errors import ConfigError
+
+
+@contextmanager
+def told_of(what: str, label: str) -> Iterator[None]:
+    """Errors of the configuration say which block they are about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {label}: {error}") from None
 
 
 class Base:

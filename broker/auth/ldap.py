@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import trio
 
 from broker.auth.api import ALLOW, DENIED, IGNORED, BackendError, ConnectRequest, Verdict
-from broker.auth.base import BaseAuthenticator
+from broker.auth.base import BaseAuthenticator, told_of
 from broker.auth.pool import Pool
 from broker.auth.template import Template, Unresolved, lookup_of
 from broker.errors import ConfigError
@@ -145,7 +145,8 @@ class LdapUsers(BaseAuthenticator):
         self._username_attribute = options.username_attribute
         self._wanted = [each for each in (options.superuser_attribute, options.username_attribute) if each]
         self._pool = Pool(LdapDriver(options), options.pool, options.timeout_s)
-        self.cached = frozenset(self._bind_dn.names + self._base.names + (self._filter.names if options.base else ()))
+        names = self._base.names + self._filter.names if options.base else self._bind_dn.names
+        self.cached = frozenset(names) - {"username"}
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """See `Authenticator`."""
@@ -207,6 +208,12 @@ class LdapUsers(BaseAuthenticator):
             spelling(username, _values(found, self._username_attribute)),
             superuser=any(value.upper() == "TRUE" for value in truths),
         )
+
+
+def make_users(options: Ldap) -> LdapUsers:
+    """The authenticator."""
+    with told_of("authentication", options.label):
+        return LdapUsers(options)
 
 
 def _is_text(password: bytes) -> bool:

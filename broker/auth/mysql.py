@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from broker.auth.base import told_of
 from broker.auth.sql import PooledDatabase, Query, Row, SqlUsers, Values
 from broker.auth.sql_rules import SqlRuleSource
 from broker.errors import ConfigError
@@ -127,9 +128,11 @@ def _database(options: MysqlUsers | MysqlRules) -> PooledDatabase:
 
 def make_users(options: MysqlUsers, registry: Registry | None) -> SqlUsers:
     """The authenticator."""
-    return SqlUsers(_database(options), options, registry)
+    with told_of("authentication", options.label):
+        return SqlUsers(_database(options), options, registry)
 
 
 def make_rules(options: MysqlRules) -> SqlRuleSource:
     """The rule source."""
-    return SqlRuleSource(_database(options), options)
+    with told_of("authorization", options.label):
+        return SqlRuleSource(_database(options), options)

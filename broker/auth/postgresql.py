@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from broker.auth.base import told_of
 from broker.auth.sql import PooledDatabase, Query, Row, SqlUsers, Values
 from broker.auth.sql_rules import SqlRuleSource
 from broker.errors import ConfigError
@@ -97,9 +98,11 @@ def _database(options: PostgresqlUsers | PostgresqlRules) -> PooledDatabase:
 
 def make_users(options: PostgresqlUsers, registry: Registry | None) -> SqlUsers:
     """The authenticator."""
-    return SqlUsers(_database(options), options, registry)
+    with told_of("authentication", options.label):
+        return SqlUsers(_database(options), options, registry)
 
 
 def make_rules(options: PostgresqlRules) -> SqlRuleSource:
     """The rule source."""
-    return SqlRuleSource(_database(options), options)
+    with told_of("authorization", options.label):
+        return SqlRuleSource(_database(options), options)

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from broker.auth.api import BackendError, Principal, Rule
+from broker.auth.base import told_of
 from broker.auth.redis_client import RedisClient
 from broker.auth.reread import RereadSource
 from broker.auth.rules import rule_from
@@ -32,10 +33,11 @@ class RedisRuleSource(RereadSource):
 
     def __init__(self, options: RedisRules) -> None:
         super().__init__(options.label, options.refresh_s, max(options.pool // 2, 1))
-        try:
-            self._key = Template(options.key)
-        except ValueError as error:
-            raise ConfigError(f"key: {error}") from None
+        with told_of("authorization", options.label):
+            try:
+                self._key = Template(options.key)
+            except ValueError as error:
+                raise ConfigError(f"key: {error}") from None
         self._redis = RedisClient(options.url, options.username, options.password, options.timeout_s, options.pool)
 
     def key(self, principal: Principal) -> Hashable:

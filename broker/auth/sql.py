@@ -148,7 +148,7 @@ class SqlUsers(DirectoryAuthenticator):
     def __init__(self, database: Database, options: Sql, registry: Registry | None) -> None:
         directory = SqlDirectory(database, options)
         super().__init__(options.label, directory, registry, options.algorithm)
-        self.cached = frozenset(directory.query.names)
+        self.cached = frozenset(directory.query.names) - {"username"}
         self._database = database
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
