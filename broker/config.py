@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from broker.errors import ConfigError
 from broker.options import Blocks, Options
 from broker.options.authentication import AUTHENTICATORS, ClientAttribute
-from broker.options.authorization import RULE_SOURCES
+from broker.options.authorization import RULE_SOURCES, RemoteSource, Source
 from broker.options.backends import Named
 from broker.options.hooks import Hook
 from broker.options.listener import Listener, Listeners
@@ -533,6 +533,24 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
     if settings.workers > 1 and len(last) > 64:
         raise ConfigError(f"node_name = {settings.node_name!r}: too long for workers, whose names are up to {last!r}")
     _check_listeners(settings, origins)
+    _check_rule_sources(settings, origins)
+
+
+def _check_rule_sources(settings: Settings, origins: Mapping[str, str]) -> None:
+    where = f"authorization ({origins['authorization']})"
+    labels = [block.label for block in settings.authorization if isinstance(block, Named)]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"{where}: two of the name {label!r}; set name")
+    listeners = [listener.name for listener in settings.listen]
+    for block in settings.authorization:
+        assert isinstance(block, Source | RemoteSource)
+        for name in block.listeners:
+            # Clients of the one that was meant would be free of rules.
+            if name not in listeners:
+                raise ConfigError(
+                    f"{where}: {block.label} is for listener {name!r:.60}; there are {', '.join(listeners)}"
+                )
 
 
 def _check_listeners(settings: Settings, origins: Mapping[str, str]) -> None:

@@ -206,6 +206,8 @@ def test_service_links_of_kubernetes_are_no_settings() -> None:
         ({"authentication": ("pasword_file?path=/x",)}, "did you mean password_file?"),
         ({"authentication": ("password_file",)}, "password_file: path is missing"),
         ({"authentication": ("password_file?path=/x", "password_file?path=/y")}, "two of the name 'password_file'"),
+        ({"authorization": ("acl_file?path=/x", "acl_file?path=/y")}, "two of the name 'acl_file'"),
+        ({"authorization": ("acl_file?path=/x&listeners=publc",)}, "is for listener 'publc'; there are tcp://"),
         ({"authentication": ("jwt?secret=hush&algorithms=none",)}, "expected algorithms"),
         ({"client_attributes": ("attribute?name=t&value=x&match=(",)}, "match = '('"),
         ({"listen": ("tcp://127.0.0.1:1", "tcp://127.0.0.1:1")}, "has tcp://127.0.0.1:1 twice"),
