@@ -11,8 +11,8 @@ from broker.auth.hashes import PasswordHash
 from broker.log import get_logger
 
 CHECK_THREADS: Final = 2
-#: Checks that wait. With 100 ms each the last of them waits about as long as a client has patience.
-MAX_WAITING: Final = 128
+#: Checks that wait. With 100 ms each the last of them waits some seconds, less than clients have patience.
+MAX_WAITING: Final = 64
 
 _log = get_logger("authentication")
 
