@@ -39,6 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 PROFILES = {
     "validating": ("--validate-payload-format",),
     "limited": ("--max-qos", "1", "--no-retain-available", "--topic-alias-maximum", "0", "--max-keep-alive", "1"),
+    "websocket": ("--listen", "ws://127.0.0.1:0/mqtt"),
     "scram": ("--authentication", "password_file?path=../users"),
 }
 
