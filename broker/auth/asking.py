@@ -46,6 +46,10 @@ class AskingSource(BaseSource):
     async def question(self, principal: Principal, asked: Question) -> int:
         """ALLOW, DENY or IGNORE; raises BackendError, or Momentary for an answer that is not to be kept."""
 
+    def asked(self, action: int, topic: str, qos: int, retain: bool) -> Question:
+        """What is asked: without that on which no answer depends."""
+        return action, topic, qos, retain
+
     async def open(self, principal: Principal) -> AskingJudge:
         """See `RuleSource`. What an earlier judge of the client had allowed to be read still may be, until somebody
         asks about those filters again: otherwise messages were lost whenever rules change."""
@@ -82,7 +86,7 @@ class AskingJudge:
                 if len(self._readable) > MAX_ANSWERS:
                     del self._readable[next(iter(self._readable))]
             return readable
-        known = self._answers.get((action, topic, qos, retain))
+        known = self._answers.get(self._source.asked(action, topic, qos, retain))
         return None if known is None or known[1] <= trio.current_time() else known[0]
 
     def covers(self, topic_filter: str) -> bool:
@@ -93,7 +97,7 @@ class AskingJudge:
         """See `Judge`."""
         if action == READ:
             return self.decide(action, topic, qos, retain) or IGNORE
-        asked = (action, topic, qos, retain)
+        asked = self._source.asked(action, topic, qos, retain)
         try:
             answer = await self._source.question(self._principal, asked)
         except Momentary as momentary:

@@ -22,6 +22,11 @@ class HttpRuleSource(AskingSource):
         self._service = WebService(question, options.method, options.timeout_s, options.pool, options.ca_certs)
         self._once = Once()
 
+    def asked(self, action: int, topic: str, qos: int, retain: bool) -> Question:
+        """See `AskingSource`."""
+        names = self._service.question.names
+        return action, topic, qos if "qos" in names else 0, retain and "retain" in names
+
     async def question(self, principal: Principal, asked: Question) -> int:
         """See `AskingSource`."""
         action, topic, qos, retain = asked
