@@ -546,7 +546,7 @@ def _check_rule_sources(settings: Settings, origins: Mapping[str, str]) -> None:
     for block in settings.authorization:
         assert isinstance(block, Source | RemoteSource)
         for name in block.listeners:
-            # Clients of the one that was meant would be free of rules.
+            # Clients of the one that was meant would be without these rules.
             if name not in listeners:
                 raise ConfigError(
                     f"{where}: {block.label} is for listener {name!r:.60}; there are {', '.join(listeners)}"

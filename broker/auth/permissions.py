@@ -124,7 +124,8 @@ class Permissions:
         for _, judge, _ in judges:
             judge.changed = self._judge_changed
         self._judges = judges
-        self.unrestricted = principal.superuser or not judges
+        # Where a source is about others only, the client has no rules, and still is under them.
+        self.unrestricted = principal.superuser or not (judges or self._authorization.sources)
         self._forget()
 
     async def renew(self) -> None:
@@ -196,6 +197,8 @@ class Permissions:
         """Whether no delivery of a filter need be asked about, as long as the rules stay as they are."""
         if self.unrestricted:
             return True
+        if not self._judges:
+            return self._authorization.no_match_allows
         # What a later source says counts only where the first is silent, and that is not known.
         _, judge, steady = self._judges[0]
         return steady and judge.covers(topic_filter)

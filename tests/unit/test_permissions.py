@@ -132,10 +132,17 @@ async def test_rules_of_the_credentials_alone_close_the_rest() -> None:
     assert permissions.may_publish(b"a", 0, False) is False
 
 
-async def test_sources_of_other_listeners() -> None:
-    authorization = Authorization([(Steady("one", ("allow", "all", "a")), ("main",))])
-    assert (await authorization.permissions(client(listener="other"))).unrestricted
-    assert not (await authorization.permissions(client())).unrestricted
+@pytest.mark.parametrize("no_match", [False, True])
+async def test_sources_of_other_listeners(no_match: bool) -> None:
+    authorization = Authorization([(Steady("one", ("allow", "all", "a")), ("main",))], no_match)
+    permissions = await authorization.permissions(client())
+    assert permissions.may_publish(b"a", 0, False) is True
+    others = await authorization.permissions(client(listener="other"))
+    assert not others.unrestricted
+    assert others.may_publish(b"a", 0, False) is no_match
+    assert others.may_read(b"a") is no_match
+    assert others.covers("a") is no_match
+    assert await others.may_subscribe("a", 0) is no_match
 
 
 async def test_what_is_remembered_is_bounded_and_forgotten() -> None:
