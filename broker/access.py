@@ -15,6 +15,7 @@ from broker.config import Settings
 from broker.errors import ConfigError
 from broker.hooks.running import Hooks
 from broker.metrics import Metrics
+from broker.mount import check_mountpoints
 from broker.options import Options
 from broker.options.authentication import (
     CertificateNames,
@@ -51,6 +52,7 @@ class Access:
     """
 
     def __init__(self, settings: Settings, registry: Registry | None, metrics: Metrics | None = None) -> None:
+        check_mountpoints(settings.listen)
         attributes = [each for each in settings.client_attributes if isinstance(each, ClientAttribute)]
         cache = Cache(settings.authentication_cache_size, settings.authentication_cache_s)
         self.hooks = Hooks([each for each in settings.hooks if isinstance(each, Hook)], metrics)

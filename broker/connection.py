@@ -437,6 +437,8 @@ class Connection(Permitted):
         self.machine.close()
         self.close_reason = reason
         self.plain = 0
+        if self.permissions is not None:
+            self.permissions.changed = None
         self._rest = b""
         self._have = None
         metrics = self.metrics

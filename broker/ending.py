@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _log = get_logger("connection")
 
 
+#: What DISCONNECT says instead of reason codes that only CONNACK has.
+_DISCONNECT_CODES = {0x86: 0x87, 0x88: 0x89, 0x8A: 0x98, 0x8C: 0x87}
+
+
 class Ending(Output):
     """A connection as far as its end is concerned. All of it is idempotent: the first reason counts."""
 
@@ -50,7 +54,8 @@ class Ending(Output):
                 **more,
             )
         if state == OPEN and self.version == V5:
-            self.send(Disconnect(error.reason_code, self.reason_properties(error.text)))
+            code = _DISCONNECT_CODES.get(error.reason_code, error.reason_code)
+            self.send(Disconnect(code, self.reason_properties(error.text)))
         elif state == NEW and error.reason_code == 0x84:
             self.send(Connack(False, 0x84))  # [MQTT-3.1.2-2]
         elif state != NEW and state != OPEN:
@@ -67,7 +72,7 @@ class Ending(Output):
             if server_reference:
                 properties = properties or Properties()
                 properties.server_reference = server_reference
-            self.send(Disconnect(reason_code, properties))
+            self.send(Disconnect(_DISCONNECT_CODES.get(reason_code, reason_code), properties))
         self._end(reason_name(reason_code))
         self.stream.close()
 

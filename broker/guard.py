@@ -33,7 +33,7 @@ class Guard(Protocol):
         """A connection that was accepted has ended; once more if that was while `admit` was under way."""
 
     def ban_of(self, principal: Principal) -> str | None:
-        """Why a client that is connected may not stay; without I/O."""
+        """Why a client that is connected may not stay, for its reason string; without I/O."""
         ...
 
 

@@ -13,7 +13,7 @@ from broker.connection import Connection
 from broker.errors import SessionLost, StoreUnavailable
 from broker.gate import Permissions
 from broker.log import get_logger
-from broker.session.machine import OPEN
+from broker.session.machine import CLOSED, OPEN
 from broker.topics.names import split_shared
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Rechecking:
         hooks = self._server.hooks
         principal = connection.principal
         told = partial(hooks.delivered, principal) if hooks is not None and hooks.delivers and principal else None
-        if permissions is not None:
+        if permissions is not None and connection.machine.state != CLOSED:
             permissions.changed = partial(self.one, connection)
         connection.permit(permissions, connection.mount, hooks if hooks is not None and hooks.publishes else None, told)
 

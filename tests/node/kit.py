@@ -391,7 +391,9 @@ class World:
         assert peer.connack.reason_code == 0
         return peer
 
-    async def subscriber(self, client_id: str, *filters: str, qos: int = 2, version: int = 5, **options: int) -> Peer:
+    async def subscriber(
+        self, client_id: str, *filters: str, qos: int = 2, version: int = 5, **options: object
+    ) -> Peer:
         """A connected client with subscriptions."""
         peer = await self.connect(client_id, version, **options)
         await peer.subscribe(*filters, qos=qos)
