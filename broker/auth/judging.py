@@ -85,12 +85,20 @@ class Entry:
 class EntriesJudge:
     """Implements `Judge` over entries in order; `otherwise` is the answer where none applies."""
 
-    __slots__ = ("changed", "entries", "otherwise")
+    __slots__ = ("entries", "otherwise")
 
     def __init__(self, entries: Sequence[Entry], otherwise: int = IGNORE) -> None:
-        self.changed: Callable[[], None] | None = None
         self.entries = entries
         self.otherwise = otherwise
+
+    @property
+    def changed(self) -> Callable[[], None] | None:
+        """See `Judge`. The entries stay as they are, so there is nobody to be told: kept, it would make a circle."""
+        return None
+
+    @changed.setter
+    def changed(self, told: Callable[[], None] | None) -> None:
+        pass
 
     def find(self, action: int, topic: str, qos: int, retain: bool) -> Entry | None:
         """The entry that decides."""

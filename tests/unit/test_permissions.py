@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -180,20 +182,55 @@ async def test_answers_are_remembered_for_each_qos_and_retain(qos: int, retain: 
     assert (b"a" in permissions.allowed0) is (qos == 0 and not retain)
 
 
+class Changing(Steady):
+    """Its judges learn of other rules by themselves."""
+
+    async def open(self, principal: Principal) -> Judge:
+        made = ChangingJudge(await super().open(principal))
+        self.opened.append(made)
+        return made
+
+
+class ChangingJudge:
+    def __init__(self, judge: Judge) -> None:
+        self.changed: Callable[[], None] | None = None
+        self.judge = judge
+
+    def decide(self, action: int, topic: str, qos: int, retain: bool) -> int | None:
+        return self.judge.decide(action, topic, qos, retain)
+
+    def covers(self, topic_filter: str) -> bool:
+        return self.judge.covers(topic_filter)
+
+    async def ask(self, action: int, topic: str, qos: int, retain: bool) -> int:
+        return await self.judge.ask(action, topic, qos, retain)
+
+
 async def test_a_judge_that_changed_is_asked_again() -> None:
-    source = Steady("one", ("allow", "all", "a"))
+    source = Changing("one", ("allow", "all", "a"))
     permissions = await opened(client(), source)
     told: list[None] = []
     permissions.changed = lambda: told.append(None)
     assert permissions.may_publish(b"a", 0, False) is True
-    [judge] = source.opened
-    judge.entries.clear()  # type: ignore[attr-defined]
+    judge = source.opened[-1]
+    assert isinstance(judge, ChangingJudge)
+    judge.judge = judge_of([], permissions.principal)
     assert judge.changed is not None
     judge.changed()
     assert told == [None]
     assert permissions.may_publish(b"a", 0, False) is False
     await permissions.renew()
     assert judge.changed is None
+
+
+async def test_permissions_go_with_their_connection() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        gone = weakref.ref(await opened(client(own=[("allow", "all", "b")]), Steady("one", ("allow", "all", "a"))))
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_service_is_waited_for_and_not_remembered() -> None:
