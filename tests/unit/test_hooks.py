@@ -285,3 +285,8 @@ def test_a_listener_is_open_only_to_those_that_somebody_checks(tmp_path: Path, m
         Access(settings(tmp_path, only_sees, "tcp://0.0.0.0:1883"), None)
     with pytest.raises(ConfigError, match="without authenticate"):
         Access(settings(tmp_path, only_sees, "tcp://127.0.0.1:1883?authentication=gate:Gate"), None)
+
+
+def test_hooks_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="name 'gate:Gate'"):
+        load({"hooks": "hook?target=gate:Gate hook?target=gate:Gate"}, {})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hmac
+import importlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -363,3 +365,18 @@ async def test_many_tokens_at_a_time_in_threads(tmp_path: Path) -> None:
         for _ in range(20):
             nursery.start_soon(once)
     assert found == [ALLOW] * 20
+
+
+@pytest.mark.parametrize(
+    ("library", "module", "extra"),
+    [
+        ("jwt", "broker.auth.jwt_keys", "jwt"),
+        ("cryptography", "broker.auth.jwt_keys", "jwt"),
+        ("httpx", "broker.auth.http_client", "http"),
+    ],
+)
+def test_a_missing_library_is_named(library: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ConfigError, match=rf"rookery\[{extra}\]"):
+        importlib.import_module(module)
