@@ -138,6 +138,14 @@ class EntriesJudge:
                 return False
         return False
 
+    def silent(self, topic_filter: str) -> bool:
+        """Whether no topic that matches the filter is decided about for READ."""
+        levels = topic_filter.split("/")
+        return self.otherwise == IGNORE and not any(
+            (entry.actions & READ if entry.decision == ALLOW else entry.denies_reading) and entry.overlaps(levels)
+            for entry in self.entries
+        )
+
     async def ask(self, action: int, topic: str, qos: int, retain: bool) -> int:
         """See `Judge`; nothing has to be waited for."""
         return self.decide(action, topic, qos, retain)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from broker.auth.api import ALLOW, IGNORE, PUBLISH, READ, SUBSCRIBE, BackendError, Judge, Principal, RuleSource
+from broker.auth.judging import EntriesJudge
 from broker.auth.rules import judge_of
 from broker.log import get_logger
 from broker.metrics import Metrics
@@ -197,11 +198,15 @@ class Permissions:
         """Whether no delivery of a filter need be asked about, as long as the rules stay as they are."""
         if self.unrestricted:
             return True
-        if not self._judges:
-            return self._authorization.no_match_allows
-        # What a later source says counts only where the first is silent, and that is not known.
-        _, judge, steady = self._judges[0]
-        return steady and judge.covers(topic_filter)
+        for _, judge, steady in self._judges:
+            if not steady:
+                return False
+            if judge.covers(topic_filter):
+                return True
+            # What a later source says counts only where this one is silent.
+            if not (isinstance(judge, EntriesJudge) and judge.silent(topic_filter)):
+                return False
+        return self._authorization.no_match_allows
 
     # -- answers
 

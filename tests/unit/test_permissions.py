@@ -118,6 +118,22 @@ async def test_the_first_that_says_something_decides() -> None:
     assert not permissions.covers("a/#")
 
 
+async def test_what_need_not_be_asked() -> None:
+    one = Steady("one", ("deny", "all", "a/secret"), ("allow", "publish", "#"), ("deny", "subscribe", "eq #"))
+    two = Steady("two", ("allow", "all", "b/#"))
+    permissions = await opened(client(), one, two)
+    assert permissions.covers("b/+")
+    assert not permissions.covers("a/#")
+    assert not permissions.covers("c")
+    permissions = await opened(client(), one, two, no_match=True)
+    assert permissions.covers("b/+")
+    assert not permissions.covers("a/#")
+    assert permissions.covers("c")
+    service = Service()
+    assert not (await opened(client(), service, two)).covers("b")
+    assert not (await opened(client(), one, service)).covers("c")
+
+
 async def test_where_no_rule_applies() -> None:
     source = Steady("one", ("deny", "all", "b"))
     for allowed in (True, False):
