@@ -231,7 +231,7 @@ async def test_what_the_store_does_not_answer_is_not_taken(autojump_clock: trio.
     async def fails(_: object) -> str | None:
         raise StoreUnavailable("away")
 
-    right, registry.occupy = registry.occupy, fails  # type: ignore[method-assign]
+    right, registry.occupy = registry.occupy, fails  # type: ignore[assignment,method-assign]
     with pytest.raises(StoreUnavailable):
         await world.come()
     registry.occupy = right  # type: ignore[method-assign]
