@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pytest
+import trio
 
 from broker.auth.scram import make_verifier
+from broker.auth.sql import PooledDatabase, SqlDriver, served
 from broker.codec.packets import Disconnect
 from tests.integration import mosquitto
 from tests.integration.logins import (
@@ -24,9 +27,11 @@ from tests.integration.logins import (
     node_with,
     still_serves,
 )
-from tests.integration.test_authentication import Scram, scram_connect
+from tests.integration.scram import Scram, scram_connect
 from tests.kit.broker_process import BrokerProcess
 from tests.kit.mqtt_client import MqttClient
+
+C = TypeVar("C")
 
 
 class Database(Protocol):
@@ -81,6 +86,16 @@ TABLES = (
 )
 
 _COLUMNS = "username, password_hash, salt, is_superuser, attr_site"
+
+
+@contextlib.asynccontextmanager
+async def opened(driver: SqlDriver[C], timeout_s: float = 5.0) -> AsyncIterator[PooledDatabase]:
+    """Without a node: by at most two connections, which are closed in the end."""
+    made = PooledDatabase(driver, 2, timeout_s)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(served, made)
+        yield made
+        nursery.cancel_scope.cancel()
 
 
 def started(kind: str, database: Database, folder: Path) -> Iterator[World]:
@@ -212,6 +227,14 @@ class SqlCases:
         gone = await client.expect(Disconnect)
         assert gone.reason_code == 0x87
         await client.close()
+
+    async def test_rules_that_make_no_sense(self, world: World) -> None:
+        """One that denies may be among them: the client is not let in without it."""
+        world.database.execute(user("odd", "o"), rule("odd", "allow", "all", "o/#"))
+        assert await login(world.node, "odd", "o") == WELCOME
+        world.database.execute(user("even", "e"), rule("even", "allow", "all", "e/#"), rule("even", "no", "all", "e"))
+        assert await login(world.node, "even", "e") == UNAVAILABLE
+        assert await login(world.node, "even", "wrong") == WRONG
 
     async def test_the_spelling_is_that_of_the_database(self, world: World) -> None:
         """Where names are compared without case, the client is still who the database says."""

@@ -54,6 +54,14 @@ class Server(ABC):
             os.chown(folder, user.pw_uid, user.pw_gid)
             self._identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
+    def certify(self) -> None:
+        """Make a certificate that the server may read."""
+        self.chain = Chain(self.folder / "tls")
+        self.issued = self.chain.server("server")
+        if self._identity:
+            for path in [self.folder / "tls", *(self.folder / "tls").iterdir()]:
+                os.chown(path, self._identity["user"], self._identity["group"])
+
     def run(self, *command: str) -> None:
         """A program of the server's, as its user, to the end."""
         done = subprocess.run(command, cwd=self.folder, capture_output=True, timeout=60, check=False, **self._identity)
@@ -132,6 +140,7 @@ class Postgresql(Server):
     def prepare(self) -> None:
         folders = [str(path / "bin") for path in sorted(Path("/usr/lib/postgresql").glob("*"), reverse=True)]
         self._server = find("postgres", "postgresql", *folders)
+        self.certify()
         password = self.folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
@@ -140,6 +149,7 @@ class Postgresql(Server):
 
     def command(self) -> Sequence[str]:
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": str(self.folder), "fsync": "off"}
+        settings |= {"ssl": "on", "ssl_cert_file": str(self.issued.certfile), "ssl_key_file": str(self.issued.keyfile)}
         options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
         return [self._server, "-D", str(self.folder / "data"), "-p", str(self.port), *options]
 
@@ -169,6 +179,7 @@ class Mariadb(Server):
 
     def prepare(self) -> None:
         self._server = find("mariadbd", "mariadb-server")
+        self.certify()
         install = find("mariadb-install-db", "mariadb-server")
         options = ["--no-defaults", f"--datadir={self.folder / 'data'}", "--skip-test-db"]
         self.run(install, *options, "--auth-root-authentication-method=normal", "--skip-name-resolve")
@@ -182,7 +193,8 @@ class Mariadb(Server):
         ]
         network = ["--bind-address=127.0.0.1", f"--port={self.port}", "--skip-name-resolve"]
         speed = ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=16M"]
-        return [self._server, "--no-defaults", *paths, *network, *speed]
+        tls = [f"--ssl-cert={self.issued.certfile}", f"--ssl-key={self.issued.keyfile}", f"--ssl-ca={self.chain.ca}"]
+        return [self._server, "--no-defaults", *paths, *network, *speed, *tls]
 
     @property
     def url(self) -> str:
@@ -219,15 +231,14 @@ class Slapd(Server):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.tls_port = free_port()
-        self.chain = Chain(folder / "tls")
 
     def prepare(self) -> None:
         self._server = find("slapd", "slapd")
         (self.folder / "data").mkdir()
-        issued = self.chain.server("slapd")
+        self.certify()
         tls = (
-            f"TLSCACertificateFile {self.chain.ca}\nTLSCertificateFile {issued.certfile}\n"
-            f"TLSCertificateKeyFile {issued.keyfile}\n"
+            f"TLSCACertificateFile {self.chain.ca}\nTLSCertificateFile {self.issued.certfile}\n"
+            f"TLSCertificateKeyFile {self.issued.keyfile}\n"
         )
         self.configuration = self.folder / "slapd.conf"
         self.configuration.write_text(
