@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from broker.codec.packets import V5, V311, Connack, Connect, Publish
 from tests.conformance.peers import Peers
@@ -19,7 +21,7 @@ from tests.integration.conftest import PeersOf, StartNode
 from tests.integration.paho_client import Paho
 from tests.kit.broker_process import BrokerFailed, BrokerProcess
 from tests.kit.certificates import Chain
-from tests.kit.mqtt_client import MqttClient
+from tests.kit.mqtt_client import MqttClient, properties
 from tests.kit.web_server import WebServer
 
 
@@ -300,3 +302,72 @@ async def test_no_secret_is_logged(start_node: StartNode, peers_of: PeersOf, tmp
     await client.send(Publish("t", b"x"))
     assert web.questions()[0]["headers"]["x-key"] == "the-key"
     assert "the-password" not in node.log() and "the-key" not in node.log()
+
+
+async def test_a_connection_ends_with_its_certificate(tmp_path: Path) -> None:
+    chain = Chain(tmp_path / "ca")
+    server = chain.server()
+    end = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + 4))
+    device = chain.client("brief", end=end)
+    path = tmp_path / "rookery.toml"
+    path.write_text(
+        '[[authentication]]\ntype = "certificate"\n'
+        f'[[listen]]\nurl = "tls://127.0.0.1:0"\ncertfile = "{server.certfile}"\nkeyfile = "{server.keyfile}"\n'
+        f'ca_certs = "{chain.ca}"\nclient_certificates = "required"\n'
+    )
+    node = BrokerProcess(tmp_path / "n", "memory", listen=(), arguments=("--config", str(path)))
+    node.start()
+    try:
+        context = ssl.create_default_context(cafile=str(chain.ca))
+        context.load_cert_chain(device.certfile, device.keyfile)
+        raw = await trio.open_tcp_stream("127.0.0.1", int(node.listeners[0].rpartition(":")[2]))
+        stream = trio.SSLStream(raw, context, server_hostname="localhost")
+        client = MqttClient(stream)  # type: ignore[arg-type]
+        assert (await client.connect(Connect(V5, "c", True, 0))).reason_code == 0
+        await client.expect_disconnect(0xA0)
+        await client.close()
+    finally:
+        node.stop()
+
+
+async def test_a_resumed_session_is_asked_about_again(
+    start_node: StartNode, peers_of: PeersOf, tmp_path: Path, web: WebServer
+) -> None:
+    web.users({"ann": {"password": "pw"}, "root": {"password": "pw", "answer": {"is_superuser": True}}})
+    web.acl([("ann", "subscribe", "s/#", "allow"), ("ann", "subscribe", "t/#", "allow")])
+    node = configured(
+        start_node,
+        tmp_path,
+        f'[[authentication]]\ntype = "http"\nurl = "{web.url}/auth"\n'
+        f'[[authorization]]\ntype = "http"\nurl = "{web.url}/acl"\n',
+    )
+    peers = peers_of(node)
+
+    async def enter(name: str) -> MqttClient:
+        client = await peers.open()
+        given = properties(session_expiry_interval=600)
+        await client.send(Connect(V5, f"{name}-1", False, 0, username=name, password=b"pw", properties=given))
+        assert (await client.expect(Connack)).reason_code == 0
+        return client
+
+    root = await enter("root")
+    ann = await enter("ann")
+    assert (await ann.subscribe("s/#")).reason_codes == [2]
+    assert (await ann.subscribe("t/#")).reason_codes == [2]
+    await ann.disconnect()
+    await ann.close()
+    await root.publish("s/1", b"waited", 1)
+    await root.publish("t/1", b"waited too", 1)
+    ann = await enter("ann")
+    ann.auto_ack = True
+    await ann.take(b"waited")
+    await ann.take(b"waited too")
+    await ann.disconnect()
+    await ann.close()
+    web.acl([("ann", "subscribe", "s/#", "allow")])
+    await root.publish("t/1", b"not for ann any more", 1)
+    await root.publish("s/1", b"still for ann", 1)
+    ann = await enter("ann")
+    ann.auto_ack = True
+    assert (await ann.expect(Publish)).payload == b"still for ann"
+    await ann.expect_nothing()
