@@ -12,6 +12,7 @@ import redis.sentinel
 import trio
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 
 from broker.errors import ClusterError, StoreUnavailable
@@ -45,10 +46,11 @@ class ForeignRedis:
                 if self._client is None:
                     self._client = self._connected()
                 client = self._client
-            return client.execute_command(*parts)
+            # The Cluster's client finds the key by the name of the command, and knows names as text.
+            return client.execute_command(parts[0].decode(), *parts[1:])
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise StoreUnavailable(f"{self.address}: {_line(error)}") from None
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, RedisClusterException, OSError) as error:
             raise ClusterError(f"{self.address}: {_line(error)}") from None
 
     def _connected(self) -> Any:

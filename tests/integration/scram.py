@@ -23,6 +23,8 @@ class Scram:
         self._nonce = base64.b64encode(os.urandom(18)).decode()
         self._bare = f"n={name},r={self._nonce}"
         self._signature = b""
+        #: What the server showed.
+        self.salt = ""
 
     def first(self) -> bytes:
         """client-first-message"""
@@ -34,6 +36,7 @@ class Scram:
         fields = dict(part.split("=", 1) for part in challenge.decode().split(","))
         assert fields["r"].startswith(self._nonce) and len(fields["r"]) > len(self._nonce)
         assert int(fields["i"]) >= 4096
+        self.salt = fields["s"]
         salted = hashlib.pbkdf2_hmac(
             self._hash, self._password.encode(), base64.b64decode(fields["s"]), int(fields["i"])
         )
