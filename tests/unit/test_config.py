@@ -274,9 +274,9 @@ def test_open_listener_needs_users_or_permission(listen: str, open_to_others: bo
             listen.replace(":1884", ":1884?authentication=off") if "1884" in listen else f"{listen}?authentication=off"
         )
         assert "other machines can reach it" in _refused({"listen": off, **users})
-        assert load({"listen": f"{off}&anonymous=true", **users}, {})
+        load({"listen": f"{off}&anonymous=true", **users}, {})
     else:
-        assert load({"listen": listen}, {})
+        load({"listen": listen}, {})
 
 
 def test_credentials_leave_the_store_url() -> None:
