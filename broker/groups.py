@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: How long an entry waits for a busy member here before the members of other nodes may have it.
 PATIENCE_S = 1.0
 
+#: How often an entry that no member here may read comes here before it is dropped. The store gives what comes back to
+#: another node, and nobody knows which of them have a member that may read it: so all had it, but by a rare chance.
+UNREAD_TRIES = 10
 #: Entries that no member here may read and that went to other nodes: so many are remembered.
 UNREAD_LIMIT = 10_000
 
@@ -239,7 +242,7 @@ class Group:
         if any(may_read(member, entry.message) for member in self.online):
             return True
         came = self._unread.pop(entry.entry_id, 0) + 1
-        if came > len(self.nodes):  # every node with members had it, as far as chance wills
+        if not self.nodes or came > UNREAD_TRIES:
             self.lost(NOT_AUTHORIZED)
             self.done(entry)
         else:

@@ -76,7 +76,7 @@ class Rechecking:
             return  # one that is being opened looks itself whether anything changed meanwhile
         ban = server.guard.ban_of(principal)
         if ban:
-            connection.disconnect(0x8A, ban)
+            connection.disconnect(0x98, ban)  # "banned" is a reason of CONNACK only
             return
         if not await server.access.chain.still_valid(principal):
             _log.info("client.not_valid", client_id=connection.client_id, username=principal.username)
