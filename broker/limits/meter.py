@@ -16,7 +16,8 @@ BURST_S: Final = 1.0
 #: How long a connection waits that a share has nothing for.
 SHARE_WAIT_S: Final = 0.25
 
-_UNLIMITED: Final = 1 << 30
+#: More packets than a turn has.
+UNLIMITED: Final = 1 << 30
 
 
 class Bucket:
@@ -50,8 +51,8 @@ class Bucket:
 class Share(Protocol):
     """What several clients have together: see `broker.limits.tenants`."""
 
-    def empty(self) -> bool:
-        """Nothing may be taken now."""
+    def budget(self) -> int:
+        """How many messages may be taken now; 0: nothing at all."""
         ...
 
     def take(self, messages: int, size: int) -> None:
@@ -80,11 +81,10 @@ class Meter:
 
     def budget(self, now: float) -> int:
         """How many packets may be handled at once; 0: `wait_s` comes first."""
-        if (self._share is not None and self._share.empty()) or (
-            self._bytes is not None and self._bytes.level(now) <= 0
-        ):
+        if self._bytes is not None and self._bytes.level(now) <= 0:
             return 0
-        return _UNLIMITED if self._messages is None else max(0, int(self._messages.level(now)))
+        budget = UNLIMITED if self._messages is None else max(0, int(self._messages.level(now)))
+        return budget if self._share is None else min(budget, self._share.budget())
 
     def take(self, messages: int, size: int, now: float) -> None:
         """So many messages, in packets of so many bytes, were handled."""
@@ -102,7 +102,7 @@ class Meter:
             wait_s = self._messages.wait_s(now, 1.0)
         if self._bytes is not None and (bytes_s := self._bytes.wait_s(now, 1.0)) > wait_s:
             wait_s, reason = bytes_s, "paused_bytes"
-        if self._share is not None and self._share.empty() and wait_s < SHARE_WAIT_S:
+        if self._share is not None and wait_s < SHARE_WAIT_S and not self._share.budget():
             wait_s, reason = SHARE_WAIT_S, "paused_tenant"
         if wait_s:
             self._counters[reason] += 1

@@ -13,6 +13,7 @@ import trio
 
 from broker.auth.template import Template, Unresolved, lookup_of
 from broker.errors import ClusterError, ConfigError
+from broker.limits.meter import UNLIMITED
 from broker.log import get_logger
 from cluster.registry import Registry
 
@@ -70,12 +71,14 @@ class Tenant:
         self._bytes = _Tokens(f"tenant-bytes:{name}", byte_rate) if byte_rate else None
         self._low = low
 
-    def empty(self) -> bool:
+    def budget(self) -> int:
         """See `Share`."""
-        if (self._messages is None or self._messages.level >= 1) and (self._bytes is None or self._bytes.level >= 1):
-            return False
-        self._low.add(self)
-        return True
+        budget = UNLIMITED if self._messages is None else max(0, int(self._messages.level))
+        if self._bytes is not None and self._bytes.level < 1:
+            budget = 0
+        if not budget:
+            self._low.add(self)
+        return budget
 
     def take(self, messages: int, size: int) -> None:
         """See `Share`."""
@@ -130,7 +133,7 @@ class Tenants:
         if tenant is None:
             tenant = self._tenants[name] = Tenant(name, *self._rates, self._low)
         tenant.clients += 1
-        if tenant.empty():
+        if not tenant.budget():
             filled = False
             try:
                 await self._fill(tenant)

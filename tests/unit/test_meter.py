@@ -18,8 +18,8 @@ class Pool:
         self.is_empty = False
         self.taken: list[tuple[int, int]] = []
 
-    def empty(self) -> bool:
-        return self.is_empty
+    def budget(self) -> int:
+        return 0 if self.is_empty else 5
 
     def take(self, messages: int, size: int) -> None:
         self.taken.append((messages, size))
@@ -89,7 +89,7 @@ def test_an_empty_share_stops_all_its_clients() -> None:
         assert meter.budget(0.0) == 0
         assert meter.wait_s(0.0) == SHARE_WAIT_S
     pool.is_empty = False
-    assert all(meter.budget(0.0) and not meter.wait_s(0.0) for meter in meters)
+    assert all(meter.budget(0.0) == 5 and not meter.wait_s(0.0) for meter in meters)
 
 
 @given(
