@@ -297,4 +297,7 @@ class TlsStream(TcpStream):
 
     def _shut(self) -> None:
         self._end_shaking()
-        super()._shut()
+        if self._raw is not None:
+            super()._shut()
+            # The wheel may hold the stream until the time of its handshake is over, and OpenSSL's part is large.
+            del self._tls, self._incoming, self._outgoing
