@@ -16,7 +16,7 @@ from typing import Final
 from broker.auth import scram
 from broker.auth.api import ConnectRequest, Principal
 from broker.auth.decoys import Models
-from broker.auth.hashes import PasswordHash, parse_hash
+from broker.auth.hashes import of_verifier, parse_hash
 from broker.auth.users import DirectoryAuthenticator, Entry, canonical
 from broker.errors import ConfigError
 from broker.options.authentication import PasswordFile
@@ -55,7 +55,11 @@ class UserFile:
 
     def get(self, username: str) -> Entry | None:
         """A user; the name in any spelling that means the same."""
-        return self._loaded[0].get(canonical(username))
+        users, _, stand_in = self._loaded
+        name = canonical(username)
+        texts = users.get(name)
+        entry = _entry(name, texts or stand_in)  # for unknown names too: the same work
+        return None if texts is None else entry
 
     async def find(self, request: ConnectRequest, username: str) -> Entry | None:
         """See `Directory`."""
@@ -91,7 +95,23 @@ class PasswordFileUsers(DirectoryAuthenticator):
         self._models = self._users.models
 
 
-def _loaded(path: Path) -> tuple[Mapping[str, Entry], Models]:
+#: The hash and verifiers of a user, as they stand in the file: most are never asked for.
+_Texts = tuple[str, ...]
+
+
+def _entry(name: str, texts: _Texts) -> Entry:
+    password = None
+    verifiers: list[scram.Verifier] = []
+    for text in texts:
+        if text.startswith("SCRAM-"):
+            verifiers.append(scram.parse_verifier(text))
+        else:
+            password = parse_hash(text)
+    return Entry(password, verifiers, username=name)
+
+
+def _loaded(path: Path) -> tuple[Mapping[str, _Texts], Models, _Texts]:
+    """The users, what they look like, and the texts of one of them."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -99,32 +119,38 @@ def _loaded(path: Path) -> tuple[Mapping[str, Entry], Models]:
         raise ConfigError(f"user file {str(path)!r}: {error.strerror or error}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"user file {str(path)!r}: more than {MAX_FILE_BYTES} bytes")
-    passwords: dict[str, PasswordHash] = {}
-    verifiers: dict[str, dict[str, scram.Verifier]] = {}
+    users: dict[str, _Texts] = {}
+    models = Models()
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         line = raw.strip()
         if not line or line.startswith(b"#"):
             continue
         try:
             name, text = split_line(line)
-            of_user = verifiers.setdefault(name, {})
-            if text.startswith("SCRAM-"):
-                verifier = scram.parse_verifier(text)
-                if of_user.setdefault(verifier.mechanism.method, verifier) is not verifier:
-                    raise ValueError(f"user {name!r:.60} is there twice")
-            else:
-                parsed = parse_hash(text)
-                if passwords.setdefault(name, parsed) is not parsed:
-                    raise ValueError(f"user {name!r:.60} is there twice")
+            _add(users.setdefault(name, ()), text, models)
         except (ValueError, ConfigError) as error:
+            said = f"user {name!r:.60} is there twice" if isinstance(error, _TwiceError) else error
             # From None: the cause may hold the line, and with it somebody's password.
-            raise ConfigError(f"user file {str(path)!r}, line {number}: {error}") from None
-    models = Models()
-    users: dict[str, Entry] = {}
-    for name, of_user in verifiers.items():
-        entry = users[name] = Entry(passwords.get(name), tuple(of_user.values()), username=name)
-        models.add(entry.password, entry.verifiers)
-    return users, models
+            raise ConfigError(f"user file {str(path)!r}, line {number}: {said}") from None
+        users[name] += (text,)
+    return users, models, next(iter(users.values()), ())
+
+
+class _TwiceError(ValueError):
+    """A user has two lines of a kind."""
+
+
+def _add(before: _Texts, text: str, models: Models) -> None:
+    """Check one more line of a user, beside those `before`. Raises ValueError, ConfigError."""
+    method = text.partition("$")[0] if text.startswith("SCRAM-") else ""
+    if any((other.partition("$")[0] if other.startswith("SCRAM-") else "") == method for other in before):
+        raise _TwiceError
+    if method:
+        verifier = scram.parse_verifier(text)
+        # Passwords are checked against the first verifier of who has no hash.
+        models.add(None if before else of_verifier(verifier), (verifier,))
+    else:
+        models.add(parse_hash(text), ())
 
 
 def split_line(line: bytes) -> tuple[str, str]:
