@@ -56,6 +56,7 @@ class AclFileRules(BaseSource):
     def reload(self) -> None:
         """See `RuleSource`."""
         self._acl = read_acl(self._path)
+        self.generation += 1
 
 
 class AclJudge(EntriesJudge):

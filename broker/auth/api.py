@@ -255,10 +255,11 @@ class RuleSource(Protocol):
     """One source of the authorization chain.
 
     `steady`: answers of its judges stay the same until `refresh`, `reload` or a judge's `changed` says otherwise, so
-    that they may be remembered."""
+    that they may be remembered. `generation` is another number when `reload` or `refresh` found other rules."""
 
     name: str
     steady: bool
+    generation: int
 
     async def open(self, principal: Principal) -> Judge:
         """Whatever it needs to answer for this principal, at once from then on where possible. Raises BackendError."""

@@ -68,6 +68,7 @@ class BaseSource(Base):
     """A rule source whose judges are asked each time."""
 
     steady = False
+    generation = 0
 
     async def open(self, principal: Principal) -> Judge:
         """See `RuleSource`."""

@@ -52,6 +52,13 @@ class Authorization:
         listener = principal.peer.listener
         return [source for source, listeners in self.sources if not listeners or listener in listeners]
 
+    def state(self, principal: Principal) -> object:
+        """Another value when the rules for a client may be others; None if that is not known."""
+        sources = self.asked(principal)
+        if not all(source.steady for source in sources):
+            return None
+        return self.no_match_allows, [source.generation for source in sources]
+
     def count(self, action: int, answer: str) -> None:
         """Count an answer: allow, deny or error."""
         self._counted[f"{_ACTION_NAMES[action]},{answer}"] += 1
@@ -79,6 +86,7 @@ class Permissions:
         "__weakref__",  # judges hold it weakly
         "_authorization",
         "_judges",
+        "_opened",
         "_published",
         "_read",
         "allowed0",
@@ -95,6 +103,8 @@ class Permissions:
         self.allowed0: dict[bytes, bool] = {}
         self.changed: Callable[[], None] | None = None
         self._authorization = authorization
+        #: What the rules were when they were read; None if they are to be read again at the next occasion.
+        self._opened: object = None
         #: The name of the source, its judge, and whether its answers may be remembered.
         self._judges: list[tuple[str, Judge, bool]] = []
         #: Per topic a bit for each QoS and retain that is known, and six bits further the answer.
@@ -105,6 +115,7 @@ class Permissions:
         """Open the sources; those that cannot be opened keep their judge of before. Raises BackendError without."""
         before = {name: judge for name, judge, steady in self._judges}
         principal = self.principal
+        opened: object = self._authorization.state(principal)  # of before: what changes meanwhile is read again
         judges: list[tuple[str, Judge, bool]] = []
         if principal.rules is not None:
             judges.append(("", judge_of(principal.rules, principal), True))
@@ -117,6 +128,7 @@ class Permissions:
                     if source.name not in before:
                         raise
                     judge = before[source.name]
+                    opened = None
                 else:
                     self._authorization.answered(source.name)
                 judges.append((source.name, judge, source.steady))
@@ -125,13 +137,15 @@ class Permissions:
         for _, judge, _ in judges:
             judge.changed = self._judge_changed
         self._judges = judges
+        self._opened = opened
         # Where a source is about others only, the client has no rules, and still is under them.
         self.unrestricted = principal.superuser or not (judges or self._authorization.sources)
         self._forget()
 
     async def renew(self) -> None:
-        """Rules changed: nothing of what was known counts any more."""
-        await self.open()
+        """Users, rules or bans changed: where it may have been these rules, nothing of what was known counts."""
+        if self._opened is None or self._opened != self._authorization.state(self.principal):
+            await self.open()
 
     def _judge_changed(self) -> None:
         self._forget()

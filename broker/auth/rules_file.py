@@ -38,6 +38,7 @@ class RulesFileRules(BaseSource):
     def reload(self) -> None:
         """See `RuleSource`."""
         self._rules = read_rules(self._path)
+        self.generation += 1
 
 
 def read_rules(path: Path) -> RuleSet:

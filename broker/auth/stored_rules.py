@@ -32,6 +32,7 @@ class StoredRuleSource(BaseSource):
     def __init__(self, options: StoredRules, registry: Registry | None) -> None:
         super().__init__(options.label)
         self._registry = registry
+        self._documents: Mapping[str, bytes] = {}
         #: None until they could be read.
         self._rules: RuleSet | None = None
 
@@ -43,8 +44,13 @@ class StoredRuleSource(BaseSource):
 
     async def refresh(self) -> None:
         """See `RuleSource`."""
-        if self._registry is not None:
-            self._rules = rules_of(await self._registry.documents(RULES))
+        if self._registry is None:
+            return
+        documents = await self._registry.documents(RULES)
+        if self._rules is None or documents != self._documents:
+            self._rules = rules_of(documents)
+            self._documents = documents
+            self.generation += 1
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """See `RuleSource`. Where the store cannot be read now, `refresh` is called again."""

@@ -28,6 +28,10 @@ class Steady(BaseSource):
         self.error = False
         self.opened: list[Judge] = []
 
+    def change(self, *rules: tuple[str, str, str]) -> None:
+        self.rules = rules
+        self.generation += 1
+
     async def open(self, principal: Principal) -> Judge:
         if self.error:
             raise BackendError("gone")
@@ -174,7 +178,7 @@ async def test_what_is_remembered_is_bounded_and_forgotten() -> None:
         assert permissions.may_read(topic)
     assert len(allowed0) == len(permissions._published) == len(permissions._read) == REMEMBERED
     assert topic in allowed0
-    source.rules = (("deny", "all", "a/#"),)
+    source.change(("deny", "all", "a/#"))
     await permissions.renew()
     assert permissions.allowed0 is allowed0
     assert not allowed0
@@ -235,6 +239,7 @@ async def test_a_judge_that_changed_is_asked_again() -> None:
     judge.changed()
     assert told == [None]
     assert permissions.may_publish(b"a", 0, False) is False
+    source.change()
     await permissions.renew()
     assert judge.changed is None
 
@@ -296,7 +301,31 @@ async def test_a_source_that_cannot_be_opened() -> None:
         await opened(client(), source)
     source.error = False
     permissions = await opened(client(), source)
+    source.change(("deny", "all", "#"))
     source.error = True
     await permissions.renew()
     assert permissions.may_publish(b"a", 0, False) is True
     assert permissions.may_publish(b"b", 0, False) is False
+    # It is tried again, whatever the occasion.
+    source.error = False
+    await permissions.renew()
+    assert permissions.may_publish(b"a", 0, False) is False
+    await permissions.renew()
+
+
+async def test_rules_that_are_the_same_are_not_opened_again() -> None:
+    source = Steady("one", ("allow", "all", "a"))
+    authorization = Authorization([(source, ())])
+    permissions = await authorization.permissions(client())
+    assert permissions.may_publish(b"a", 0, False) is True
+    await permissions.renew()
+    assert b"a" in permissions.allowed0
+    assert len(source.opened) == 1
+    authorization.no_match_allows = True
+    await permissions.renew()
+    assert permissions.may_publish(b"b", 0, False) is True
+    # Somebody who is asked each time may always say something else.
+    service = Service()
+    permissions = await opened(client(), source, service)
+    await permissions.renew()
+    assert len(source.opened) == 4
