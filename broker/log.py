@@ -73,7 +73,15 @@ def _render_text(_logger: object, _method: str, event: MutableMapping[str, objec
     trace = fields.pop("exception", None)
     head += [f"{key}={_word(value)}" for key, value in fields.items()]
     line = " ".join(head)
-    return f"{line}\n{trace}" if trace else line
+    return f"{line}\n{_indented(str(trace))}" if trace else line
+
+
+def _indented(trace: str) -> str:
+    """A traceback whose lines cannot be mistaken for others: the text of an error may have been chosen by a client."""
+    lines = trace.split("\n")
+    return "\n".join(
+        "  " + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines
+    )
 
 
 def _render_json(_logger: object, _method: str, event: Mapping[str, object]) -> str:

@@ -235,6 +235,7 @@ class Node:
             self._life.guard.take_settings(settings)
             self._life.entrance.limit(settings.max_connections, settings.connection_rate)
             self._life.access.authorization.no_match_allows = settings.no_match == "allow"
+            self._life.policy_changed()
         self.log.info("node.reloaded", changed=changed)
         if needs_restart:
             self.log.warning("node.restart_needed", settings=needs_restart)

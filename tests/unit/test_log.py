@@ -47,6 +47,21 @@ def test_what_a_client_sent_stays_one_word(value: str) -> None:
     assert json.loads(word) == value
 
 
+def test_what_a_client_sent_begins_no_line_of_a_traceback() -> None:
+    stream = io.StringIO()
+    log.configure("info", "text", stream)
+    try:
+        raise ValueError("bad topic 'a\n2026-01-01T00:00:00Z info    node.stopped\r2026\x1b[2J\u2028x'")
+    except ValueError:
+        log.get_logger("broker.test").exception("server.task_failed")
+    first, *trace = stream.getvalue().removesuffix("\n").split("\n")
+    assert "server.task_failed" in first
+    assert trace
+    assert all(line.startswith("  ") for line in trace)
+    assert "\\r2026\\x1b[2J\\u2028x" in trace[-1]
+    assert all(line.isprintable() for line in trace)
+
+
 def test_json_line() -> None:
     line = _line("json", client_id="a\nb", count=3, ok=True, obj=frozenset({1}))
     assert line.count("\n") == 1
