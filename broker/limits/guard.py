@@ -197,7 +197,8 @@ class LimitsGuard:
         message_rate, byte_rate = options.message_rate or self._rates[0], options.byte_rate or self._rates[1]
         if message_rate or byte_rate or tenant is not None:
             connection.meter = Meter(message_rate, byte_rate, self._now(), tenant, self._metrics.limits)
-        self._admitted[connection] = _Admitted(places, tenant)
+        if places or tenant is not None:
+            self._admitted[connection] = _Admitted(places, tenant)
 
     async def _take(self, places: list[Occupied], principal: Principal) -> None:
         full = await self._places.take(places)
@@ -220,12 +221,11 @@ class LimitsGuard:
             if not self._here[origin]:
                 del self._here[origin]
         admitted = self._admitted.pop(connection, None)
-        if admitted is None:
-            return
-        if admitted.places:
-            self._places.give_back(admitted.places)
-        if admitted.tenant is not None:
-            self._tenants.left(admitted.tenant)
+        if admitted is not None:
+            if admitted.places:
+                self._places.give_back(admitted.places)
+            if admitted.tenant is not None:
+                self._tenants.left(admitted.tenant)
         if connection.ref is not None and self._attempts.counts_ends(connection.close_reason):
             self._ended(connection.client_id)
 

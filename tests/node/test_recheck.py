@@ -48,7 +48,7 @@ async def test_g18_clients_that_are_banned(autojump_clock: trio.abc.Clock) -> No
         first = await world.connect("a")
         second = await world.connect("b")
         await _recheck(world)
-        assert await _gone(first, 0x98) == "banned for a test"  # DISCONNECT has no 0x98
+        assert await _gone(first, 0x98) == "banned for a test"  # DISCONNECT has no 0x8A
         assert world.metrics.disconnects == {"administrative_action": 1}
         await second.nothing()
 
