@@ -358,6 +358,8 @@ class Connection(Permitted):
         inbound = self.inbound
         assert inbound is not None
         inbound.publish(head, data[start + 2 : body], data, body, end)
+        if self.guarded:
+            self._answer = None  # it was about this packet, whatever became of that
 
     def _forward_on(self, route: Route, topic: bytes, frame: bytes, family: int, body_at: int) -> None:
         assert self.ref is not None

@@ -316,3 +316,19 @@ async def test_g18_a_will_that_is_not_allowed(autojump_clock: trio.abc.Clock, ve
         client.socket.reset()
         assert [message.topic_name for message in await subscriber.publishes()] == ["yes"]
         assert world.cluster.owned("c") == 0
+
+
+async def test_g18_an_answer_is_about_one_message_alone(autojump_clock: trio.abc.Clock) -> None:
+    """Between question and answer the topic became too long for clients: the answer is not that of the next message."""
+    rules = Rules(publish=lambda topic, qos, retain: topic == b"a/slow")
+    rules.slow = {b"a/slow", b"no"}
+    async with ruled(c=rules) as world:
+        subscriber = await world.subscriber("s", "#")
+        client = await world.connect("c")
+        await client.send(_publish("a/slow", 1, 1), _publish("no", 1, 2))
+        world.server.take_quotas(Quotas(max_topic_levels=1))
+        rules.gate.set()
+        assert (await client.expect(Puback)).reason_code == 0x90
+        assert (await client.expect(Puback)).reason_code == 0x87
+        await subscriber.nothing()
+        assert rules.asked == [b"a/slow", b"no"]
