@@ -15,48 +15,31 @@ import trio
 from trio_websocket import WebSocketConnection
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
-from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessage
 from wsproto.events import Request as UpgradeRequest
 
 from broker.log import get_logger
 from broker.options.listener import Listener
 from broker.peer import Peer
-from broker.transport.api import Nobody, Stream, StreamProtocol
+from broker.transport.api import Nobody, Stream
 from broker.transport.entrance import Entrance
-from broker.transport.reactor import Reactor
 from broker.transport.upgrade import Door, Refusal, Request
+from broker.transport.web_stream import UNSUPPORTED, WebSocketStream
 
-#: How long a peer may take to answer the closing handshake.
-LINGER_S = 2.0
+#: Bytes that are taken apart before other tasks get their chance, at least and at most; the smaller the frames of a
+#: client (of six bytes, if it wants), the fewer bytes, so that it gets about as much of the processor as anybody.
+MIN_SLICE_BYTES = 512
+SLICE_BYTES = 4096
+FRAMES_PER_SLICE = 64
 
-#: Bytes that are taken apart before other tasks get their chance: frames may be as small as six bytes.
-SLICE_BYTES = 8192
-
-#: Received and not handed to the owner yet: then the socket is left alone.
+#: Received and not taken apart yet: then the socket is left alone.
 BACKLOG_BYTES = 65536
 
 #: Connections that have not got through the handshake yet; more are closed at once.
 MAX_HANDSHAKES = 10_000
 
-_NORMAL, _GOING_AWAY, _PROTOCOL_ERROR, _UNSUPPORTED, _POLICY, _TOO_BIG = 1000, 1001, 1002, 1003, 1008, 1009
-_INTERNAL_ERROR = 1011
+_STATUS = {431: "Request Header Fields Too Large"}
 
-#: WebSocket close codes by the reason for which MQTT closed; any other that is no success is a matter of policy.
-_CLOSE_CODES = {
-    "": _NORMAL,
-    "normal": _NORMAL,
-    "server_shutting_down": _GOING_AWAY,
-    "server_busy": _GOING_AWAY,
-    "use_another_server": _GOING_AWAY,
-    "server_moved": _GOING_AWAY,
-    "malformed_packet": _PROTOCOL_ERROR,
-    "protocol_error": _PROTOCOL_ERROR,
-    "packet_too_large": _TOO_BIG,
-}
-
-_STATUS = {431: "Request Header Fields Too Large", 503: "Service Unavailable"}
-
-_NOBODY = Nobody()
 _log = get_logger("listener")
 
 Spawn = Callable[[Callable[[], Awaitable[None]]], None]
@@ -105,6 +88,7 @@ class _Wire(trio.abc.Stream):
     """What trio-websocket takes for its socket: the protocol of the stream below."""
 
     __slots__ = (
+        "_at",
         "_backlog",
         "_chunks",
         "_door",
@@ -112,10 +96,12 @@ class _Wire(trio.abc.Stream):
         "_head",
         "_paused",
         "_pending",
+        "_slice",
         "_task",
         "_web",
         "below",
         "ended",
+        "frames",
         "stream",
     )
 
@@ -130,8 +116,13 @@ class _Wire(trio.abc.Stream):
         #: Not taken apart yet: the bytes of a slice and more, and how many they are.
         self._chunks: list[bytes] = []
         self._backlog = 0
+        #: Where in the first chunk.
+        self._at = 0
         self._pending = True
         self._paused = False
+        #: Bytes handed out at a time, and the frames that were in the last of them.
+        self._slice = 2 * MIN_SLICE_BYTES
+        self.frames = 0
         #: trio-websocket's task while it waits for bytes.
         self._task: trio.lowlevel.Task | None = None
         #: Why no more bytes will come.
@@ -223,7 +214,12 @@ class _Wire(trio.abc.Stream):
     # -- trio.abc.Stream: to trio-websocket, in its task
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """At most `max_bytes`, and nothing while the owner has enough; b"" at the end."""
+        """Some bytes, but none while the owner has enough; b"" at the end."""
+        if self.frames > FRAMES_PER_SLICE:
+            self._slice = max(MIN_SLICE_BYTES, self._slice * FRAMES_PER_SLICE // self.frames)
+        elif self.frames < FRAMES_PER_SLICE // 4 and self._slice < SLICE_BYTES and self._backlog:
+            self._slice *= 2
+        self.frames = 0
         stream = self.stream
         if stream is not None:
             stream.deliver()
@@ -235,9 +231,13 @@ class _Wire(trio.abc.Stream):
             self._task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(self._not_any_more)
         data = self._chunks[0]
-        if max_bytes is not None and len(data) > max_bytes:
-            data, self._chunks[0] = data[:max_bytes], data[max_bytes:]
+        at = self._at
+        if len(data) - at > self._slice and self.stream is not None:
+            self._at = at + self._slice
+            data = data[at : self._at]
         else:
+            data = data[at:] if at else data
+            self._at = 0
             del self._chunks[0]
         self._backlog -= len(data)
         if self._paused:
@@ -318,7 +318,7 @@ class _Engine(WebSocketConnection):
     """trio-websocket's connection with the events that matter here handled without a channel or another task."""
 
     def __init__(self, wire: _Wire) -> None:
-        super().__init__(wire, WSConnection(ConnectionType.SERVER), receive_buffer_size=SLICE_BYTES)
+        super().__init__(wire, WSConnection(ConnectionType.SERVER))
         self._wire = wire
 
     async def run(self) -> None:
@@ -355,17 +355,22 @@ class _Engine(WebSocketConnection):
         wire.upgraded(peer)
 
     async def _handle_message_event(self, event: BytesMessage | TextMessage) -> None:
+        self._wire.frames += 1
         stream = self._wire.stream
         if stream is None:
             return
         if isinstance(event, TextMessage):  # [MQTT-6.0.0-1]
-            stream.fail(_UNSUPPORTED)
+            stream.fail(UNSUPPORTED)
         else:
             stream.feed(bytes(event.data))
 
     async def _handle_ping_event(self, event: Ping) -> None:
+        self._wire.frames += 1
         if self._wsproto.state is ConnectionState.OPEN:
             self._wire.below.write(bytes(self._wsproto.send(event.response())))
+
+    async def _handle_pong_event(self, event: Pong) -> None:
+        self._wire.frames += 1  # nobody asked
 
     async def _handle_close_connection_event(self, event: CloseConnection) -> None:
         if self._wsproto.state is ConnectionState.OPEN:  # no frame of the peer: what it sent was none
@@ -377,238 +382,3 @@ class _Engine(WebSocketConnection):
         if self._wsproto.state is not ConnectionState.OPEN:
             return b""
         return bytes(self._wsproto.send(CloseConnection(code)))
-
-
-class WebSocketStream:
-    """An MQTT stream in the binary messages of a WebSocket connection."""
-
-    __slots__ = (
-        "_again",
-        "_below",
-        "_closing",
-        "_code",
-        "_dirty",
-        "_inbox",
-        "_inbox_bytes",
-        "_lost",
-        "_pieces",
-        "_queued",
-        "_reactor",
-        "_said_goodbye",
-        "_wire",
-        "paused",
-        "peer",
-        "protocol",
-    )
-
-    def __init__(self, reactor: Reactor, wire: _Wire, peer: Peer) -> None:
-        self._reactor = reactor
-        self._wire = wire
-        self._below = wire.below
-        self.peer = peer
-        self.protocol: StreamProtocol = _NOBODY
-        self._pieces: list[bytes] = []
-        self._dirty = False
-        self._inbox: list[bytes] = []
-        self._inbox_bytes = 0
-        #: `resume` will be called; and the owner asked for it.
-        self._queued = self._again = False
-        self.paused = False
-        self._closing = self._said_goodbye = False
-        self._code = 0
-        self._lost = ""
-
-    def start(self, protocol: StreamProtocol) -> None:
-        """Begin to read; `protocol` gets what comes."""
-        self.protocol = protocol
-
-    @property
-    def congested(self) -> bool:
-        return self._below.congested
-
-    @property
-    def overrun(self) -> bool:
-        return self._below.overrun
-
-    @property
-    def stalled_since(self) -> float:
-        return self._below.stalled_since
-
-    @property
-    def closed(self) -> bool:
-        """True once `close` took effect or the connection was lost."""
-        return self._below.closed
-
-    def pending_bytes(self) -> int:
-        """Bytes that the peer has not taken yet."""
-        return self._below.pending_bytes() + sum(map(len, self._pieces))
-
-    # -- in
-
-    @property
-    def hungry(self) -> bool:
-        """The owner may get more."""
-        return self._inbox_bytes < SLICE_BYTES or self._closing
-
-    def feed(self, data: bytes) -> None:
-        """A piece of a message came. In trio-websocket's task: the owner gets it in a turn."""
-        if data and not self._closing:
-            self._inbox.append(data)
-            self._inbox_bytes += len(data)
-
-    def deliver(self) -> None:
-        """That was all for now."""
-        if self._inbox and not self.paused:
-            self._queue()
-
-    def lost(self, reason: str) -> None:
-        """The connection is over; the owner is told after it got what came before."""
-        self._lost = reason
-        if self._closing:
-            self._over()
-        else:
-            self._queue()
-
-    def fail(self, code: int) -> None:
-        """The peer broke the rules: close, as if it had gone."""
-        if not self._closing:
-            self._code = code
-            self._lost = "text message" if code == _UNSUPPORTED else "protocol error"
-            self._queue()
-
-    def _queue(self) -> None:
-        if not self._queued:
-            self._queued = True
-            self._reactor.call_again(self)
-
-    def call_again(self) -> None:
-        """`protocol.resume` is called in the next turn."""
-        self._again = True
-        self._queue()
-
-    def resume(self) -> None:
-        """From the reactor, in a turn."""
-        self._queued = False
-        try:
-            if self._again:
-                self._again = False
-                if not self._closing:
-                    self.protocol.resume()
-            if self._inbox and not self._closing and (not self.paused or self._lost):
-                data = b"".join(self._inbox) if len(self._inbox) > 1 else self._inbox[0]
-                self._inbox.clear()
-                self._inbox_bytes = 0
-                self.protocol.data_received(data)
-                self._wire.wake()
-        except Exception:
-            self._lost = "internal error"  # where the next packet begins is not known any more
-            self._code = _INTERNAL_ERROR
-            raise
-        finally:
-            if self._lost:
-                self._tell_lost()
-
-    def _tell_lost(self) -> None:
-        protocol = self.protocol
-        if not self._closing:
-            self.close()
-            protocol.connection_lost(self._lost)
-        self._over()
-
-    def pause_reading(self, paused: bool) -> None:
-        """Leave what the peer sends in the kernel."""
-        self.paused = paused and not self._closing
-        self._wire.watch_reading()
-        if not paused and self._inbox:
-            self._queue()
-
-    # -- out
-
-    def write(self, data: bytes) -> None:
-        """Append to the output of this turn."""
-        self._pieces.append(data)
-        if not self._dirty:
-            self._dirty = True
-            self._reactor.mark_dirty(self)
-
-    def write_parts(self, head: bytes, middle: bytes, tail: bytes) -> None:
-        """Append three pieces that follow each other."""
-        self._pieces += (head, middle, tail)
-        if not self._dirty:
-            self._dirty = True
-            self._reactor.mark_dirty(self)
-
-    def flush(self) -> None:
-        """Pass on what was written, as one message. The stream below sends it in the same turn."""
-        self._dirty = False
-        pieces = self._pieces
-        if pieces:
-            if not self._said_goodbye and not self._wire.ended:
-                self._pieces = []
-                payload = b"".join(pieces) if len(pieces) > 1 else pieces[0]
-                self._below.write_parts(_frame_header(len(payload)), payload, b"")
-            else:
-                pieces.clear()
-        if self._closing and not self._said_goodbye:
-            self._say_goodbye()
-
-    def _say_goodbye(self) -> None:
-        self._said_goodbye = True
-        if self._wire.farewell(self._code) and not self._wire.ended:
-            self._reactor.watch_deadline(self, self._reactor.now + LINGER_S)
-        else:
-            self._below.close()
-            self._wire.end("closed")
-
-    def check_deadline(self, now: float) -> float:
-        """The peer had its time to answer."""
-        if self._below.closed or self._wire.ended:
-            return 0.0
-        if self._below.pending_bytes():
-            return now + LINGER_S  # it did not get to the question yet; the owner looks whether it takes anything
-        self._below.close()
-        self._wire.end("closed")
-        return 0.0
-
-    # -- the end
-
-    def close(self) -> None:
-        """Close once the output written so far is gone, with a close frame; nothing more is read. Idempotent."""
-        if self._closing:
-            return
-        self._closing = True
-        # The owner's word for it; owners that have none (Nobody) are done in peace.
-        self._code = self._code or _close_code(getattr(self.protocol, "close_reason", ""))
-        self._inbox.clear()
-        self.paused = False
-        self._wire.watch_reading()
-        self._wire.wake()
-        if not self._dirty:
-            self._dirty = True
-            self._reactor.mark_dirty(self)
-
-    def abort(self) -> None:
-        """Close at once, whatever waits. Idempotent."""
-        self._closing = self._said_goodbye = True
-        self._below.abort()
-        self._wire.end("aborted")
-        self._over()
-
-    def _over(self) -> None:
-        """Nothing more will happen: no cycle for the garbage collector."""
-        self._pieces.clear()
-        self._inbox.clear()
-        self.protocol = _NOBODY
-
-
-def _close_code(reason: str) -> int:
-    return _CLOSE_CODES.get(reason, _POLICY)
-
-
-def _frame_header(size: int) -> bytes:
-    """Of a final binary frame from a server: without a mask (RFC 6455, 5.2)."""
-    if size < 126:
-        return bytes((0x82, size))
-    if size < 65536:
-        return b"\x82\x7e" + size.to_bytes(2, "big")
-    return b"\x82\x7f" + size.to_bytes(8, "big")

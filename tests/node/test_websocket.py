@@ -17,7 +17,7 @@ from broker.peer import Peer as Address
 from broker.session.quotas import Quotas
 from broker.transport.entrance import Entrance
 from broker.transport.upgrade import MAX_HEAD_BYTES, MAX_HEAD_LINES
-from broker.transport.websocket import BACKLOG_BYTES, WebSockets
+from broker.transport.websocket import BACKLOG_BYTES, WebSockets, _Wire
 from tests.kit.websocket_client import Headers, WebSocketWire, frame
 from tests.node.kit import MemorySocket, Peer, World, serving
 
@@ -472,7 +472,17 @@ async def test_pings_that_nobody_reads_the_answers_of(autojump_clock: trio.testi
         assert peer.closed()
 
 
-async def test_empty_fragments_take_no_memory_and_no_turn(autojump_clock: trio.testing.MockClock) -> None:
+async def test_empty_fragments_take_no_memory_and_no_more_than_a_share(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    receive_some = _Wire.receive_some
+
+    async def counting(wire: _Wire, max_bytes: int | None = None) -> bytes:
+        steps.append(wire.frames)
+        return await receive_some(wire, max_bytes)
+
+    monkeypatch.setattr(_Wire, "receive_some", counting)
     async with serving() as world:
         peer = await Web(world).connect()
         peer.socket.feed(frame(PING[:1], 0x02), *([frame(b"", 0x00) * 10_000] * 5))
@@ -480,6 +490,7 @@ async def test_empty_fragments_take_no_memory_and_no_turn(autojump_clock: trio.t
         [connection] = world.server.connections
         assert connection.stream.pending_bytes() == 0
         assert await peer.feed(frame(PING[1:], 0x80)) == PONG
+    assert sum(steps) > 50_000 and sorted(steps)[-10] < 100
 
 
 async def test_a_pause_of_the_process_is_not_the_clients_fault(autojump_clock: trio.testing.MockClock) -> None:
