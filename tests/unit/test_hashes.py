@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from broker.auth.hashes import PasswordHash, default_decoy, make_argon2id, make_pbkdf2, parse_hash
 from broker.auth.scram import SHA_512, make_verifier
+from broker.errors import ConfigError
 
 PASSWORD = b"correct horse"
 
@@ -148,6 +150,17 @@ def test_what_is_no_hash(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
         parse_hash(text)
     assert not text or text not in str(caught.value)
+
+
+@pytest.mark.parametrize("library", ["argon2", "bcrypt"])
+def test_a_library_that_is_missing_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = make_argon2id("x") if library == "argon2" else NAMED["bcrypt (OpenBSD)"][1]
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError, match=rf"rookery\[{library}\]"):
+        parse_hash(foreign)
+    with pytest.raises(ConfigError, match=rf"rookery\[{library}\]"):
+        default_decoy(library)
+    assert parse_hash(NAMED["LDAP"][1]).verify(b"password")  # the others do without
 
 
 def test_algorithm_has_to_fit() -> None:
