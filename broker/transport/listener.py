@@ -143,8 +143,6 @@ class Acceptor:
         self.open += 1
         if self._limit and self.open > self._limit:
             self._refuse(raw, peer, "listener_max_connections", "")
-        elif not self._proxied and self._entrance.banned(peer.host):
-            self._refuse(raw, peer, "banned", "")
         elif self._proxied:
             if not self._trusts(peer.host):
                 self._refuse(raw, peer, "untrusted_proxy", "not one of trusted_proxies")
@@ -175,7 +173,9 @@ class Acceptor:
     def _serve(self, raw: socket.socket, peer: Peer) -> None:
         bound = self._entrance.output_bound
         certificates = self._certificates
-        if certificates is None:
+        if self._entrance.banned(peer.host):
+            self._refuse(raw, peer, "banned", "")
+        elif certificates is None:
             self._accept(TcpStream(raw, self._reactor, bound, peer, self._left), self.listener)
         elif self._entrance.full():
             self._refuse(raw, peer, "max_connections", "")
