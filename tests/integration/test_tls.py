@@ -299,6 +299,17 @@ async def test_noise_at_the_port_touches_nobody(start: StartTls, chain: Chain) -
     assert await trio.to_thread.run_sync(publishes, node, chain) == ""
 
 
+def test_key_updates_and_renegotiations_without_end(start: StartTls, chain: Chain) -> None:
+    node = start(tls_url(chain.server()))
+    port = port_of(node, "tls")
+    for version, command in (("-tls1_3", b"K\n"), ("-tls1_2", b"R\n")):
+        subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", version],
+            input=command * 500, capture_output=True, timeout=DEADLINE_S,
+        )  # fmt: skip
+        assert publishes(node, chain) == ""
+
+
 async def test_a_flood_of_handshakes(start: StartTls, tmp_path: Path) -> None:
     """Hundreds at a time, with RSA keys; a plain client is served meanwhile, and so are they in the end."""
     chain = Chain(tmp_path / "chain", rsa=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -443,3 +444,33 @@ async def test_what_a_proxy_said_of_the_client_counts(world: World) -> None:
     await world.turn()
     certificate = world.established[-1].peer.certificate
     assert certificate is not None and certificate.common_name == "behind"
+
+
+async def test_changed_handshakes_do_no_harm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a stranger changes in his part: he is refused or waited for, and nothing is a defect."""
+    defects: list[str] = []
+    monkeypatch.setattr(world.reactor._log, "exception", lambda event, **_: defects.append(event))
+    issued = world.chain.client("d1", "/O=Ex/CN=d1", "DNS:d1.example")
+    world.certificates = world.showing(ca_certs=str(world.chain.ca), client_certificates="optional")
+    world.context.load_cert_chain(issued.certfile, issued.keyfile)
+    world.context.maximum_version = ssl.TLSVersion.TLSv1_2  # its certificate is not encrypted
+    dice = random.Random(7)
+    for number in range(400):
+        client = world.client()
+        changed_flight = number % 2
+        with contextlib.suppress(ssl.SSLError):
+            for flight in range(4):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    client.tls.do_handshake()
+                data = bytearray(client.push())
+                if flight == changed_flight and data:
+                    for _ in range(dice.randint(1, 4)):
+                        data[dice.randrange(len(data))] = dice.randrange(256)
+                client.end.send(data)
+                await world.turn()
+                client.pull()
+        client.end.close()
+        await world.turn()
+    assert defects == []
+    assert world.handshakes.open == 0
+    assert world.metrics.rejected["tls_handshake"] > 100
