@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -110,6 +111,23 @@ def test_answers_are_counted(node: BrokerProcess) -> None:
     before = denied()
     mosquitto.run("mosquitto_pub", node, "-t", "elsewhere", "-m", "x", "-q", "1")
     assert denied() == before + 1
+
+
+def test_no_match_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "acl").write_text("topic read nothing\n")
+    source: dict[str, object] = {"type": "acl_file", "path": str(tmp_path / "acl")}
+    config = configured(tmp_path, source, no_match="allow")
+    node = BrokerProcess(tmp_path / "node", "memory", arguments=("--config", str(config)))
+    node.start()
+    try:
+        with mosquitto.Subscriber(node, ["t/#"], subscribed=True) as subscriber:
+            mosquitto.publish(node, "t/x", "1", qos=1)
+            assert subscriber.take().payload == "1"
+            configured(tmp_path, source, no_match="deny")
+            os.kill(node.pid, signal.SIGHUP)
+            subscriber.wait_for("Received DISCONNECT (135)")
+    finally:
+        node.stop()
 
 
 def test_rules_of_the_store(tmp_path: Path) -> None:
