@@ -65,7 +65,7 @@ def _of_tables(value: object) -> list[dict[str, object]]:
             raise ValueError(f"acl has {item!r:.60}, which is no object")
         rest = dict(item)
         table: dict[str, object] = {
-            "permission": rest.pop("permission", "allow"),
+            "permission": rest.pop("permission", None),
             "action": rest.pop("action", "all"),
             "topics": _topics(rest.pop("topic", None)) + _topics(rest.pop("topics", None)),
         }
@@ -84,11 +84,12 @@ def _of_tables(value: object) -> list[dict[str, object]]:
 
 
 def _topics(value: object) -> list[str]:
-    found = [] if value is None else value if isinstance(value, list) else [value]
-    for topic in found:
+    topics: list[str] = []
+    for topic in value if isinstance(value, list) else [] if value is None else [value]:
         if not isinstance(topic, str) or not topic or not _encodable(topic):
             raise ValueError(f"acl has the topic {topic!r:.60}, which is no text")
-    return found
+        topics.append(topic)
+    return topics
 
 
 def _qos(value: object) -> list[int]:

@@ -99,6 +99,7 @@ def public_key_file(path: Path) -> Key:
     if b"PRIVATE KEY" in data:
         raise ConfigError(f"public_key = {str(path)!r}: holds a private key, which has no business here")
     try:
+        key: object
         if b"BEGIN CERTIFICATE" in data:
             key = x509.load_pem_x509_certificate(data).public_key()
         else:
