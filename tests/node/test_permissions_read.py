@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
+from broker.codec.encode import encode
 from broker.codec.packets import Connack, Puback, Pubcomp, Publish, Pubrel, Suback, Unsuback, Unsubscribe
+from broker.message import Message
 from tests.node.access_kit import Rules, everything, nothing, ruled
 from tests.node.kit import Peer, World
 
@@ -225,3 +227,26 @@ async def test_g14_entries_of_a_member_that_left_go_to_one_that_may_read(autojum
         await _publish(sender, "t/x", b"nobody")
         await second.nothing()
         assert world.metrics.dropped == {"not_authorized": 1}
+
+
+# -- messages of other nodes
+
+
+@pytest.mark.parametrize("expiry_s", [0, 100])
+async def test_g18_messages_of_other_nodes(autojump_clock: trio.abc.Clock, expiry_s: int) -> None:
+    async with ruled(c=reads(b"t/yes")) as world:
+        client = await world.subscriber("c", "t/#", "$share/g/t/#", expiry_s=expiry_s)
+        [subscriber] = world.server.dispatch.subscribers.values()
+        [group_id] = world.server.dispatch.groups
+        for topic in (b"t/no", b"t/yes"):
+            frame = bytes(encode(Publish(topic.decode(), b"frame"), 5))
+            world.server.deliver_frame(5, frame)
+            for qos in (0, 1):
+                world.server.deliver(Message(topic, b"live", qos, False), True, [group_id] if not qos else [])
+            world.server.deliver_stored(subscriber.session_id, 0, Message(topic, b"stored", 0, False), 0, False, ())
+            world.reactor.wake()
+        got = await client.consume()
+        assert {message.topic_name for message in got} == {"t/yes"}
+        payloads = [b"frame", b"live", b"live", b"live"] if not expiry_s else [b"live"]
+        assert [message.payload for message in got] == [*payloads, b"stored"]
+        assert world.metrics.dropped == {"not_authorized": len(got)}
