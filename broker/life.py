@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 import trio
 
@@ -18,6 +17,7 @@ from broker.auth.watch import PolicyWatch
 from broker.config import Settings
 from broker.errors import Fenced
 from broker.limits.guard import LimitsGuard
+from broker.limits.policy import Policy
 from broker.log import get_logger
 from broker.metrics import Metrics
 from broker.process import causes
@@ -70,27 +70,6 @@ def strategy_of(settings: Settings) -> Callable[[str], str]:
     return lambda share_name: by_name.get(share_name, settings.shared_strategy)
 
 
-class Policy:
-    """What is read again when documents or files have changed: bans, users, rules."""
-
-    def __init__(self, access: Access, guard: LimitsGuard) -> None:
-        self._access = access
-        self._guard = guard
-
-    def files(self) -> Sequence[Path]:
-        """See `broker.auth.watch.Readers`."""
-        return self._access.files()
-
-    def reload(self) -> None:
-        """See `broker.auth.watch.Readers`."""
-        self._access.reload()
-
-    async def refresh(self) -> None:
-        """See `broker.auth.watch.Readers`."""
-        await self._guard.refresh()
-        await self._access.refresh()
-
-
 class Life:
     """`run` it once. `cluster` has not joined before `joined` is true."""
 
@@ -118,7 +97,8 @@ class Life:
         )
         self.guard = LimitsGuard(settings, cluster, metrics, self.server.start, lambda: self.reactor.now)
         self.server.guard = self.guard
-        self.policy = PolicyWatch(Policy(self.access, self.guard), cluster.registry, self.policy_changed)
+        policy = Policy(self.access, self.guard, cluster.registry, self.server)
+        self.policy = PolicyWatch(policy, cluster.registry, policy.changed)
         self.server.hooks = self.access.hooks
         self.joined = False
         self._settings = settings

@@ -93,6 +93,8 @@ ROUTES_MARKED: Final = b"tr"
 SERVED: Final = b"d:"
 #: Suffix: what other nodes tell this one, under its own prefix (sharded pub/sub channel).
 SIGNALS: Final = b"k"
-#: Suffixes, of members: the version of all documents (number) and, before a kind, its documents (hash).
+#: Suffixes, of members: the version of all documents (number), those at which each kind changed last (hash) and, before
+#: a kind, its documents (hash).
 DOCUMENTS_VERSION: Final = b"docver"
+DOCUMENTS_VERSIONS: Final = b"docvers"
 DOCUMENTS: Final = b"doc:"

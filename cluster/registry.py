@@ -32,6 +32,10 @@ class Registry(Protocol):
         whatever its kind; cheap, asked twice a second by every node."""
         ...
 
+    async def versions(self) -> dict[str, int]:
+        """The version at which documents of each kind were changed last."""
+        ...
+
     async def document(self, kind: str, name: str) -> bytes | None:
         """One document."""
         ...

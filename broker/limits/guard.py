@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from broker.auth.api import ConnectRequest, Principal
-from broker.errors import ClusterError, PeerError
+from broker.errors import ClusterError, PeerError, StoreUnavailable
 from broker.limits.attempts import Attempts
 from broker.limits.bans import Ban, Bans, read_bans
 from broker.limits.meter import Meter
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FAILURES: Final = frozenset((0x86, 0x87))
 #: Ends of connections that are being counted; more are not.
 MAX_COUNTING: Final = 1000
+#: Pause before bans are asked for again.
+AGAIN_S: Final = 0.5
 #: With so many bans no further ones are made without being asked.
 MAX_BANS: Final = 10_000
 #: What a banned client is told: not the reason, which is for operators.
@@ -67,6 +69,7 @@ class LimitsGuard:
         self._spawn = spawn
         self._now = now
         self._bans = Bans()
+        self._banning = False
         self._quiet = Quiet()
         self._attempts = Attempts(self._registry, self._ban, self._now_s, settings)
         self._places = Places(self._registry, settings.max_connections_per_user, settings.max_connections_per_ip)
@@ -93,8 +96,15 @@ class LimitsGuard:
     # -- life
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Raises ClusterError if bans cannot be read at the start."""
-        await self.refresh()
+        """Until cancelled. It is started once bans were read: nobody comes in before. Raises ClusterError where that is
+        not possible at all."""
+        while True:
+            try:
+                await self.refresh()
+                break
+            except StoreUnavailable as error:
+                _log.warning("limits.bans_not_read", error=str(error))
+                await trio.sleep(AGAIN_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tenants.serve)
             task_status.started()
@@ -107,10 +117,18 @@ class LimitsGuard:
                     except ClusterError as error:
                         _log.warning("limits.bans_not_read", error=str(error))
 
+    def banning(self) -> bool:
+        """Whether there are bans since the last call that are about connected clients too."""
+        found, self._banning = self._banning, False
+        return found
+
     async def refresh(self) -> None:
         """Reads the bans; those that are over are removed. Raises ClusterError: then all stays as it was."""
         documents = await self._registry.documents(BANS)
+        before = {(ban.name, ban.until_s) for ban in self._bans}
         self._bans, over, wrong = read_bans(documents, self._now_s())
+        if any(not ban.new_only and (ban.name, ban.until_s) not in before for ban in self._bans):
+            self._banning = True
         for text in wrong[:10]:
             _log.warning("limits.wrong_ban", error=text)
         if over:
@@ -122,6 +140,7 @@ class LimitsGuard:
             self._tell("limits.bans_full", ban.by, kind=ban.kind, value=ban.value, limit=MAX_BANS)
             return
         self._bans.add(ban)  # here at once, elsewhere as soon as they look
+        self._banning = self._banning or not ban.new_only
         self._count(f"ban_{ban.by}")
         self._tell("limits.banned", ban.by, kind=ban.kind, value=ban.value, reason=ban.reason)
         try:

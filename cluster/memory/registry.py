@@ -37,6 +37,7 @@ class MemoryRegistry:
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
         self._version = 0
+        self._versions: dict[str, int] = {}
         self._documents: dict[str, dict[str, bytes]] = {}
         self._counters: dict[str, _Counter] = {}
         self._taken: Counter[str] = Counter()
@@ -46,6 +47,11 @@ class MemoryRegistry:
         """See `Registry`."""
         await trio.lowlevel.checkpoint()
         return self._version
+
+    async def versions(self) -> dict[str, int]:
+        """See `Registry`."""
+        await trio.lowlevel.checkpoint()
+        return dict(self._versions)
 
     async def document(self, kind: str, name: str) -> bytes | None:
         """See `Registry`."""
@@ -67,6 +73,7 @@ class MemoryRegistry:
             else:
                 known[name] = value
         self._version += 1
+        self._versions[kind] = self._version
         return self._version
 
     async def remove(self, kind: str, documents: Mapping[str, bytes]) -> int:
@@ -76,7 +83,9 @@ class MemoryRegistry:
         gone = [name for name, value in documents.items() if known.get(name) == value]
         for name in gone:
             del known[name]
-        self._version += bool(gone)
+        if gone:
+            self._version += 1
+            self._versions[kind] = self._version
         return self._version
 
     async def count(self, name: str, window_s: float) -> int:

@@ -9,7 +9,7 @@ import trio
 
 from broker.errors import ClusterError, StoreUnavailable
 from cluster.api import Poller
-from cluster.keys import DOCUMENTS, DOCUMENTS_VERSION, Keys, name_id, partition_of
+from cluster.keys import DOCUMENTS, DOCUMENTS_VERSION, DOCUMENTS_VERSIONS, Keys, name_id, partition_of
 from cluster.redis.calls import gather
 from cluster.redis.library import reload_library
 from cluster.redis.links import Link
@@ -40,6 +40,12 @@ class RedisRegistry:
         """See `Registry`."""
         reply = await self._call("GET", self._keys.members + DOCUMENTS_VERSION)
         return int(cast(bytes, reply or 0))
+
+    async def versions(self) -> dict[str, int]:
+        """See `Registry`."""
+        reply = await self._call("HGETALL", self._keys.members + DOCUMENTS_VERSIONS)
+        found = cast("dict[bytes, bytes]", reply)
+        return {kind.decode(): int(version) for kind, version in found.items()}
 
     async def document(self, kind: str, name: str) -> bytes | None:
         """See `Registry`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import trio
@@ -143,7 +143,6 @@ class RedisCluster:
         self._sessions = Sessions(
             self._keys, self._link, self._member, self._repair, self._takeover, self._generations, limits
         )
-        self.connected: Callable[[str, str], Awaitable[bool]] = self._sessions.connected
         self._timers = Timers(self._keys, self._link, self._poller, self._member, self._repair)
         self._verifier = Verifier(
             self._keys, self._link, self._member, limits, self._takeover, self._attached, self._sessions,
@@ -379,6 +378,10 @@ class RedisCluster:
         finally:
             self._attached.came(identifier)
         return attachment
+
+    async def connected(self, client_id: str, identity: str) -> bool:
+        """See `Cluster.connected`."""
+        return await self._sessions.connected(client_id, identity)
 
     async def _look_around(self, ref: SessionRef, expiry_s: int) -> int:
         """Others may have changed the session until now: returns when their changes of its routes are known here, with

@@ -67,6 +67,17 @@ async def test_changes_set_and_remove_in_one_step(registry: Registry) -> None:
     assert await registry.version() > second
 
 
+async def test_each_kind_has_a_version(registry: Registry) -> None:
+    assert await registry.versions() == {}
+    users = await registry.change(USERS, {"a": b"1"})
+    bans = await registry.change(BANS, {"a": b"1"})
+    assert await registry.versions() == {USERS: users, BANS: bans}
+    await registry.remove(BANS, {"a": b"2"})
+    assert await registry.versions() == {USERS: users, BANS: bans}
+    bans = await registry.remove(BANS, {"a": b"1"})
+    assert await registry.versions() == {USERS: users, BANS: bans}
+
+
 async def test_many_documents_are_read_in_portions(registry: Registry) -> None:
     changes: dict[str, bytes | None] = {f"n{number}": b"%d" % number for number in range(5000)}
     await registry.change(RULES, changes)

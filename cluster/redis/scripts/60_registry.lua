@@ -10,9 +10,10 @@ local function keep_for(key, seconds)
 end
 
 -- A version grows with every change, and never comes again where the store lost its last writes.
-local function next_version(p)
+local function next_version(p, kind)
   local version = math.max(tonumber(redis.call('GET', p .. 'docver') or 0) + 1, now_ms())
   redis.call('SET', p .. 'docver', string.format('%.0f', version))
+  redis.call('HSET', p .. 'docvers', kind, string.format('%.0f', version))
   return version
 end
 
@@ -29,7 +30,7 @@ local function change_documents(keys, args)
   end
   in_chunks('HDEL', p .. 'doc:' .. args[1], gone)
   in_chunks('HSET', p .. 'doc:' .. args[1], set)
-  return next_version(p)
+  return next_version(p, args[1])
 end
 
 -- Removes documents of a kind, in a full store too: those that still are as told ('=' and the value), and whatever ('')
@@ -43,7 +44,7 @@ local function remove_documents(keys, args)
     end
   end
   if in_chunks('HDEL', key, gone) > 0 then
-    return next_version(p)
+    return next_version(p, args[1])
   end
   return tonumber(redis.call('GET', p .. 'docver') or 0)
 end
