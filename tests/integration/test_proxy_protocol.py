@@ -159,6 +159,30 @@ def test_health_checks_are_quiet(start: StartNode, tmp_path: Path, send: str) ->
     assert "refused" not in node.log() and "error" not in node.log()
 
 
+def test_checks_that_speak_mqtt(start: StartNode, tmp_path: Path) -> None:
+    """As in docs/listeners.md: a check is HAProxy's own connection (LOCAL), and it is answered."""
+    chain = Chain(tmp_path / "chain")
+    server, client = chain.server(), chain.client("d1")
+    both = tmp_path / "both.pem"
+    both.write_text(server.certfile.read_text() + server.keyfile.read_text())
+    node = start(f"tcp://127.0.0.1:0?{PROXY}", arguments=DEBUG)
+    log = tmp_path / "haproxy.log"
+    with haproxy(
+        tmp_path,
+        int(node.listeners[1].rpartition(":")[2]),
+        bind=f"ssl crt {both} ca-file {chain.ca} verify optional",
+        send="send-proxy-v2-ssl-cn check check-send-proxy inter 50ms rise 3",
+        check="option log-health-checks\n    option tcp-check\n"
+        "    tcp-check send-binary 100c00044d5154540402003c0000\n    tcp-check expect binary 20020000",
+    ) as port:
+        until(lambda: "succeeded" in log.read_text())
+        options = ("--cafile", str(chain.ca), "--cert", str(client.certfile), "--key", str(client.keyfile))
+        assert publishes(node, port, "c1", *options) == ""
+        assert "is DOWN" not in log.read_text() and "failed" not in log.read_text()
+    assert rejected(node) == {}
+    assert "client.connected" in node.log()
+
+
 def test_others_are_refused(start: StartNode) -> None:
     """Who may not speak for others, who speaks nonsense, who says nothing."""
     node = start(
