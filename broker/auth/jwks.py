@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Final
 
@@ -56,7 +57,9 @@ class KeySet:
             await self._fetch()
             task_status.started()
             while True:
-                await trio.sleep(min(_RETRY_S, self._refresh_s) if self._stale else self._refresh_s)
+                wait_s = min(_RETRY_S, self._refresh_s) if self._stale else self._refresh_s
+                # Not all nodes at the same time.
+                await trio.sleep(wait_s * random.uniform(0.8, 1.0))
                 await self._fetch()
 
     async def _closing(self, *, task_status: trio.TaskStatus[None]) -> None:

@@ -339,6 +339,28 @@ async def test_keys_are_kept_while_the_service_is_away(web: WebServer, serve: Se
         assert (await ask(subject, password=b"no token")).decision == IGNORE
 
 
+async def test_keys_that_are_taken_back_count_no_more(web: WebServer, serve: Serve) -> None:
+    key, other = new_key(), new_key()
+    subject = JwtUsers(read_options(Jwt, {"jwks_url": web.file("back.json", set_of(a=key, b=other)), "refresh": "1s"}))
+    await serve(subject)
+    found = await ask(subject, password=token(key, "a"))
+    principal = Principal("ann", "c1", Peer(), credential=found.credential)
+    assert found.decision == ALLOW and await subject.still_valid(principal)
+    web.file("back.json", set_of(b=other))
+    with trio.fail_after(20):
+        while await subject.still_valid(principal):
+            await trio.sleep(0.02)
+    assert (await ask(subject, password=token(key, "a"))).decision == DENY
+    assert (await ask(subject, password=token(other, "b"))).decision == ALLOW
+    # An answer that is no set takes no key away.
+    web.file("back.json", "<html>")
+    before = web.requests("/back.json")
+    with trio.fail_after(20):
+        while web.requests("/back.json") <= before:
+            await trio.sleep(0.02)
+    assert (await ask(subject, password=token(other, "b"))).decision == ALLOW
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"keys": []}', '{"keys": [{"kty": "oct", "k": "AAAA"}]}'])
 async def test_without_keys_nobody_is_refused_for_good(web: WebServer, serve: Serve, text: str) -> None:
     subject = JwtUsers(read_options(Jwt, {"jwks_url": web.file("none.json", text)}))
