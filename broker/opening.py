@@ -85,7 +85,7 @@ class Opening:
     async def _open(self, connection: Connection, connect: Connect) -> None:
         if _VERSIONS[connect.protocol_version] not in connection.listener.options.versions:
             raise PeerError(0x84, f"MQTT {_VERSIONS[connect.protocol_version]} is not spoken here")
-        new_id = "auto-" + "".join(random.SystemRandom().choices(_ID_ALPHABET, k=20))
+        new_id = connect.client_id or "auto-" + "".join(random.SystemRandom().choices(_ID_ALPHABET, k=20))
         properties = connect.properties
         if properties is not None:
             connection.problem_information = properties.request_problem_information != 0
