@@ -144,6 +144,8 @@ async def test_a_hook_that_fails_hurts_nobody(start: StartHooked, peers_of: Peer
         await stream.send_all(b"GET /metrics HTTP/1.0\r\n\r\n")
         text = b"".join([part async for part in stream]).decode()
     assert 'mqtt_hook_failures_total{hook="bad:Bad",method="publish",reason="timeout"} 2.0' in text
+    told = 11 if on_error == "deny" else 27
+    assert f'mqtt_hook_failures_total{{hook="bad:Bad",method="deliver",reason="error"}} {told}.0' in text
     await other.expect_nothing()
 
 
