@@ -79,6 +79,10 @@ class Opening:
         except StoreUnavailable:
             self._server.metrics.connects["server_unavailable"] += 1
             connection.refuse(0x88, "the store cannot be reached")
+        except Exception:  # a defect, of an authenticator perhaps: nobody comes in by it, and nobody waits for it
+            self._server.metrics.connects["implementation_specific_error"] += 1
+            self._server.log.exception("client.not_opened", client_id=connection.client_id)
+            connection.fail(PeerError(0x83, "an error of the server"))
         finally:
             connection.work_done()
 
