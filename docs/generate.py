@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 
 _HEAD = """# Settings
 
-<!-- Generated from broker/config.py and broker/options by `make generate`. -->
+<!-- Generated from broker/settings.py and broker/options by `make generate`. -->
 
 Every setting is an option of `rookery serve`, an environment variable and a key of the TOML file given with
 `--config`. The command line beats the environment, the environment beats the file, the file beats the default.
