@@ -1,8 +1,8 @@
 """The settings of a node: read from all sources, and checked.
 
-`broker.settings` declares each setting once. The options of `rookery serve`, the `ROOKERY_...` variables, the keys of the
-TOML file, `rookery config` and docs/configuration.md come from there. Command line beats environment beats file beats
-default; what is not a setting is refused with the nearest name that is.
+`broker.settings` declares each setting once. The options of `rookery serve`, the `ROOKERY_...` variables, the keys of
+the TOML file, `rookery config` and docs/configuration.md come from there. Command line beats environment beats file
+beats default; what is not a setting is refused with the nearest name that is.
 """
 
 from __future__ import annotations
