@@ -275,6 +275,8 @@ class Reactor:
                     if at:
                         self.watch_deadline(watched, max(at, now + TICK_S))
             self._finish()
+            if self._again:
+                self.wake()  # the turns wait for descriptors, and know nothing of what was done here
 
 
 def _never() -> bool:

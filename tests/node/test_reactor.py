@@ -384,6 +384,23 @@ async def test_call_again_comes_in_the_next_turn(harness: Harness) -> None:
     assert pair.protocol.resumed == 1, "not after the end"
 
 
+async def test_call_again_from_a_deadline_needs_nothing_else_to_happen(harness: Harness) -> None:
+    """As where a client that sent too much is read again."""
+    pair = harness.pair()
+    await harness.turn()
+    resumed = trio.Event()
+    pair.protocol.resume = resumed.set  # type: ignore[method-assign]
+
+    class Alarm:
+        def check_deadline(self, now: float) -> float:
+            pair.stream.call_again()
+            return 0.0
+
+    harness.reactor.watch_deadline(Alarm(), harness.reactor.now)
+    with trio.fail_after(10):
+        await resumed.wait()
+
+
 class Swapper(Recorder):
     """Closes another stream of the same turn and opens one that gets its descriptor."""
 
