@@ -78,9 +78,11 @@ def arguments() -> tuple[str, ...]:
 async def attended(node: AbusedNode) -> AsyncIterator[AbusedNode]:
     """The node with bystanders, and without a test's clients at the end."""
     try:
-        async with bystanders(node):
+        async with bystanders(node) as pair:
+            node.attended_by = pair
             yield node
     finally:
+        node.attended_by = None
         with trio.CancelScope(shield=True):
             await node.close_clients()
 

@@ -36,6 +36,15 @@ class AbusedNode(BrokerProcess):
     def __init__(self, directory: Path, store: str = "memory", *arguments: str) -> None:
         super().__init__(directory, store, http=LOOPBACK, arguments=arguments)
         self._clients: list[MqttClient] = []
+        #: The pair that works beside the running test.
+        self.attended_by: Bystanders | None = None
+
+    async def goes_on(self, rounds: int) -> None:
+        """Wait until bystanders have exchanged so many more messages."""
+        pair = self.attended_by
+        assert pair is not None
+        until = pair.rounds + rounds
+        await self.until(lambda: pair.rounds >= until, f"{rounds} rounds of bystanders")
 
     def counters(self) -> dict[str, float]:
         """Every sample of /metrics by its name and labels; a counter that never moved may be missing."""
@@ -146,6 +155,8 @@ class Bystanders:
         self._sent = 0
         self._stopping = False
         self._done = trio.Event()
+        #: Messages that went all the way and were acknowledged.
+        self.rounds = 0
 
     async def begin(self) -> None:
         """Connect both; returns when the first message has gone all the way."""
@@ -162,6 +173,7 @@ class Bystanders:
             await self._send()
             await self._take(taken)
             taken += 1
+            self.rounds += 1
             await trio.sleep(_POLL_S)  # a pace, not a wait: bystanders are no load test
         self._done.set()
 
