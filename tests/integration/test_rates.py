@@ -30,7 +30,8 @@ async def flood(client: MqttClient, topic: str, count: int) -> None:
 
 
 async def test_messages_of_one_client(start_node: StartNode, peers_of: PeersOf, topic: str) -> None:
-    node = start_node("--message-rate", "100", http=HTTP)
+    # On a store that says nothing: no other work wakes the node.
+    node = start_node("--message-rate", "100", store="memory", http=HTTP)
     peers = peers_of(node)
     reader = await peers.subscriber(topic)
     sender = await peers.connect(keep_alive_s=1)
