@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import trio
+
 from broker.auth.api import Exchange
 from broker.clearance import DENIED, Answer
 from broker.codec.decode import decode
@@ -39,8 +41,6 @@ from broker.transport.api import Stream
 from cluster.api import SessionRef
 
 if TYPE_CHECKING:
-    import trio
-
     from broker.services import Services
 
 #: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
@@ -48,6 +48,9 @@ _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 
 #: Packets of one connection in one turn; the rest waits for the next, so that everybody gets a share.
 PACKETS_PER_TURN = 256
+
+#: Shorter pauses of a client that sends too fast are worth a task: the deadlines are looked at twice a second only.
+FINE_S = 1.0
 
 
 class Connection(Permitted):
@@ -160,11 +163,21 @@ class Connection(Permitted):
                 self.hold_for(wait_s)
 
     def hold_for(self, seconds: float) -> None:
-        """Handle nothing more for so long, or a tick of the deadlines longer."""
-        self.held_until = self._server.reactor.now + seconds
+        """Handle nothing more for so long."""
+        until = self.held_until = self._server.reactor.now + seconds
         self._busy = True
         self._pause(True)
-        self._look_by(self.held_until)
+        if seconds > FINE_S:
+            self._look_by(until)
+            return
+
+        async def work() -> None:
+            await trio.sleep(seconds)
+            if self.held_until == until:
+                self.held_until = 0.0
+                self._go_on()
+
+        self._server.start(work)
 
     def work_done(self) -> None:
         """A task that held this connection has finished: its further packets may go on."""

@@ -30,6 +30,7 @@ from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.quotas import Quotas
 from broker.session.session import GroupDelivery, Session, StoredDelivery
+from broker.session_side import SessionSide
 from broker.subscribing import Subscribing
 from broker.table import round_robin
 from broker.transport.api import Nobody, Stream
@@ -281,7 +282,7 @@ class Server(ClusterSide):
 
         self.start(work)
 
-    def fetch_page(self, connection: Connection, after_seq: int, limit: int) -> None:
+    def fetch_page(self, connection: SessionSide, after_seq: int, limit: int) -> None:
         """Read a page of the session's queue."""
         session = connection.session
         ref = connection.ref

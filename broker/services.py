@@ -17,6 +17,7 @@ from cluster.api import Cluster
 
 if TYPE_CHECKING:
     from broker.connection import Connection
+    from broker.session_side import SessionSide
 
 
 class Opener(Protocol):
@@ -55,7 +56,7 @@ class Services(Protocol):
     def change_subscriptions(self, connection: Connection, packet: Subscribe | Unsubscribe) -> None:
         """Carry out SUBSCRIBE or UNSUBSCRIBE; `connection.work_done` follows."""
 
-    def fetch_page(self, connection: Connection, after_seq: int, limit: int) -> None:
+    def fetch_page(self, connection: SessionSide, after_seq: int, limit: int) -> None:
         """Read a page of the session's queue; `session.page` or `session.page_failed` follows."""
 
     def watch_gap(self, session: Session) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Final, Protocol
 
-#: A bucket holds what comes in so many seconds. Deadlines are looked at twice a second; with less a client that is
-#: paused would not reach its rate.
+#: A bucket holds what comes in so many seconds.
 BURST_S: Final = 1.0
 #: How long a connection waits that a share has nothing for.
-SHARE_WAIT_S: Final = 0.25
+SHARE_WAIT_S: Final = 0.1
 
 #: More packets than a turn has.
 UNLIMITED: Final = 1 << 30
