@@ -58,7 +58,12 @@ class Door:
             end = len(received)
         if end > MAX_HEAD_BYTES or received.count(b"\n", 0, end) >= MAX_HEAD_LINES:
             raise Refusal(431, "the request header is too large")
-        return end + len(_END) if end < len(received) else 0
+        if end == len(received):
+            return 0
+        version = received[: received.find(b"\n")].rstrip().rpartition(b" ")[2]
+        if version.startswith(b"HTTP/") and version != b"HTTP/1.1":  # RFC 6455, 4.2.1
+            raise Refusal(505, "only HTTP/1.1 is spoken here")
+        return end + len(_END)
 
     def admit(self, request: Request, peer: Peer) -> tuple[Peer, str | None]:
         """The client's `Peer` and the subprotocol to answer with. Raises Refusal."""
@@ -71,6 +76,9 @@ class Door:
                 continue
             name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+            # For a proxy it would be a part of the request, and for us the first frames.
+            raise Refusal(400, "a request with a body")
         # Without Origin it is no browser, and there is no page to be protected from.
         if self.origins and "origin" in headers and _origin(headers["origin"]) not in self.origins:
             raise Refusal(403, "not from this origin")

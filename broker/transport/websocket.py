@@ -38,7 +38,7 @@ BACKLOG_BYTES = 65536
 #: Connections that have not got through the handshake yet; more are closed at once.
 MAX_HANDSHAKES = 10_000
 
-_STATUS = {431: "Request Header Fields Too Large"}
+_STATUS = {431: "Request Header Fields Too Large", 505: "HTTP Version Not Supported"}
 
 _log = get_logger("listener")
 
