@@ -65,6 +65,8 @@ class Certificates:
         self._asked: list[str | None] = []
         self._by_name: dict[str, ssl.SSLContext] = {}
         self._context: ssl.SSLContext
+        #: The same once more, for clients that would resume a session of the first one.
+        self._anew: ssl.SSLContext
         self.reload()
 
     def files(self) -> Sequence[Path]:
@@ -84,11 +86,16 @@ class Certificates:
         keys = self._read_keys()
         by_name = {name: self._make(certfile, keyfile or certfile) for name, certfile, keyfile in self._named()}
         context = self._make(options.certfile, options.keyfile or options.certfile)
-        self._keys, self._by_name, self._context = keys, by_name, context
+        anew = (
+            context if options.tls_min == "1.3" else self._make(options.certfile, options.keyfile or options.certfile)
+        )
+        self._keys, self._by_name, self._context, self._anew = keys, by_name, context, anew
 
-    def server_side(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ServerTls:
-        """The server's end of a new connection."""
-        tls = self._context.wrap_bio(incoming, outgoing, server_side=True)
+    def server_side(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, anew: bool = False) -> ServerTls:
+        """The server's end of a new connection; with `anew` it knows no session that one without it has made.
+
+        OpenSSL keeps sessions of TLS 1.2 by their ids, which Python cannot switch off."""
+        tls = (self._anew if anew else self._context).wrap_bio(incoming, outgoing, server_side=True)
         assert isinstance(tls, ServerTls)
         return tls
 

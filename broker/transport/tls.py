@@ -72,6 +72,7 @@ class TlsStream(TcpStream):
         "_certificates",
         "_established",
         "_handshakes",
+        "_hello",
         "_incoming",
         "_outgoing",
         "_over",
@@ -102,6 +103,8 @@ class TlsStream(TcpStream):
         self._outgoing = ssl.MemoryBIO()
         self._tls = certificates.server_side(self._incoming, self._outgoing)
         self._shaking = True
+        #: What the client has sent, until it is answered.
+        self._hello: bytes | None = b""
         self._queued = False
         #: Nothing may be encrypted any more.
         self._over = False
@@ -121,12 +124,20 @@ class TlsStream(TcpStream):
         self._queued = False
         if self._raw is None or not self._shaking:
             return
-        if not self._receive():
-            return
+        if self._receive():
+            self._step()
+
+    def _step(self) -> None:
         try:
             self._certificates.step(self._tls)
             self._certificates.tell(self._tls, self.peer)
         except ssl.SSLWantReadError:
+            hello = self._hello
+            if hello is not None and self._outgoing.pending:
+                self._hello = None
+                if self._tls.session_reused:  # certificates and keys are looked at in every handshake
+                    self._begin_anew(hello)
+                    return
             self._watch_reading()
             self._send_records()
         except ssl.SSLCertVerificationError as error:
@@ -138,7 +149,15 @@ class TlsStream(TcpStream):
         else:
             self._shaken()
 
+    def _begin_anew(self, hello: bytes) -> None:
+        """The same hello, for a server that does not know its session: that answers with a whole handshake."""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = self._certificates.server_side(self._incoming, self._outgoing, anew=True)
+        self._incoming.write(hello)
+        self._step()
+
     def _shaken(self) -> None:
+        self._hello = None
         established = self._established
         assert established is not None
         self._end_shaking()
@@ -191,6 +210,8 @@ class TlsStream(TcpStream):
         self._reactor.bytes_read += len(data)
         if not self._closing:
             self._incoming.write(data)
+            if self._hello is not None:
+                self._hello += data
         return True
 
     def _deliver(self) -> None:

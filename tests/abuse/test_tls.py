@@ -285,7 +285,7 @@ async def test_g15_renegotiation_is_refused(node: AbusedNode, entry: Door) -> No
         assert b"no renegotiation" in done.stderr
 
 
-@pytest.mark.parametrize("version", ["TLSv1_3"])
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 async def test_g19_sessions_cannot_be_resumed(
     node: AbusedNode, entry: Door, context: ssl.SSLContext, version: str
 ) -> None:
