@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -68,3 +69,14 @@ class Peer:
         if not self.host:
             return f"local:{self.listener}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """A network or an address as somebody wrote it, that of IPv4 in IPv6 (`::ffff:192.0.2.1`) as what it means: clients
+    are known by their IPv4 addresses. ValueError for what is none."""
+    found = ipaddress.ip_network(text, strict=False)
+    if isinstance(found, ipaddress.IPv6Network) and found.prefixlen >= 96:
+        mapped = found.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, found.prefixlen - 96))
+    return found

@@ -27,6 +27,7 @@ from broker.auth.api import ALLOW, ANONYMOUS, DENY, IGNORE, PUBLISH, READ, SUBSC
 from broker.auth.judging import ANY_QOS, EntriesJudge, Entry
 from broker.auth.template import TOPIC_FORBIDDEN, Lookup, Template, Unresolved, lookup_of
 from broker.errors import PeerError
+from broker.peer import network_of
 from broker.topics.names import check_topic_filter
 
 PERMISSIONS: Final = {"allow": ALLOW, "deny": DENY}
@@ -297,7 +298,7 @@ def _fingerprint(value: object) -> Condition:
 
 def _networks(value: object) -> Condition:
     try:
-        networks = [ipaddress.ip_network(each, strict=False) for each in _texts(value)]
+        networks = [network_of(each) for each in _texts(value)]
     except ValueError as error:
         raise ValueError(str(error)) from None
 

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from broker.auth.users import canonical
 from broker.errors import ClusterError
 from broker.limits.bans import CLIENT_ID, IP, Ban, address_of
 from broker.limits.places import origin_of
+from broker.peer import network_of
 from cluster.registry import Registry
 
 if TYPE_CHECKING:
@@ -62,11 +64,7 @@ class Attempts:
             settings.login_failures_window_s,
             settings.login_failures_ban_s,
         )
-        self._proxies = [
-            ipaddress.ip_network(text, strict=False)
-            for listener in settings.listen
-            for text in listener.options.trusted_proxies
-        ]
+        self._proxies = [network_of(text) for listener in settings.listen for text in listener.options.trusted_proxies]
 
     def counts_ends(self, close_reason: str) -> bool:
         """Whether `ended` has anything to do."""
@@ -89,7 +87,7 @@ class Attempts:
             reason = f"more than {limit} failed logins within {window_s:g} s"
             await self._ban(Ban(IP, origin, self._now_s() + ban_s, reason, LOGIN_FAILURES, new_only=True))
         elif username and self._waiting < MAX_WAITING:
-            over = await self._count(f"login-failures:user:{username}", window_s) - limit
+            over = await self._count(f"login-failures:user:{_known_as(username)}", window_s) - limit
             if over > 0:
                 self._waiting += 1
                 try:
@@ -116,3 +114,8 @@ def _among(
     networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network],
 ) -> bool:
     return any(address in network for network in networks)
+
+
+def _known_as(username: str) -> str:
+    """The same for all spellings that some directory may take for one name: else each gives a guesser a new start."""
+    return (canonical(username) or username).casefold()

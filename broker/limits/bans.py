@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
 from broker.errors import BrokerError
+from broker.peer import network_of
 
 CLIENT_ID: Final = "client_id"
 USERNAME: Final = "username"
@@ -100,7 +101,7 @@ def read_ban(name: str, document: bytes) -> Ban:
 
 def _usual(text: str) -> str:
     try:
-        network = ipaddress.ip_network(text.strip(), strict=False)
+        network = network_of(text.strip())
     except ValueError:
         raise BanError(f"{text!r:.60} is no IP address or network") from None
     return str(network.network_address) if network.num_addresses == 1 else str(network)

@@ -6,6 +6,8 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 
+from broker.peer import network_of
+
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: `for=` of one hop (RFC 7239); the value is a token or a quoted string.
@@ -19,7 +21,7 @@ class Trusted:
     """The networks of proxies whose word counts."""
 
     def __init__(self, networks: Iterable[str]) -> None:
-        self._networks = tuple(ipaddress.ip_network(each, strict=False) for each in networks)
+        self._networks = tuple(network_of(each) for each in networks)
 
     def __contains__(self, host: object) -> bool:
         if not self._networks or not isinstance(host, str):

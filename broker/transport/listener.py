@@ -11,7 +11,7 @@ from collections.abc import Callable
 from broker.errors import ConfigError
 from broker.log import get_logger
 from broker.options.listener import Listener
-from broker.peer import Peer
+from broker.peer import Peer, network_of
 from broker.transport.api import Stream
 from broker.transport.certificates import Certificates
 from broker.transport.entrance import Bucket, Entrance
@@ -90,7 +90,7 @@ class Acceptor:
         self._accept = accept
         self._bucket = Bucket(listener.options.connection_rate)
         self._limit = listener.options.max_connections
-        self._trusted = [ipaddress.ip_network(text, strict=False) for text in listener.options.trusted_proxies]
+        self._trusted = [network_of(text) for text in listener.options.trusted_proxies]
         self._proxied = listener.options.proxy_protocol == "on"
         self._left = self._leave
         self._log = get_logger("listener")

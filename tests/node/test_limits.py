@@ -334,6 +334,14 @@ async def test_a_name_that_is_tried_often_is_answered_slowly(autojump_clock: tri
     await world.come()
 
 
+async def test_another_spelling_of_a_name_is_no_new_start(autojump_clock: trio.abc.Clock) -> None:
+    world = World(login_failures_limit=5)
+    names = ("anna", "ANNA", "an\u200bna", "\uff41nna")
+    took = [await fail(world, f"192.0.2.{number}", names[number % 4]) for number in range(8)]
+    assert took[:5] == [0.0] * 5
+    assert min(took[5:]) > 0
+
+
 async def test_where_nothing_is_configured_nothing_is_counted(autojump_clock: trio.abc.Clock) -> None:
     world = World(login_failures_limit=0)
     registry = world.cluster.registry

@@ -100,6 +100,10 @@ def test_networks() -> None:
         ("local", False),
     ):
         assert (bans.of_host(host, NOW) is not None) == banned, host
+    for mapped, host in (("::ffff:192.0.2.7", "192.0.2.7"), ("::ffff:192.0.2.64/122", "192.0.2.77")):
+        bans = Bans([Ban(IP, mapped)])  # clients are known by their IPv4 addresses
+        assert bans.of_host(host, NOW) is not None and bans.of_host("192.0.2.200", NOW) is None
+    assert Ban(IP, "::ffff:192.0.2.7").name == "ip:192.0.2.7"
     everybody = Bans([Ban(IP, "0.0.0.0/0")])
     assert everybody.of_host("1.2.3.4", NOW) is not None
     assert everybody.of_host("::1", NOW) is None

@@ -99,6 +99,8 @@ def test_a_claimed_name_is_not_proved() -> None:
     ("ip", "network", "decision"),
     [
         ("::ffff:10.0.0.1", "10.0.0.0/8", ALLOW),
+        ("10.0.0.1", "::ffff:10.0.0.1", ALLOW),
+        ("10.0.0.1", "::ffff:10.0.0.0/104", ALLOW),
         ("fe80::1%eth0", "fe80::/10", ALLOW),
         ("2001:db8::1", "2001:db8::/32", ALLOW),
         ("", "0.0.0.0/0", IGNORE),
