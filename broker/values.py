@@ -355,7 +355,20 @@ class Store:
 
 def hide_password(url: str) -> str:
     """The URL with `***` for the user and password in it; to be safe with any text, not only with valid URLs."""
-    return re.sub(r"sentinel_password=[^&#]*", "sentinel_password=***", re.sub(r"//.*@", "//***@", url))
+    hidden = re.sub(r"(//|['\"])[^\s/'\"]*:[^\s'\"]*@", r"\1***@", re.sub(r"//.*@", "//***@", url))
+    return re.sub(r"sentinel_password=[^&#]*", "sentinel_password=***", hidden)
+
+
+class Url(Text):
+    """A URL that may have a secret in it: shown without user, password and what the query says."""
+
+    label = "URL"
+    metavar = "URL"
+
+    def masked(self, value: object) -> str:
+        """As `show`, without secrets; placeholders stay."""
+        assert isinstance(value, str)
+        return re.sub(r"([?&][^=&#]*=)(?!\$\{\w+\}(?:&|$))[^&#]+", r"\1***", hide_password(value))
 
 
 def _number_and_unit(raw: object, expected: str) -> tuple[float, str]:

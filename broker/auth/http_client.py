@@ -14,6 +14,7 @@ import trio
 
 from broker.auth.api import BackendError
 from broker.errors import ConfigError
+from broker.values import Url
 
 try:
     import httpx
@@ -126,7 +127,7 @@ def check_url(option: str, url: str) -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(f"{option} = {url!r:.80}: must be http://HOST/PATH or https://HOST/PATH")
+        raise ConfigError(f"{option} = {Url().masked(url)!r:.80}: must be http://HOST/PATH or https://HOST/PATH")
     if "@" in parts.netloc:
         raise ConfigError(f"{option}: no user or password may be in the URL, which is shown and logged; use headers")
     if parts.fragment or "#" in url:

@@ -15,10 +15,11 @@ from broker.cli.bans import bans
 from broker.cli.migrate import import_mosquitto
 from broker.cli.passwords import passwd
 from broker.cli.rules import rules
-from broker.cli.settings import SettingsCommand, load_options
+from broker.cli.settings import SettingsCommand, check_files, load_options
 from broker.cli.users import users
 from broker.config import DEFAULT
 from broker.errors import BrokerError, ConfigError
+from broker.values import hide_password
 
 EXIT_FAILED = 1
 EXIT_CONFIGURATION = 2
@@ -69,7 +70,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"rookery: {' '.join(message.split())}", file=sys.stderr)
+    print(f"rookery: {hide_password(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
@@ -108,11 +109,7 @@ def serve(**options: object) -> int:
 def check_config(**options: object) -> None:
     """Check the settings as `serve` would, without starting."""
     loaded = load_options(options)
-    from broker.access import Access
-    from broker.transport.certificates import load_certificates
-
-    Access(loaded.settings, None)
-    load_certificates(loaded.settings.listen)
+    check_files(loaded.settings)
     given = sum(origin != DEFAULT for origin in loaded.origins.values())
     print(f"configuration is valid: {given} settings given, {len(loaded.origins) - given} at their defaults")
 

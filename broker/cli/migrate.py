@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from broker.cli.settings import check_files
 from broker.config import load
 from broker.errors import ConfigError
 from broker.migration.mosquitto import convert
@@ -35,7 +36,7 @@ def import_mosquitto(file: Path, output: Path | None, force: bool) -> int:
         print(f"not carried over: {note}", file=sys.stderr)
     if output is not None:
         try:
-            load({}, {}, output)
+            check_files(load({}, {}, output).settings)
         except ConfigError as error:
             print(f"to be mended: {error}", file=sys.stderr)
             return 3

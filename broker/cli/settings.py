@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from broker.config import SETTINGS, Loaded, Setting, load
+from broker.config import SETTINGS, Loaded, Setting, Settings, load
 
 
 class SettingsCommand(click.Command):
@@ -50,3 +50,12 @@ def load_options(options: Mapping[str, object]) -> Loaded:
     """The settings of a command line, the environment and the file. Raises ConfigError."""
     # click gives () for a repeatable option that was not used.
     return load({name: value for name, value in options.items() if value != ()}, os.environ)
+
+
+def check_files(settings: Settings) -> None:
+    """What `serve` reads before it starts; ConfigError for what is wrong with it."""
+    from broker.access import Access  # here: the other commands start without trio and the rest
+    from broker.transport.certificates import load_certificates
+
+    Access(settings, None)
+    load_certificates(settings.listen)

@@ -32,7 +32,6 @@ _NEEDLESS = {
     "dhparamfile": "the cipher suites offered use elliptic curves",
     "allow_duplicate_messages": "a session gets one copy, with the identifiers of all subscriptions that match",
     "global_max_clients": "use max_connections; sessions without a connection are not counted",
-    "socket_domain": "the address tells",
     "check_retain_source": "retained messages are checked on delivery by the rules of whoever receives them",
 }
 
@@ -280,7 +279,7 @@ class _Conversion:
                 self._settings[name] = value
         elif line.key in _NEEDLESS:
             self._note(line, f"not needed: {_NEEDLESS[line.key]}")
-        elif line.key not in ("port", "bind_address", *_ACCESS) and _not_false(line):
+        elif line.key not in ("port", "bind_address", "socket_domain", *_ACCESS) and _not_false(line):
             self._note(line, "has no counterpart")
 
     def _url(self, each: ListenerLines, secure: bool, web: bool) -> str:
@@ -297,6 +296,10 @@ class _Conversion:
                 self._notes.append(f"unix socket {address}: serves plain MQTT only")
             return f"unix://{address}"
         scheme = {(False, False): "tcp", (True, False): "tls", (False, True): "ws", (True, True): "wss"}[secure, web]
+        if not address and "socket_domain" in options and options["socket_domain"].value == "ipv6":
+            address = "::"
+        elif not address and "socket_domain" not in options:
+            self._notes.append(f"{each.line or options['port']}: IPv4 only; add {scheme}://[::]:{port} for IPv6")
         host = f"[{address}]" if ":" in address else address
         return f"{scheme}://{host}:{port}" + ("/mqtt" if web else "")
 

@@ -22,7 +22,9 @@ class Line:
         self.value = value
 
     def __str__(self) -> str:
-        return f"{self.file.name}:{self.number}: {self.key} {self.value}".rstrip()
+        secret = any(word in self.key for word in ("password", "auth_opt", "plugin_opt", "psk", "secret"))
+        value = "***" if secret and not self.value.startswith("/") else self.value
+        return f"{self.file.name}:{self.number}: {self.key} {value}".rstrip()
 
 
 def read_lines(path: Path) -> list[Line]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, quote
 
-from broker.values import Kind, hide_password
+from broker.values import Kind, Url, hide_password
 
 #: The value that a secret has where it is shown.
 MASK = "***"
@@ -95,7 +95,10 @@ class Options:
             value = getattr(self, item.attribute)
             if item.default is not None and value == item.kind.parse(item.default):
                 continue
-            yield item.name, MASK if mask and item.secret else item.kind.show(value)
+            if mask and value and isinstance(item.kind, Url):
+                yield item.name, item.kind.masked(value)
+            else:
+                yield item.name, MASK if mask and item.secret else item.kind.show(value)
 
 
 O = TypeVar("O", bound="Options")

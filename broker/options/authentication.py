@@ -10,7 +10,7 @@ from typing import ClassVar
 from broker.options import Words, option
 from broker.options.backends import Named, Remote
 from broker.options.web import HeaderLines
-from broker.values import Choice, Duration, FilePath, Flag, Integer, Text
+from broker.values import Choice, Duration, FilePath, Flag, Integer, Text, Url
 
 #: Where the name or the client id can be taken from.
 CERTIFICATE_FIELDS = ("cn", "dn", "san_dns", "san_email", "san_uri", "fingerprint", "serial")
@@ -45,7 +45,7 @@ class RedisUsers(Remote):
     HELP: ClassVar[str] = ("Users in any Redis or Valkey: a hash each with password_hash, maybe salt, is_superuser; "
         "also serves SCRAM if it has scram_sha_256 or scram_sha_512.")
 
-    url: str = option(Text(), None, "redis://HOST:PORT/DB, or any other form that the setting store takes.")
+    url: str = option(Url(), None, "redis://HOST:PORT/DB, or any other form that the setting store takes.")
     username: str = option(Text(), "", "User name for that Redis.")
     password: str = option(Text(), "", "Password for that Redis.", secret=True)
     key: str = option(Text(), "mqtt_user:${username}", "Key of the hash of a user.")
@@ -93,7 +93,7 @@ class Jwt(Remote):
     secret: str = option(Text(), "", "Key of HMAC algorithms; base64:TEXT for one in base64.", secret=True)
     secret_file: Path | None = option(FilePath(), "", "File with it.")
     public_key: Path | None = option(FilePath(), "", "PEM file with a public key.")
-    jwks_url: str = option(Text(), "", "URL of a JSON web key set.")
+    jwks_url: str = option(Url(), "", "URL of a JSON web key set.")
     ca_certs: Path | None = option(FilePath(), "", "PEM file of the authorities that sign the certificate of jwks_url.")
     refresh_s: float = option(Duration(), "300s", "How often the key set is fetched again.", at_least=1, at_most=86400)
     source: str = option(Choice("password", "username"), "password", "Where the token is.")
@@ -122,10 +122,10 @@ class HttpAuthentication(Remote):
     HELP: ClassVar[str] = ("A web service: answers 200 with JSON {result: allow|deny|ignore, is_superuser, "
         "client_attrs, expire_at, acl, username, clientid}, 204 for allow, 401 or 403 for deny.")
 
-    url: str = option(Text(), None, "URL; may contain placeholders in its path and query.")
+    url: str = option(Url(), None, "URL; may contain placeholders in its path and query.")
     method: str = option(Choice("post", "get"), "post", "POST with a JSON body, or GET with a query.")
     body: str = option(Text(), "username=${username}&password=${password}&clientid=${clientid}&ip=${ip}",
-        "Names and values of the body or query; values may contain placeholders.")
+        "Names and values of the body or query; values may contain placeholders.", secret=True)
     headers: tuple[str, ...] = option(HeaderLines(), "",
         "Further request headers; values may contain placeholders.", secret=True)
     ca_certs: Path | None = option(FilePath(), "", "PEM file of the authorities that sign the service's certificate.")
@@ -135,7 +135,7 @@ class HttpAuthentication(Remote):
 class Sql(Remote):
     """What PostgreSQL and MySQL have in common."""
 
-    url: str = option(Text(), None, "postgresql://HOST:PORT/DATABASE or mysql://HOST:PORT/DATABASE.")
+    url: str = option(Url(), None, "postgresql://HOST:PORT/DATABASE or mysql://HOST:PORT/DATABASE.")
     username: str = option(Text(), "", "User name for the database.")
     password: str = option(Text(), "", "Password for the database.", secret=True)
     algorithm: str = option(Choice("auto", "plain", "md5", "sha1", "sha256", "sha512", "bcrypt", "pbkdf2_sha256",
@@ -168,7 +168,7 @@ class Ldap(Remote):
     TYPE: ClassVar[str] = "ldap"
     HELP: ClassVar[str] = "A bind as the user; with a search for the entry first, if base is given."
 
-    url: str = option(Text(), None, "ldap://HOST:PORT or ldaps://HOST:PORT.")
+    url: str = option(Url(), None, "ldap://HOST:PORT or ldaps://HOST:PORT.")
     start_tls: bool = option(Flag(), "false", "Use STARTTLS on ldap://.")
     ca_certs: Path | None = option(FilePath(), "", "PEM file of the authorities that signed the server's.")
     bind_dn: str = option(Text(), "", "Entry to bind as: the user (with ${username}), or who searches, with base.")

@@ -9,7 +9,7 @@ from typing import ClassVar
 from broker.options import Words, option
 from broker.options.backends import Named, Remote
 from broker.options.web import HeaderLines
-from broker.values import Choice, Duration, FilePath, Text
+from broker.values import Choice, Duration, FilePath, Text, Url
 
 # fmt: off
 
@@ -66,7 +66,7 @@ class RedisRules(RemoteSource):
     TYPE: ClassVar[str] = "redis"
     HELP: ClassVar[str] = "Rules in any Redis or Valkey: a hash per user, filter to publish, subscribe, all or JSON."
 
-    url: str = option(Text(), None, "redis://HOST:PORT/DB, or any other form that the setting store takes.")
+    url: str = option(Url(), None, "redis://HOST:PORT/DB, or any other form that the setting store takes.")
     username: str = option(Text(), "", "User name for that Redis.")
     password: str = option(Text(), "", "Password for that Redis.", secret=True)
     key: str = option(Text(), "mqtt_acl:${username}", "Key of the hash of a user.")
@@ -81,10 +81,10 @@ class HttpRules(RemoteSource):
     HELP: ClassVar[str] = ("A web service asked for each topic: answers 200 with JSON {result: allow|deny|ignore}, "
         "204 for allow, 403 for deny.")
 
-    url: str = option(Text(), None, "URL; may contain placeholders in its path and query.")
+    url: str = option(Url(), None, "URL; may contain placeholders in its path and query.")
     method: str = option(Choice("post", "get"), "post", "POST with a JSON body, or GET with a query.")
     body: str = option(Text(), "username=${username}&clientid=${clientid}&topic=${topic}&action=${action}",
-        "Names and values of the body or query; values may contain placeholders.")
+        "Names and values of the body or query; values may contain placeholders.", secret=True)
     headers: tuple[str, ...] = option(HeaderLines(), "",
         "Further request headers; values may contain placeholders.", secret=True)
     ca_certs: Path | None = option(FilePath(), "", "PEM file of the authorities that sign the service's certificate.")
@@ -95,7 +95,7 @@ class HttpRules(RemoteSource):
 class SqlRules(RemoteSource):
     """What PostgreSQL and MySQL have in common."""
 
-    url: str = option(Text(), None, "postgresql://HOST:PORT/DATABASE or mysql://HOST:PORT/DATABASE.")
+    url: str = option(Url(), None, "postgresql://HOST:PORT/DATABASE or mysql://HOST:PORT/DATABASE.")
     username: str = option(Text(), "", "User name for the database.")
     password: str = option(Text(), "", "Password for the database.", secret=True)
     query: str = option(Text(), "SELECT permission, action, topic FROM mqtt_acl WHERE username = ${username}",

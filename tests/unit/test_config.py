@@ -308,6 +308,23 @@ def test_secrets_are_not_shown() -> None:
     assert "hush" not in _refused({"listen": "tls://h:1?keyfile_password=hush"})
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "redis?url=redis://u:hush@h:1/0",
+        "http?url=http://h/x?key=hush%26u=${username}",
+        "http?url=http://h/x&body=api_key%3Dhush",
+        "jwt?jwks_url=https://u:hush@h/j",
+    ],
+)
+def test_secrets_in_urls_are_not_shown(block: str) -> None:
+    loaded = load({"authentication": block}, {})
+    shown = {setting.name: text for setting, text, _ in loaded.shown()}["authentication"]
+    assert "hush" not in shown
+    assert "***" in shown
+    assert from_texts(as_texts(loaded.settings)) == loaded.settings
+
+
 def test_tables_and_text_are_the_same(tmp_path: Path) -> None:
     path = _file(
         tmp_path,

@@ -43,7 +43,7 @@ def test_users_rules_and_limits(tmp_path: Path) -> None:
     _, notes, settings = _imported(
         tmp_path,
         "allow_anonymous true\npassword_file /p\nacl_file /a b\nmax_inflight_messages 0\nmax_queued_messages 0\n"
-        "max_packet_size 100000\npersistent_client_expiration 2w\nretain_available false\nlistener 1884\n",
+        "max_packet_size 100000\npersistent_client_expiration 2w\nretain_available false\nlistener 1884 0.0.0.0\n",
     )
     [listener] = settings.listen
     assert (listener.host, listener.port, listener.options.anonymous) == ("0.0.0.0", 1884, "true")
@@ -73,7 +73,9 @@ def test_tls_and_certificates(tmp_path: Path) -> None:
 
 
 def test_a_ca_without_required_certificates_asks_for_none(tmp_path: Path) -> None:
-    table, _, _ = _imported(tmp_path, "listener 8883\ncafile /ca\ncertfile /c\nkeyfile /k\nallow_anonymous true\n")
+    table, _, _ = _imported(
+        tmp_path, "listener 8883 0.0.0.0\ncafile /ca\ncertfile /c\nkeyfile /k\nallow_anonymous true\n"
+    )
     assert "ca_certs" not in table["listen"][0]
 
 
@@ -117,12 +119,27 @@ def test_settings_per_listener(tmp_path: Path) -> None:
         ("persistent_client_expiration soon\n", "the value has no counterpart"),
         ("listener 1 127.0.0.1\ntls_version tlsv1.1\ncertfile /c\n", "the value has no counterpart"),
         ("clientid_prefixes dev-\n", "nobody is kept out"),
+        ("listener 1\nallow_anonymous true\n", "IPv4 only; add tcp://[::]:1 for IPv6"),
     ],
 )
 def test_what_is_left_behind_is_told(text: str, said: str, tmp_path: Path) -> None:
     _, notes, _ = _imported(tmp_path, text)
     assert [note for note in notes if said in note], notes
     assert len(notes) == 1
+
+
+def test_family_of_addresses(tmp_path: Path) -> None:
+    _, notes, settings = _imported(
+        tmp_path, "allow_anonymous true\nlistener 1\nsocket_domain ipv6\nlistener 2\nsocket_domain ipv4\n"
+    )
+    assert [each.host for each in settings.listen] == ["::", "0.0.0.0"]
+    assert not notes
+
+
+def test_secrets_are_not_told(tmp_path: Path) -> None:
+    _, notes, _ = _imported(tmp_path, "auth_opt_db_password hush\nconnection x\nremote_password hush\n")
+    assert len(notes) == 2
+    assert not [note for note in notes if "hush" in note]
 
 
 def test_included_folder(tmp_path: Path) -> None:
@@ -141,10 +158,12 @@ def test_included_folder(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conf = tmp_path / "mosquitto.conf"
-    conf.write_text('listener 1883 127.0.0.1\npassword_file /p"\\q\n')
+    users = tmp_path / 'pass"w\\ords'
+    users.touch()
+    conf.write_text(f"listener 1883 127.0.0.1\npassword_file {users}\n")
     out = tmp_path / "rookery.toml"
     assert main(["import-mosquitto", str(conf)]) == 0
-    assert tomllib.loads(capsys.readouterr().out)["authentication"][0]["path"] == '/p"\\q'
+    assert tomllib.loads(capsys.readouterr().out)["authentication"][0]["path"] == str(users)
     assert main(["import-mosquitto", str(conf), "-o", str(out)]) == 0
     assert f"wrote {out}" in capsys.readouterr().err
     assert main(["import-mosquitto", str(conf), "-o", str(out)]) == 1
