@@ -355,7 +355,7 @@ class Store:
 
 def hide_password(url: str) -> str:
     """The URL with `***` for the user and password in it; to be safe with any text, not only with valid URLs."""
-    hidden = re.sub(r"(//|['\"])[^\s/'\"]*:[^\s'\"]*@", r"\1***@", re.sub(r"//.*@", "//***@", url))
+    hidden = re.sub(r"(['\"])[^\s/'\"]*:[^\s/'\"]*@", r"\1***@", re.sub(r"//.*@", "//***@", url))
     return re.sub(r"sentinel_password=[^&#]*", "sentinel_password=***", hidden)
 
 

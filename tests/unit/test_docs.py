@@ -25,7 +25,7 @@ BLOCKS = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in sorted(SECURITY.parent.glob("*.md"))
     for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL))
-    if "[[rule]]" not in block
+    if "[[rule]]" not in block and "[project" not in block
 ]
 
 
