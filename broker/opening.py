@@ -107,6 +107,7 @@ class Opening:
             properties.user_properties if properties is not None else (),
         )
         server = self._server
+        connection.rules_version = server.rechecking.version  # before anybody looks at users
         await server.guard.screen(request)
         if server.hooks is not None and server.hooks.connects:
             await server.hooks.connect(request)
@@ -138,6 +139,7 @@ class Opening:
                 assert principal is not None
                 request = ConnectRequest(connection.client_id, principal.identity, None, principal.peer)
             if effect.again:
+                connection.rules_version = self._server.rechecking.version
                 connection.exchange, connection.authenticator = self._server.access.chain.begin(
                     effect.method, request, connection.listener.options
                 )
@@ -192,7 +194,10 @@ class Opening:
         connection.principal = principal
         rechecking.restrict(connection, permissions)
         connection.watch_expiry()
-        rechecking.one(connection)
+        if rechecking.version != connection.rules_version:  # by a user who may be gone
+            await rechecking.renew(connection)
+        else:
+            rechecking.one(connection)
 
     async def _permissions(self, principal: Principal) -> Permissions | None:
         try:
@@ -222,15 +227,17 @@ class Opening:
         if connection.machine.state == CLOSED:
             server.guard.left(connection)  # what was taken after it had left
             return
-        version = server.rechecking.version
         permissions = await self._permissions(principal)
         connection.mount = mount_of(principal, connection.listener.options.mountpoint)
         server.rechecking.restrict(connection, permissions)
         will = await self._stored_will(connection, connect, agreement)
+        rechecking = server.rechecking
+        if rechecking.version != connection.rules_version and not await server.access.chain.still_valid(principal):
+            raise PeerError(0x87, "the client would not be let in any more")
         if connection.machine.state != CLOSED:
             await self._attach(connection, agreement, will, authentication_data)
-        if server.rechecking.version != version and connection.machine.state == OPEN:
-            await server.rechecking.renew(connection)
+        if rechecking.version != connection.rules_version and connection.machine.state == OPEN:
+            await rechecking.renew(connection)
 
     async def _attach(
         self, connection: Connection, agreement: Agreement, will: StoredWill | None, authentication_data: bytes | None

@@ -16,13 +16,14 @@ from broker.watched import Watched
 if TYPE_CHECKING:
     from broker.services import Services
 
-_NOTHING: Final[Mapping[bytes, bool]] = MappingProxyType({})
+#: No topic takes the direct way.
+NOTHING: Final[Mapping[bytes, bool]] = MappingProxyType({})
 
 
 class Permitted(Watched):
     """A connection with its rules, hooks and mountpoint; one without any has nothing of it looked at."""
 
-    __slots__ = ("_allowed", "guarded", "hooks", "mount", "permissions", "rechecks", "will_topic")
+    __slots__ = ("_allowed", "guarded", "hooks", "mount", "permissions", "rechecks", "rules_version", "will_topic")
 
     def __init__(self, stream: Stream, server: Services) -> None:
         super().__init__(stream, server)
@@ -40,6 +41,8 @@ class Permitted(Watched):
         self.will_topic = b""
         #: How often its subscriptions were looked at again.
         self.rechecks = 0
+        #: Which change of users, rules and bans was the last one when its login began; see `Rechecking.version`.
+        self.rules_version = 0
 
     def permit(
         self,
@@ -54,7 +57,7 @@ class Permitted(Watched):
         self.hooks = hooks
         self.guarded = permissions is not None or hooks is not None
         if mount is not None or hooks is not None:
-            self._allowed = _NOTHING
+            self._allowed = NOTHING
         else:
             self._allowed = None if permissions is None else permissions.allowed0
         free = permissions is None and mount is None and told is None

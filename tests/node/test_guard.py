@@ -203,3 +203,35 @@ async def test_authenticating_again_that_fails(autojump_clock: trio.abc.Clock, h
         assert (await client.expect(Disconnect)).reason_code == (0x89 if how == "unavailable" else 0x87)
         assert client.closed()
         assert [entry for entry in guard.log if "failed" in entry] == (["failed 87"] if how == "wrong" else [])
+
+
+async def test_g18_a_user_that_is_removed_during_an_exchange(autojump_clock: trio.abc.Clock) -> None:
+    access = Enhanced()
+    async with ruled(access) as world:
+        client = world.accept()
+        properties = Properties()
+        properties.authentication_method = "test"
+        await client.send(Connect(5, "c", True, 0, None, None, None, properties))
+        await client.expect(Auth)
+        access.chain.invalid.add("anna")
+        world.server.recheck()
+        await client.send(_auth(0x18))
+        assert (await client.expect(Connack)).reason_code == 0x87
+        assert client.closed()
+
+
+async def test_g18_a_user_that_is_removed_while_it_authenticates_again(autojump_clock: trio.abc.Clock) -> None:
+    """The credentials of before are those of somebody else, who stays."""
+    access = Enhanced()
+    async with ruled(access) as world:
+        client = await _enhanced(world)
+        await client.send(_auth(0x19))
+        await client.expect(Auth)
+        world.server.recheck()
+        await world.settle()
+        access.chain.invalid.add("anna")
+        await client.send(_auth(0x18))
+        packets = await client.received()
+        assert isinstance(packets[-1], Disconnect)
+        assert packets[-1].reason_code == 0x87
+        assert client.closed()

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from broker.auth.api import Principal
-from broker.codec.packets import Disconnect, Pingreq, Pingresp, Publish, Suback, Will
+from broker.codec.packets import Connack, Disconnect, Pingreq, Pingresp, Publish, Suback, Will
 from broker.guard import NoGuard
 from broker.recheck import WORKERS
 from tests.node.access_kit import FakeAccess, Rules, everything, nothing, ruled
@@ -185,6 +185,33 @@ async def test_g18_rules_that_change_while_a_client_subscribes(autojump_clock: t
         packets = await client.received()
         assert isinstance(packets[0], Suback)
         assert isinstance(packets[-1], Disconnect)
+
+
+@pytest.mark.parametrize("when", ["authentication", "permissions"])
+async def test_g18_a_user_that_is_removed_during_the_login(autojump_clock: trio.abc.Clock, when: str) -> None:
+    gate = trio.Event()
+
+    class Slow(FakeAccess):
+        async def permissions(self, principal: Principal) -> Rules:
+            if when == "permissions":
+                await gate.wait()
+            return await super().permissions(principal)
+
+    access = Slow()
+    async with ruled(access) as world:
+
+        async def login(principal: Principal) -> None:
+            if when == "authentication":  # the password was compared; the answer is under way
+                await gate.wait()
+
+        access.chain.login = login
+        client = world.connecting("c", username="anna")
+        await world.settle()
+        access.chain.invalid.add("anna")
+        await _recheck(world)
+        gate.set()
+        assert (await client.expect(Connack)).reason_code == 0x87
+        assert client.closed()
 
 
 async def test_g18_the_others_are_served_during_a_recheck(autojump_clock: trio.abc.Clock) -> None:
