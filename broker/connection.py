@@ -30,7 +30,7 @@ from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.inbound import Inbound
 from broker.limits.meter import Meter
 from broker.options.listener import Listener
-from broker.permitted import Permitted
+from broker.permitted import NOTHING, Permitted
 from broker.reasons import reason_name
 from broker.routes import Route, Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
@@ -227,7 +227,8 @@ class Connection(Permitted):
         size = len(data)
         at = 0
         direct = 0
-        allowed = self._allowed
+        # The first packet may be one that there is an answer about: it takes the way on which that is used up.
+        allowed = self._allowed if self._answer is None else NOTHING
         is_open = machine.state == OPEN
         family = 5 if self.version == V5 else 4
         try:
@@ -371,8 +372,7 @@ class Connection(Permitted):
         inbound = self.inbound
         assert inbound is not None
         inbound.publish(head, data[start + 2 : body], data, body, end)
-        if self.guarded:
-            self._answer = None  # it was about this packet, whatever became of that
+        self._answer = None  # it was about this packet, whatever became of that
 
     def _forward_on(self, route: Route, topic: bytes, frame: bytes, family: int, body_at: int) -> None:
         assert self.ref is not None

@@ -332,3 +332,25 @@ async def test_g18_an_answer_is_about_one_message_alone(autojump_clock: trio.abc
         assert (await client.expect(Puback)).reason_code == 0x87
         await subscriber.nothing()
         assert rules.asked == [b"a/slow", b"no"]
+
+
+@pytest.mark.parametrize("free", [False, True])
+async def test_g18_an_answer_counts_for_its_own_message_only(autojump_clock: trio.abc.Clock, free: bool) -> None:
+    rules = only(b"t")
+    rules.slow = {b"t"}
+    async with ruled(c=rules) as world:
+        subscriber = await world.subscriber("s", "#", qos=0)
+        client = await world.connect("c")
+        await client.send(_publish("t", 0, payload=b"asked"))
+        await world.settle()
+        [connection] = [each for each in world.server.connections if each.client_id == "c"]
+        rules.allowed0[b"t"] = True  # rules changed while it waits: the direct way would be open to it
+        if free:
+            connection.permit(None, None)
+        rules.gate.set()
+        assert await subscriber.payloads() == [b"asked"]
+        if free:
+            connection.permit(rules, None)
+        await client.send(_publish("secret", 0), _publish("secret", 1))
+        assert (await client.expect(Puback)).reason_code == 0x87
+        await subscriber.nothing()
