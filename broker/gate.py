@@ -32,7 +32,7 @@ class Permissions(Protocol):
         ...
 
     async def ask_publish(self, topic: bytes, qos: int, retain: bool) -> bool:
-        """As `may_publish`, with whatever time it takes; False if nobody can tell now."""
+        """As `may_publish`, with whatever time it takes. Raises BackendError if nobody can tell now."""
         ...
 
     def may_read(self, topic: bytes) -> bool:
@@ -40,7 +40,7 @@ class Permissions(Protocol):
         ...
 
     async def may_subscribe(self, topic_filter: str, qos: int) -> bool:
-        """`topic_filter` is without `$share/NAME/`."""
+        """`topic_filter` is without `$share/NAME/`. Raises BackendError if nobody can tell now."""
         ...
 
     def covers(self, topic_filter: str) -> bool:
@@ -49,6 +49,10 @@ class Permissions(Protocol):
 
     async def renew(self) -> None:
         """Rules changed: forget what is known."""
+        ...
+
+    def close(self) -> None:
+        """The connection has ended."""
         ...
 
 

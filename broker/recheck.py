@@ -123,11 +123,13 @@ class Rechecking:
             _log.info("client.will_refused", client_id=connection.client_id, topic=connection.will_topic)
             connection.disconnect(0x87, "not authorized to publish the will")
             return
-        refused = [
-            name
-            for name, known in list(subscriber.subscriptions.items())
-            if not await permissions.may_subscribe(split_shared(name)[1], known.qos)
-        ]
+        refused: list[str] = []
+        for name, known in list(subscriber.subscriptions.items()):
+            try:
+                if not await permissions.may_subscribe(split_shared(name)[1], known.qos):
+                    refused.append(name)
+            except BackendError:  # that nobody can say takes nothing away
+                continue
         if not refused or connection.machine.state != OPEN or connection.subscriber is not subscriber:
             return
         _log.info("client.subscriptions_removed", client_id=connection.client_id, count=len(refused), first=refused[0])
@@ -148,5 +150,8 @@ class Rechecking:
         will = agreement.will
         allowed = permissions.may_publish(connection.will_topic, will.qos, will.retain)
         if allowed is None:
-            return await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
+            try:
+                return await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
+            except BackendError:
+                return True
         return allowed

@@ -45,6 +45,8 @@ class Rules:
         self.gate = trio.Event()
         self.asked: list[bytes] = []
         self.renewed = 0
+        #: Whoever has to be asked is away.
+        self.away = False
 
     def may_publish(self, topic: bytes, qos: int, retain: bool) -> bool | None:
         if topic in self.slow:
@@ -57,18 +59,27 @@ class Rules:
     async def ask_publish(self, topic: bytes, qos: int, retain: bool) -> bool:
         self.asked.append(topic)
         await self.gate.wait()
+        self._reached()
         return self.publish(topic, qos, retain)
+
+    def _reached(self) -> None:
+        if self.away:
+            raise BackendError("cannot be reached")
 
     def may_read(self, topic: bytes) -> bool:
         return self.read(topic)
 
     async def may_subscribe(self, topic_filter: str, qos: int) -> bool:
         await trio.lowlevel.checkpoint()
+        self._reached()
         return self.subscribe(topic_filter)
 
     async def renew(self) -> None:
         self.renewed += 1
         self.allowed0.clear()
+
+    def close(self) -> None:
+        self.changed = None
 
 
 class FakeChain:

@@ -104,6 +104,25 @@ async def test_g18_a_will_that_is_not_allowed_any_more(autojump_clock: trio.abc.
         await other.nothing()
 
 
+async def test_g18_who_cannot_be_asked_takes_nothing_back(autojump_clock: trio.abc.Clock) -> None:
+    """Neither subscriptions nor the will; what is known to be denied still goes."""
+    rules = Rules()
+    rules.slow = {b"w"}
+    rules.gate.set()
+    async with ruled(c=rules) as world:
+        client = await world.subscriber("c", "a", "b", qos=0, will=Will("w", b"x", 1, False))
+        rules.away = True
+        await _recheck(world)
+        await client.nothing()
+        sender = await world.connect("sender")
+        await sender.send(Publish("a", b"1"), Publish("b", b"2"))
+        assert await client.payloads() == [b"1", b"2"]
+        rules.publish = nothing
+        rules.slow.clear()
+        await _recheck(world)
+        await _gone(client, 0x87)
+
+
 async def test_g18_a_client_without_rules_gets_some(autojump_clock: trio.abc.Clock) -> None:
     access = FakeAccess()
     async with ruled(access) as world:
