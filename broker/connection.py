@@ -440,6 +440,8 @@ class Connection(Permitted):
         self.inbound = None
         self.subscriber = None
         self.agreement = None
+        self.permissions = None
+        self.gate = None
 
     def connection_lost(self, reason: str) -> None:
         """The network connection is gone."""
@@ -453,7 +455,7 @@ class Connection(Permitted):
         self.close_reason = reason
         self.plain = 0
         if self.permissions is not None:
-            self.permissions.changed = None
+            self.permissions.close()
         self._rest = b""
         self._have = None
         metrics = self.metrics

@@ -8,20 +8,16 @@ asked about, nor is anybody where there are no rules at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 from broker.auth.api import ALLOW, IGNORE, PUBLISH, READ, SUBSCRIBE, BackendError, Judge, Principal, RuleSource
 from broker.auth.judging import EntriesJudge
+from broker.auth.memory import Memory
 from broker.auth.rules import judge_of
 from broker.log import get_logger
 from broker.metrics import Metrics
 
-#: Topics whose answers a connection remembers, for each kind of question; the oldest are forgotten.
-REMEMBERED: Final = 1024
-
 _ACTION_NAMES: Final = {PUBLISH: "publish", SUBSCRIBE: "subscribe", READ: "read"}
-
-V = TypeVar("V")
 
 _log = get_logger("authorization")
 
@@ -86,6 +82,7 @@ class Permissions:
         "__weakref__",  # judges hold it weakly
         "_authorization",
         "_judges",
+        "_open0",
         "_opened",
         "_published",
         "_read",
@@ -99,17 +96,19 @@ class Permissions:
         self.principal = principal
         #: Nothing need be asked.
         self.unrestricted = True
+        self._open0: Memory[bytes, bool] = Memory(len)
         #: Topics that are known to be open for QoS 0 without retain.
-        self.allowed0: dict[bytes, bool] = {}
+        self.allowed0 = self._open0.known
         self.changed: Callable[[], None] | None = None
         self._authorization = authorization
         #: What the rules were when they were read; None if they are to be read again at the next occasion.
         self._opened: object = None
         #: The name of the source, its judge, and whether its answers may be remembered.
         self._judges: list[tuple[str, Judge, bool]] = []
-        #: Per topic a bit for each QoS and retain that is known, and six bits further the answer.
-        self._published: dict[bytes, int] = {}
-        self._read: dict[bytes, bool] = {}
+        #: Per topic a bit for each QoS and retain that is known to be allowed; nothing is kept of what is not.
+        self._published: Memory[bytes, int] = Memory(len)
+        #: Here it is others who choose the topics, so refusals are kept too.
+        self._read: Memory[bytes, bool] = Memory(len)
 
     async def open(self) -> None:
         """Open the sources; those that cannot be opened keep their judge of before. Raises BackendError without."""
@@ -154,9 +153,16 @@ class Permissions:
 
     def _forget(self) -> None:
         # In place: others hold it.
-        self.allowed0.clear()
+        self._open0.clear()
         self._published.clear()
         self._read.clear()
+
+    def close(self) -> None:
+        """The connection has ended: nobody is told of anything any more, and nothing is kept."""
+        self.changed = None
+        for _, judge, _ in self._judges:
+            judge.changed = None
+        self._forget()
 
     # -- questions
 
@@ -165,24 +171,18 @@ class Permissions:
         if self.unrestricted:
             return True
         bit = 1 << (2 * qos + retain)
-        known = self._published.get(topic, 0)
+        known = self._published.known.get(topic, 0)
         if known & bit:
-            allowed = bool(known & bit << 6)
-            if not allowed:
-                self._authorization.count(PUBLISH, "deny")
-            return allowed
+            return True
         answer, steady = self._decide(PUBLISH, topic.decode(), qos, retain)
         if answer is None:
             return None
-        if steady:
-            self._remember(topic, known | bit | (bit << 6 if answer else 0), bit == 1 and answer)
+        if steady and answer:
+            self._published.put(topic, known | bit)
+            if bit == 1:
+                self._open0.put(topic, True)
         self._authorization.count(PUBLISH, "allow" if answer else "deny")
         return answer
-
-    def _remember(self, topic: bytes, known: int, allowed0: bool) -> None:
-        _put(self._published, topic, known)
-        if allowed0:
-            _put(self.allowed0, topic, True)
 
     async def ask_publish(self, topic: bytes, qos: int, retain: bool) -> bool:
         """The same, of sources that have to be waited for; False if one cannot be asked."""
@@ -192,12 +192,12 @@ class Permissions:
         """Whether a message may be delivered."""
         if self.unrestricted:
             return True
-        allowed = self._read.get(topic)
+        allowed = self._read.known.get(topic)
         if allowed is None:
             answer, steady = self._decide(READ, topic.decode(), 0, False)
             allowed = answer is True
             if steady:
-                _put(self._read, topic, allowed)
+                self._read.put(topic, allowed)
             if allowed:
                 self._authorization.count(READ, "allow")
         if not allowed:
@@ -257,9 +257,3 @@ class Permissions:
     def judges(self) -> Sequence[tuple[str, Judge]]:
         """Who is asked, in order; "" are the rules that came with the credentials."""
         return [(name, judge) for name, judge, _ in self._judges]
-
-
-def _put(known: dict[bytes, V], topic: bytes, value: V) -> None:
-    known[topic] = value
-    if len(known) > REMEMBERED:
-        del known[next(iter(known))]

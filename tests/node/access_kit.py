@@ -45,6 +45,7 @@ class Rules:
         self.gate = trio.Event()
         self.asked: list[bytes] = []
         self.renewed = 0
+        self.closed = False
         #: Whoever has to be asked is away.
         self.away = False
 
@@ -80,6 +81,7 @@ class Rules:
 
     def close(self) -> None:
         self.changed = None
+        self.closed = True
 
 
 class FakeChain:

@@ -354,3 +354,15 @@ async def test_g18_an_answer_counts_for_its_own_message_only(autojump_clock: tri
         await client.send(_publish("secret", 0), _publish("secret", 1))
         assert (await client.expect(Puback)).reason_code == 0x87
         await subscriber.nothing()
+
+
+async def test_g18_nothing_is_kept_for_a_client_that_left(autojump_clock: trio.abc.Clock) -> None:
+    rules = only(b"t")
+    async with ruled(c=rules) as world:
+        client = await world.connect("c", expiry_s=100)
+        [connection] = world.server.connections
+        assert connection.permissions is rules and rules.changed is not None
+        client.socket.reset()
+        await world.settle()
+        assert rules.changed is None and rules.closed
+        assert connection.permissions is None and connection.gate is None

@@ -11,7 +11,8 @@ import trio
 
 from broker.auth.api import ALLOW, DENY, IGNORE, PUBLISH, READ, SUBSCRIBE, BackendError, Judge, Principal
 from broker.auth.base import BaseSource
-from broker.auth.permissions import REMEMBERED, Authorization, Permissions
+from broker.auth.memory import LONGEST, REMEMBERED, REMEMBERED_BYTES
+from broker.auth.permissions import Authorization, Permissions
 from broker.auth.rules import judge_of, rule_from
 from broker.metrics import Metrics
 from broker.peer import Peer
@@ -176,7 +177,7 @@ async def test_what_is_remembered_is_bounded_and_forgotten() -> None:
         assert permissions.may_publish(topic, 0, False) is True
         assert permissions.may_publish(topic, 1, True) is True
         assert permissions.may_read(topic)
-    assert len(allowed0) == len(permissions._published) == len(permissions._read) == REMEMBERED
+    assert len(allowed0) == len(permissions._published.known) == len(permissions._read.known) == REMEMBERED
     assert topic in allowed0
     source.change(("deny", "all", "a/#"))
     await permissions.renew()
@@ -186,6 +187,43 @@ async def test_what_is_remembered_is_bounded_and_forgotten() -> None:
     assert permissions.may_publish(topic, 1, True) is False
     assert not permissions.may_read(topic)
     assert not allowed0
+
+
+def _bytes(permissions: Permissions) -> list[int]:
+    kept = (permissions.allowed0, permissions._published.known, permissions._read.known)
+    return [sum(map(len, topics)) for topics in kept]
+
+
+async def test_what_is_remembered_is_bounded_in_bytes() -> None:
+    permissions = await opened(client(), Steady("one", ("allow", "all", "a/#")))
+    for number in range(1000):
+        topic = b"a/%d/" % number + b"t" * (LONGEST - 10)
+        assert permissions.may_publish(topic, 0, False) and permissions.may_read(topic)
+    assert all(REMEMBERED_BYTES - LONGEST < kept <= REMEMBERED_BYTES for kept in _bytes(permissions))
+    permissions.close()
+    assert _bytes(permissions) == [0, 0, 0]
+    assert permissions.may_publish(topic, 0, False)
+    permissions.close()
+    for number in range(100):
+        topic = b"a/%d/" % number + b"t" * LONGEST
+        assert permissions.may_publish(topic, 0, False) and permissions.may_read(topic)
+        assert permissions.may_publish(b"b/%d" % number, 0, False) is False  # its publisher chooses how many
+    assert _bytes(permissions) == [0, 0, 0]
+
+
+async def test_permissions_of_an_ended_connection_wait_for_no_collection() -> None:
+    source = Changing("one", ("allow", "all", "a"))
+    permissions = await opened(client(), source)
+    assert permissions.may_publish(b"a", 0, False)
+    permissions.close()
+    assert source.opened[-1].changed is None
+    gone = weakref.ref(permissions)
+    gc.disable()
+    try:
+        del permissions
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
