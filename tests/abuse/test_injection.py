@@ -13,7 +13,7 @@ import pytest
 from broker.codec.packets import Publish, Will
 from tests.abuse.conftest import Nodes
 from tests.abuse.conftest import attended as attended_by_bystanders
-from tests.abuse.trespass import DENIED, WRONG, enter, knock, trespassing
+from tests.abuse.trespass import DENIED, WRONG, enter, knock, nodes_of_a_module, trespassing
 from tests.abuse.world import AbusedNode, new_name
 from tests.kit.mqtt_client import ConnectionClosed, properties
 from tests.kit.redis_server import RedisServer, redis_server
@@ -53,12 +53,18 @@ def store() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, store: RedisServer) -> Iterator[Nodes]:
+    with nodes_of_a_module(tmp_path_factory.mktemp("own")) as running:
+        yield running
+
+
 @pytest.fixture(params=["text", "json"])
-async def node(request: pytest.FixtureRequest, nodes: Nodes, store: RedisServer) -> AsyncIterator[AbusedNode]:
+async def node(request: pytest.FixtureRequest, own: Nodes, store: RedisServer) -> AsyncIterator[AbusedNode]:
     """One with each kind of log, on one Redis."""
     options = ("--namespace", request.param, "--log-format", request.param, "--log-level", "debug")
     url = f"redis://127.0.0.1:{store.address.port}/0"
-    async with attended_by_bystanders(nodes.get(*options, store=url)) as node:
+    async with attended_by_bystanders(own.get(*options, store=url)) as node:
         yield node
 
 
@@ -139,7 +145,8 @@ def _blocks(web: WebServer, where: str) -> dict[str, Any]:
         case "json":
             return {"url": f"{web.url}/auth", "method": "post", "body": f"{name}&{password}&id=${{clientid}}"}
         case _:
-            return {"url": f"{web.url}/auth?{name}&{password}", "method": "get", "body": "", "headers": ["X-User: ${username}"]}
+            return {"url": f"{web.url}/auth?{name}&{password}", "method": "get", "body": "",
+                    "headers": ["X-User: ${username}"]}  # fmt: skip
 
 
 @pytest.mark.parametrize("where", ["path", "query", "json", "header"])

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import trio
 
 from broker.codec.packets import V5, Connack, Connect, Will
+from tests.abuse.conftest import Nodes
 from tests.abuse.siege import siege
-from tests.abuse.world import AbusedNode, new_name
+from tests.abuse.world import DEFECTS, AbusedNode, new_name
 from tests.kit.mqtt_client import MqttClient, properties
 
 DENIED = 0x87
 WRONG = 0x86
+
+
+@contextmanager
+def nodes_of_a_module(folder: Path) -> Iterator[Nodes]:
+    """Nodes that are gone before what they depend on, such as a store."""
+    running = Nodes(folder)
+    try:
+        yield running
+    finally:
+        running.stop()
+    assert DEFECTS.search(running.new_log()) is None
 
 
 _inside: list[MqttClient] = []
