@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from broker.auth.api import ConnectRequest, Principal
 from broker.message import Message
-from broker.reasons import NOT_AUTHORIZED
+from broker.reasons import IMPLEMENTATION_SPECIFIC_ERROR, NOT_AUTHORIZED
 
 
 class Answer:
@@ -22,6 +22,8 @@ class Answer:
 
 CLEAR: Final = Answer(0)
 DENIED: Final = Answer(NOT_AUTHORIZED, "not_authorized")
+#: Who would have to say it is away: no is not what they said.
+UNKNOWN: Final = Answer(IMPLEMENTATION_SPECIFIC_ERROR, "authorization_unavailable")
 DENIED_BY_HOOK: Final = Answer(NOT_AUTHORIZED, "hook")
 
 

@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from broker.clearance import CLEAR, DENIED, DENIED_BY_HOOK, Answer
+from broker.auth.api import BackendError
+from broker.clearance import CLEAR, DENIED, DENIED_BY_HOOK, UNKNOWN, Answer
 from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, V5
 from broker.codec.publish import payload_format, scan_publish_properties
 from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from broker.message import Message
-from broker.reasons import NO_MATCHING_SUBSCRIBERS, NOT_AUTHORIZED, QUOTA_EXCEEDED
+from broker.reasons import NO_MATCHING_SUBSCRIBERS, NOT_AUTHORIZED, QUOTA_EXCEEDED, SERVER_BUSY
 from broker.routes import AckSlot, Route
 from broker.session.machine import CLOSED
 
@@ -164,6 +165,10 @@ class Inbound:
             if answer is None:
                 return  # the same packet comes here again
             refusal, reason = answer.refusal, answer.reason
+            if answer is UNKNOWN and qos and (not self._v5 or (self._ids and packet_id in self._ids and qos == 2)):
+                # There is no way to say so, or it may be published already: the client sends it again.
+                server.metrics.dropped[reason] += 1
+                raise PeerError(SERVER_BUSY, "authorization is not possible now")
             if answer.message is not None:
                 message = answer.message
                 route = dispatch.route(message.topic)
@@ -202,8 +207,11 @@ class Inbound:
         async def ask() -> Answer:
             if not allowed:
                 assert permissions is not None
-                if not await permissions.ask_publish(topic, message.qos, message.retain):
-                    return DENIED
+                try:
+                    if not await permissions.ask_publish(topic, message.qos, message.retain):
+                        return DENIED
+                except BackendError:  # logged
+                    return UNKNOWN
             if hooks is None:
                 return CLEAR
             assert connection.principal is not None
@@ -240,6 +248,8 @@ class Inbound:
             self._server.metrics.dropped[reason] += 1
             if self._server.quotas.deny_disconnects:
                 raise PeerError(NOT_AUTHORIZED, f"not authorized to publish to {route.topic_name!r:.80}")
+        elif refusal == UNKNOWN.refusal:
+            self._server.metrics.dropped[reason] += 1
         elif refusal == 0x99:
             if not qos:
                 raise PeerError(0x99, "the payload is not the UTF-8 text that its format indicator says")

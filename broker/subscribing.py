@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from broker.auth.api import BackendError
 from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
 from broker.errors import PeerError, SessionLost, StoreFull, StoreUnavailable
 from broker.message import Message
@@ -237,8 +238,11 @@ class Subscribing:
         if count >= quotas.max_subscriptions:
             return 0x97
         permissions = connection.permissions
-        if permissions is not None and not await permissions.may_subscribe(plain, qos):
-            return 0x87
+        try:
+            if permissions is not None and not await permissions.may_subscribe(plain, qos):
+                return 0x87
+        except BackendError:  # logged
+            return 0x83
         return qos
 
     async def _unsubscribe(self, connection: Connection, packet: Unsubscribe) -> None:

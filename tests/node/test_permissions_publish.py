@@ -18,6 +18,7 @@ from broker.codec.packets import (
     Publish,
     Pubrec,
     Pubrel,
+    Suback,
     Will,
 )
 from broker.message import Message
@@ -211,6 +212,66 @@ async def test_g18_a_question_that_fails_is_a_refusal(autojump_clock: trio.abc.C
         client = await world.connect("c")
         await client.send(_publish("slow", 1), Pingreq())
         assert (await client.expect(Puback)).reason_code == 0x87
+        await client.expect(Pingresp)
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("version", [4, 5])
+async def test_g18_a_message_about_which_nobody_can_be_asked(
+    autojump_clock: trio.abc.Clock, version: int, qos: int
+) -> None:
+    """It is not taken: a client of version 3, which cannot be told, sends it again on its next connection."""
+    rules = Rules()
+    rules.slow = {b"slow"}
+    rules.gate.set()
+    rules.away = True
+    async with ruled(c=rules) as world:
+        world.server.take_quotas(Quotas(deny_disconnects=True))  # that is about what is denied
+        subscriber = await world.subscriber("s", "#")
+        client = await world.connect("c", version)
+        await client.send(_publish("slow", qos), _publish("quick", 0))
+        if version == 4 and qos:
+            await client.nothing()
+            assert client.closed()
+        else:
+            codes = [packet.reason_code for packet in await client.received()]  # type: ignore[union-attr]
+            assert codes == ([0x83] if qos else [])
+            assert [message.topic_name for message in await subscriber.publishes()] == ["quick"]
+        assert world.metrics.dropped == {"authorization_unavailable": 1}
+
+
+async def test_g18_a_repeated_message_about_which_nobody_can_be_asked(autojump_clock: trio.abc.Clock) -> None:
+    """It may be published already: nothing is said of it, and the client asks again."""
+    rules = Rules()
+    rules.gate.set()
+    async with ruled(c=rules) as world:
+        subscriber = await world.subscriber("s", "#")
+        client = await world.connect("c", expiry_s=100)
+        await client.send(_publish("t", 2))
+        client.socket.reset()
+        rules.slow, rules.away = {b"t"}, True
+        client = await world.connect("c", clean_start=False, expiry_s=100)
+        await client.send(Publish("t", b"x", 2, False, True, 1))
+        assert (await client.expect(Disconnect)).reason_code == 0x89
+        rules.away = False
+        client = await world.connect("c", clean_start=False, expiry_s=100)
+        await client.send(Publish("t", b"x", 2, False, True, 1), Pubrel(1))
+        assert (await client.expect(Pubrec)).reason_code == 0
+        await client.expect(Pubcomp)
+        assert len(await subscriber.consume()) == 1
+
+
+@pytest.mark.parametrize("version", [4, 5])
+async def test_g18_a_subscription_about_which_nobody_can_be_asked(
+    autojump_clock: trio.abc.Clock, version: int
+) -> None:
+    rules = Rules()
+    rules.away = True
+    async with ruled(c=rules) as world:
+        client = await world.connect("c", version)
+        await client.subscribe("a", "b")
+        assert (await client.expect(Suback)).reason_codes == [0x83 if version == 5 else 0x80] * 2
+        await client.send(Pingreq())
         await client.expect(Pingresp)
 
 
