@@ -161,14 +161,10 @@ class Inbound:
         refusal = route.refusal or (0x99 if invalid else 0)
         reason = DENIED.reason
         if connection.guarded and not refusal and not (qos == 2 and self._known(packet_id)):
-            answer = self._clear(message, route)
+            answer = self._clear(message, route, packet_id)
             if answer is None:
                 return  # the same packet comes here again
             refusal, reason = answer.refusal, answer.reason
-            if answer is UNKNOWN and qos and (not self._v5 or (self._ids and packet_id in self._ids and qos == 2)):
-                # There is no way to say so, or it may be published already: the client sends it again.
-                server.metrics.dropped[reason] += 1
-                raise PeerError(SERVER_BUSY, "authorization is not possible now")
             if answer.message is not None:
                 message = answer.message
                 route = dispatch.route(message.topic)
@@ -188,11 +184,16 @@ class Inbound:
 
     # -- what may be published
 
-    def _clear(self, message: Message, route: Route) -> Answer | None:
+    def _clear(self, message: Message, route: Route, packet_id: int) -> Answer | None:
         """What rules and hooks say; None: they have to be waited for."""
         connection = self._connection
         answer = connection.take_answer()
         if answer is not None:
+            again = message.qos == 2 and self._ids is not None and packet_id in self._ids
+            if answer is UNKNOWN and message.qos and (again or not self._v5):
+                # It may be published already, or there is no way to say so: the client sends it again.
+                self._server.metrics.dropped[answer.reason] += 1
+                raise PeerError(SERVER_BUSY, "authorization is not possible now")
             return answer
         permissions = connection.permissions
         hooks = connection.hooks

@@ -38,6 +38,10 @@ _ID_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 #: How long a client waits for the connection that it takes over to be let go.
 TAKEOVER_TIMEOUT_S = 10.0
 
+#: How long a session waits for its client that was refused only because its subscriptions could not be asked about, and
+#: that did not want to leave the session behind.
+REFUSED_EXPIRY_S = 3600
+
 
 class Opening:
     """Opens the connections of a node."""
@@ -286,9 +290,14 @@ class Opening:
         if permissions is None or not attachment.subscriptions:
             return
         refused: list[str] = []
-        for stored in attachment.subscriptions:
-            if not await permissions.may_subscribe(split_shared(stored.topic_filter)[1], stored.options & 3):
-                refused.append(stored.topic_filter)
+        try:
+            for stored in attachment.subscriptions:
+                if not await permissions.may_subscribe(split_shared(stored.topic_filter)[1], stored.options & 3):
+                    refused.append(stored.topic_filter)
+        except BackendError:  # logged
+            if not connection.expiry_s:  # it would end with this connection, which never was
+                connection.expiry_s = REFUSED_EXPIRY_S
+            raise PeerError(0x88, "authorization is not possible now") from None
         if refused and connection.machine.state != CLOSED:
             self._server.log.info(
                 "client.subscriptions_removed", client_id=connection.client_id, count=len(refused), first=refused[0]
@@ -387,7 +396,10 @@ class Opening:
         if permissions is not None:
             allowed = permissions.may_publish(connection.will_topic, will.qos, will.retain)
             if allowed is None:
-                allowed = await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
+                try:
+                    allowed = await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
+                except BackendError:  # logged
+                    raise PeerError(0x88, "authorization is not possible now") from None
             if not allowed:
                 raise PeerError(0x87, "not authorized to publish the will")
         if properties is not None:

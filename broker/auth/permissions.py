@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from broker.auth.api import ALLOW, IGNORE, PUBLISH, READ, SUBSCRIBE, BackendError, Judge, Principal, RuleSource
+from broker.auth.asking import AskingJudge
 from broker.auth.judging import EntriesJudge
 from broker.auth.memory import Memory
 from broker.auth.rules import judge_of
@@ -185,7 +186,7 @@ class Permissions:
         return answer
 
     async def ask_publish(self, topic: bytes, qos: int, retain: bool) -> bool:
-        """The same, of sources that have to be waited for; False if one cannot be asked."""
+        """The same, of sources that have to be waited for. Raises BackendError if one cannot be asked."""
         return self.unrestricted or await self._ask(PUBLISH, topic.decode(), qos, retain)
 
     def may_read(self, topic: bytes) -> bool:
@@ -205,8 +206,15 @@ class Permissions:
         return allowed
 
     async def may_subscribe(self, topic_filter: str, qos: int) -> bool:
-        """Whether a filter, without `$share/NAME/`, may be subscribed to; False if a source cannot be asked."""
+        """Whether a filter, without `$share/NAME/`, may be subscribed to. Raises BackendError if a source cannot be
+        asked."""
         return self.unrestricted or await self._ask(SUBSCRIBE, topic_filter, qos, False)
+
+    def unsubscribed(self, topic_filter: str) -> None:
+        """The client has no subscription of this filter, without `$share/NAME/`, any more."""
+        for _, judge, _ in self._judges:
+            if isinstance(judge, AskingJudge):
+                judge.forget(topic_filter)
 
     def covers(self, topic_filter: str) -> bool:
         """Whether no delivery of a filter need be asked about, as long as the rules stay as they are."""
@@ -246,7 +254,7 @@ class Permissions:
                 except BackendError as error:
                     self._authorization.failed(name, error)
                     self._authorization.count(action, "error")
-                    return False
+                    raise
                 self._authorization.answered(name)
             if decision != IGNORE:
                 allowed = decision == ALLOW

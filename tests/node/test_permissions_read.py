@@ -158,6 +158,30 @@ async def test_g18_a_resumed_session_loses_what_is_not_allowed_any_more(
         assert list(subscriber.subscriptions) == ["a"]
 
 
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("expiry_s", [0, 100])
+async def test_g18_a_session_about_which_nobody_can_be_asked_stays_as_it_is(
+    autojump_clock: trio.abc.Clock, version: int, expiry_s: int
+) -> None:
+    """The client has to come again; even one that would end its session with the connection."""
+    rules = Rules()
+    async with ruled(c=rules) as world:
+        client = await world.subscriber("c", "a", "b", expiry_s=100)
+        client.socket.reset()
+        await world.settle()
+        rules.away = True
+        client = world.connecting("c", version, clean_start=False, expiry_s=expiry_s)
+        connack = await client.expect(Connack)
+        assert (connack.reason_code, connack.session_present) == (0x88, False)
+        assert client.closed()
+        sender = await world.connect("sender")
+        await sender.send(Publish("a", b"1", 1, False, False, 1), Publish("b", b"2", 1, False, False, 2))
+        rules.away = False
+        client = await world.connect("c", version, clean_start=False, expiry_s=expiry_s)
+        assert client.connack is not None and client.connack.session_present
+        assert await client.payloads() == [b"1", b"2"]
+
+
 async def test_g18_without_its_rules_nobody_gets_in(autojump_clock: trio.abc.Clock) -> None:
     async with ruled() as world:
         world.server.access.unavailable = True  # type: ignore[attr-defined]
