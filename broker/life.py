@@ -109,6 +109,7 @@ class Life:
             lambda: len(self.server.connections),
             settings.max_connections,
             settings.connection_rate,
+            self.guard.origins,
         )
         self.entrance.banned = self.guard.bans_address
         self._listeners: list[Acceptor] = []

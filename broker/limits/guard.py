@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +12,8 @@ from broker.errors import ClusterError, PeerError, StoreUnavailable
 from broker.limits.attempts import Attempts
 from broker.limits.bans import Ban, Bans, read_bans
 from broker.limits.meter import Meter
-from broker.limits.places import RECOUNT_S, Places, origin_of
+from broker.limits.origins import Origins
+from broker.limits.places import RECOUNT_S, Places
 from broker.limits.quiet import Quiet
 from broker.limits.tenants import Tenant, Tenants
 from broker.log import get_logger
@@ -78,16 +78,15 @@ class LimitsGuard:
         )
         self._rates = (settings.message_rate, settings.byte_rate)
         self._admitted: dict[Connection, _Admitted] = {}
-        #: Network connections of this node by origin, those that have not said CONNECT included.
-        self._here: Counter[str] = Counter()
-        self._origins: dict[Stream, str] = {}
+        #: Network connections of this node by address, those that have not said CONNECT included; for the entrance too.
+        self.origins = Origins(settings.max_connections_per_ip)
         self._counting = 0
 
     def take_settings(self, settings: Settings) -> None:
         """They changed: that counts for those who connect from now on. Tenants stay as they were at the start."""
         self._attempts.take_settings(settings)
         self._places.per_user = settings.max_connections_per_user
-        self._places.per_ip = settings.max_connections_per_ip
+        self._places.per_ip = self.origins.limit = settings.max_connections_per_ip
         self._rates = (settings.message_rate, settings.byte_rate)
 
     def _now_s(self) -> float:
@@ -168,17 +167,7 @@ class LimitsGuard:
         host = stream.peer.host
         if self.bans_address(host):
             return "banned"
-        limit = self._places.per_ip
-        if not limit:
-            return None
-        origin = origin_of(host)
-        # One more than may stay: the newest may be one that takes an older one over.
-        if origin and self._here[origin] > limit:
-            return "max_connections_per_ip"
-        if origin:
-            self._here[origin] += 1
-            self._origins[stream] = origin
-        return None
+        return None if self.origins.enter(stream, host) else "max_connections_per_ip"
 
     async def screen(self, request: ConnectRequest) -> None:
         """See `Guard`."""
@@ -234,11 +223,7 @@ class LimitsGuard:
 
     def left(self, connection: Connection) -> None:
         """See `Guard`."""
-        origin = self._origins.pop(connection.stream, "")
-        if origin:
-            self._here[origin] -= 1
-            if not self._here[origin]:
-                del self._here[origin]
+        self.origins.leave(connection.stream)
         admitted = self._admitted.pop(connection, None)
         if admitted is not None:
             if admitted.places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker.limits.origins import Origins
 from broker.limits.quiet import Quiet
 from broker.log import get_logger
 from broker.metrics import Metrics
@@ -49,13 +50,16 @@ class Entrance:
         served: Callable[[], int],
         max_connections: int = 0,
         connection_rate: int = 0,
+        origins: Origins | None = None,
     ) -> None:
         self.reactor = reactor
         self.metrics = metrics
         self.output_bound = output_bound
         self.max_connections = max_connections
         self.bucket = Bucket(connection_rate)
-        self.handshakes = Handshakes(reactor, self.refused)
+        #: Who is counted for its address; those who have passed are counted there too, by who serves them.
+        self.origins = origins or Origins()
+        self.handshakes = Handshakes(reactor, self.refused, self.origins)
         #: Whether nothing is to be read from this address.
         self.banned: Callable[[str], bool] = lambda host: False
         #: Sockets of which the PROXY header, or the request of a WebSocket, is awaited.

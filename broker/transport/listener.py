@@ -15,6 +15,7 @@ from broker.peer import Peer, network_of
 from broker.transport.api import Stream
 from broker.transport.certificates import Certificates
 from broker.transport.entrance import Bucket, Entrance
+from broker.transport.forwarded import Trusted
 from broker.transport.proxied import HeaderReader
 from broker.transport.stream import TcpStream
 from broker.transport.tls import TlsStream
@@ -91,6 +92,7 @@ class Acceptor:
         self._bucket = Bucket(listener.options.connection_rate)
         self._limit = listener.options.max_connections
         self._trusted = [network_of(text) for text in listener.options.trusted_proxies]
+        self._forwarders = Trusted(listener.options.trusted_proxies)
         self._proxied = listener.options.proxy_protocol == "on"
         self._left = self._leave
         self._log = get_logger("listener")
@@ -159,6 +161,10 @@ class Acceptor:
         address = ipaddress.ip_address(host.partition("%")[0])
         return any(address in network for network in self._trusted)
 
+    def _forwards(self, host: str) -> bool:
+        """Whose the connection is will be in its WebSocket request."""
+        return self.listener.web and host in self._forwarders
+
     def _header_passed(self, raw: socket.socket, peer: Peer) -> None:
         self._entrance.headers -= 1
         self._serve(raw, peer)
@@ -179,6 +185,8 @@ class Acceptor:
             self._accept(TcpStream(raw, self._reactor, bound, peer, self._left), self.listener)
         elif self._entrance.full():
             self._refuse(raw, peer, "max_connections", "")
+        elif not (self._forwards(peer.host) or self._entrance.origins.enter(raw.fileno(), peer.host)):
+            self._refuse(raw, peer, "max_connections_per_ip", "")
         else:
             TlsStream(
                 raw,

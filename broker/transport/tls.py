@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from broker.limits.origins import Origins
 from broker.peer import Peer
 from broker.transport.api import Nobody, StreamProtocol
 from broker.transport.certificates import Certificates
@@ -34,12 +35,16 @@ class Handshakes:
     """All handshakes of a node. Steps wait here for their turn, in order, so that a flood of them leaves the others
     most of the time."""
 
-    def __init__(self, reactor: Reactor, refused: Callable[[Peer, str, str], None]) -> None:
-        """`refused` is told of those that failed: a reason for the metrics, and details."""
+    def __init__(
+        self, reactor: Reactor, refused: Callable[[Peer, str, str], None], origins: Origins | None = None
+    ) -> None:
+        """`refused` is told of those that failed: a reason for the metrics, and details. Those under way that `origins`
+        counts leave it at the end of their handshake."""
         self.reactor = reactor
         self.refused = refused
         #: Under way.
         self.open = 0
+        self.origins = origins or Origins()
         self._waiting: deque[TlsStream] = deque()
 
     def queue(self, stream: TlsStream) -> None:
@@ -173,6 +178,7 @@ class TlsStream(TcpStream):
             self._shaking = False
             self._established = None
             self._handshakes.open -= 1
+            self._handshakes.origins.leave(self.fd)
 
     def _refuse(self, reason: str) -> None:
         self._end_shaking()

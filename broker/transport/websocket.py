@@ -64,9 +64,15 @@ class WebSockets:
         door = self._doors.get(id(listener))
         if door is None:
             door = self._doors[id(listener)] = Door(listener)  # it holds the listener: the id stays its own
-        full = self._entrance.full()
-        if full or self.handshakes >= MAX_HANDSHAKES:
-            self._entrance.refused(stream.peer, "max_connections" if full else "websocket_handshakes")
+        why = ""
+        if self._entrance.full():
+            why = "max_connections"
+        elif self.handshakes >= MAX_HANDSHAKES:
+            why = "websocket_handshakes"
+        elif stream.peer.host not in door.trusted and not self._entrance.origins.enter(stream, stream.peer.host):
+            why = "max_connections_per_ip"
+        if why:
+            self._entrance.refused(stream.peer, why)
             stream.start(Nobody())
             stream.abort()
             return
@@ -74,8 +80,9 @@ class WebSockets:
         self._entrance.headers += 1
         stream.start(_Wire(self, stream, door))
 
-    def settled(self) -> None:
+    def settled(self, stream: Stream) -> None:
         """A handshake came to its end, good or bad."""
+        self._entrance.origins.leave(stream)
         self.handshakes -= 1
         self._entrance.headers -= 1
 
@@ -209,7 +216,7 @@ class _Wire(trio.abc.Stream):
     def _settled(self) -> None:
         if self._pending:
             self._pending = False
-            self._web.settled()
+            self._web.settled(self.below)
 
     # -- trio.abc.Stream: to trio-websocket, in its task
 
