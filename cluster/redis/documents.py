@@ -14,8 +14,8 @@ from redis.retry import Retry
 from broker.errors import ClusterError, StoreFull, StoreUnavailable
 from cluster.keys import DOCUMENTS, DOCUMENTS_VERSION, Keys
 from cluster.redis.address import ClusterAddress, Deployment, SentinelAddress, StoreAddress
-from cluster.redis.library import source
-from cluster.redis.registry import PORTION, change_command, decoded, encoded, is_missing
+from cluster.redis.library import is_missing, source
+from cluster.redis.registry import PORTION, change_command, decoded, encoded
 from cluster.redis.replies import NOT_HERE, NOT_THIS_SHARD
 from cluster.redis.sentinel import find_primary
 from cluster.redis.slots import SlotOwner, slot_of

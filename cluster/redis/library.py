@@ -44,6 +44,22 @@ async def ensure_loaded(call: Call) -> None:
         raise ClusterError(f"the store does not load the function library: {str(error)[:200]}") from error
 
 
+async def patched(link: Link, work: Callable[[], Awaitable[object]]) -> object:
+    """Does `work`, again if the store has not got its function: see `reload_library`."""
+    try:
+        return await work()
+    except ClusterError as error:
+        if not is_missing(error):
+            raise
+    await reload_library(link)
+    return await work()
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether the store has not got the function that was called."""
+    return "unction not found" in str(error)
+
+
 async def reload_library(link: Link) -> None:
     """Puts this build's library where, in a rolling upgrade, a node of the version before has put its own back when it
     connected. Raises ClusterError."""

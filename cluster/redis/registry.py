@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 import trio
 
-from broker.errors import ClusterError, StoreUnavailable
+from broker.errors import StoreUnavailable
 from cluster.api import Poller
 from cluster.keys import DOCUMENTS, DOCUMENTS_VERSION, DOCUMENTS_VERSIONS, Keys, name_id, partition_of
 from cluster.redis.calls import gather
-from cluster.redis.library import reload_library
+from cluster.redis.library import patched
 from cluster.redis.links import Link
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part
@@ -110,7 +110,7 @@ class RedisRegistry:
             identifier = name_id(name)
             parts[identifier[0] % PLACE_PARTS] += (identifier, count)
         member = self._member.member
-        await self._patched(lambda: self._recount(member, parts))
+        await patched(self._link, lambda: self._recount(member, parts))
 
     async def _recount(self, member: bytes, parts: Sequence[Sequence[Part]]) -> None:
         head = ("FCALL", "rk1_recount", 1, self._keys.members, member)
@@ -127,29 +127,14 @@ class RedisRegistry:
     async def _function(
         self, name: str, prefix: bytes, *arguments: Part, resend: bool = False, durable: bool = False
     ) -> object:
-        return await self._patched(
-            lambda: self._call("FCALL", name, 1, prefix, *arguments, resend=resend, durable=durable)
+        return await patched(
+            self._link, lambda: self._call("FCALL", name, 1, prefix, *arguments, resend=resend, durable=durable)
         )
 
     async def _call(self, *parts: Part, resend: bool = False, durable: bool = False) -> object:
         with trio.move_on_after(CALL_S):
             return await self._link.call(*parts, resend=resend, durable=durable)
         raise StoreUnavailable(f"no answer of the store within {CALL_S:g} s")
-
-    async def _patched(self, work: Callable[[], Awaitable[object]]) -> object:
-        """A node of the version before, in a rolling upgrade, may have put its library in the place of this one."""
-        try:
-            return await work()
-        except ClusterError as error:
-            if not is_missing(error):
-                raise
-        await reload_library(self._link)
-        return await work()
-
-
-def is_missing(error: Exception) -> bool:
-    """Whether the store has not got the function that was called."""
-    return "unction not found" in str(error)
 
 
 def encoded(name: str) -> bytes:

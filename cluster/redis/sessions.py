@@ -16,7 +16,7 @@ from cluster.keys import SESSION, Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_subscription, pack_will, unpack_queued, unpack_subscription, unpack_will
 from cluster.redis.generations import Generations
-from cluster.redis.library import reload_library
+from cluster.redis.library import patched
 from cluster.redis.links import Link
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part
@@ -25,8 +25,6 @@ from cluster.redis.takeover import LET_GO, SILENT, Takeover
 
 #: Answers to an attach, beside 0.
 _FENCED, _FULL, _OWNED, _NOT_OWNER = 1, 2, 3, 4
-#: Parts of a full answer of a library that looks at identities.
-_LOOKED = 12
 #: An attach gives up when so many other members had the session one after the other.
 _MAX_OWNERS = 10
 #: How long a client waits for its session.
@@ -91,10 +89,7 @@ class Sessions:
             raise StoreUnavailable("the session goes from node to node")
         if robbed:
             self._takeover.robbed(request.client_id, robbed)
-        if len(answer) < _LOOKED:
-            # The library of an older version lies there, and looks at nobody's identity: not for longer than this.
-            await self._reload()
-        attachment = self._attachment(request.client_id, session_id, token, answer[: _LOOKED - 1])
+        attachment = self._attachment(request.client_id, session_id, token, answer)
         if attachment.ended_subscriptions:
             # Nobody waits for long: they are marked, and the timers go on with them.
             with trio.move_on_after(ATTACH_S):
@@ -129,9 +124,9 @@ class Sessions:
         try:
             with trio.move_on_after(ATTACH_S):
                 try:
-                    reply = await self._link.call("FCALL", "rk1_attach", 1, prefix, *arguments, durable=True)
+                    reply = await self._function("rk1_attach_as", prefix, arguments)
                 except StoreFull:
-                    reply = await self._link.call("FCALL", "rk1_attach_full", 1, prefix, *arguments, durable=True)
+                    reply = await self._function("rk1_attach_as_full", prefix, arguments)
                 answered = True
             if not answered:
                 raise StoreUnavailable("a session was not safe in time: the store is slow, or lacks replicas")
@@ -146,6 +141,10 @@ class Sessions:
                     resend=True,
                 )
         return cast("list[object]", reply)
+
+    async def _function(self, name: str, prefix: bytes, arguments: tuple[Part, ...]) -> object:
+        """A library that looks at nobody's identity has not got the function."""
+        return await patched(self._link, lambda: self._link.call("FCALL", name, 1, prefix, *arguments, durable=True))
 
     @staticmethod
     def _attachment(client_id: str, session_id: bytes, token: bytes, answer: list[object]) -> Attachment:
@@ -172,13 +171,6 @@ class Sessions:
         reply = await self._link.call("HMGET", self.prefix(session_id) + SESSION + session_id, "owner", "identity")
         owner, known = cast("list[bytes | None]", reply)
         return owner is not None and known in (None, names.identity_id(identity))
-
-    async def _reload(self) -> None:
-        with trio.move_on_after(ATTACH_S):
-            try:
-                await reload_library(self._link)
-            except ClusterError as error:
-                _log.warning("cluster.library_not_replaced", reason=str(error)[:200])
 
     async def detach(self, ref: SessionRef, expiry_s: int, sent_seq: int, will: bool) -> bool:
         """See `Cluster.detach`; waits for the store if that is away. Returns whether a will is due at once."""

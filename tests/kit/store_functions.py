@@ -97,13 +97,14 @@ class Functions:
         generation: int = 1,
         will_after: str = "",
         identity: bytes | None = None,
-        name: str = "attach",
+        name: str = "",
     ) -> list[object]:
         """`rk1_attach`; the token is that of the node. `force`: the member that may be robbed."""
         token = f"token-{node}:{inc}"
         arguments = [sid, "client", token, node, inc, clean, expiry, will, delay, margin, force, generation, will_after]
         if identity is not None:
             arguments.append(identity)
+        name = name or ("attach" if identity is None else "attach_as")
         return cast("list[object]", self.call(name, *arguments))
 
     def entries(self, suffix: str) -> list[tuple[bytes, list[list[object]]]]:

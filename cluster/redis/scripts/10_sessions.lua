@@ -102,7 +102,7 @@ end
 -- of, and is of from now on, or '' if that does not matter.
 -- Returns {1} if fenced; {4} if the session is another identity's; {3, owner} if another live member owns the session,
 -- and not that one; else {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound,
--- ended will or '', ended subscriptions}, and one thing more if there is that last argument.
+-- ended will or '', ended subscriptions}.
 local function attach(keys, args)
   local p, sid, owner = keys[1], args[1], args[4] .. ':' .. args[5]
   if is_fenced(p, args[4], args[5]) then
@@ -146,7 +146,7 @@ local function attach(keys, args)
     if identity ~= '' then
       redis.call('HSET', key, 'identity', identity)
     end
-    return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended, args[14] and 1 }
+    return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended }
   end
   if identity ~= '' and not s[6] then
     redis.call('HSET', key, 'identity', identity)
@@ -167,7 +167,7 @@ local function attach(keys, args)
   redis.call('HSET', key, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', low, 'c',
     struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent, known, uv))
   return { 0, 1, birth, last, low, sent, redis.call('HGETALL', p .. 'sub:' .. sid),
-    redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {}, args[14] and 1 }
+    redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {} }
 end
 
 -- As attach, for a full store: only an existing session may be taken; {2} if there is none.
@@ -290,8 +290,12 @@ local function routes_done(keys, args)
 end
 
 redis.register_function { function_name = 'rk1_generation', callback = generation, flags = { 'allow-oom' } }
+-- Nodes of the version before call the first two, and do not tell an identity. The names of the others say that it is
+-- looked at: a library that does not look has not got them.
 redis.register_function('rk1_attach', attach)
 redis.register_function { function_name = 'rk1_attach_full', callback = attach_full, flags = { 'allow-oom' } }
+redis.register_function('rk1_attach_as', attach)
+redis.register_function { function_name = 'rk1_attach_as_full', callback = attach_full, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_detach', callback = detach, flags = { 'allow-oom' } }
 redis.register_function('rk1_subscribe', subscribe)
 redis.register_function { function_name = 'rk1_unsubscribe', callback = unsubscribe, flags = { 'allow-oom' } }
