@@ -5,6 +5,7 @@ A connection without rules and without a mountpoint has no gate, and pays nothin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -43,12 +44,20 @@ class Permissions(Protocol):
         """`topic_filter` is without `$share/NAME/`. Raises BackendError if nobody can tell now."""
         ...
 
+    def unsubscribed(self, topic_filter: str) -> None:
+        """There is no subscription of it any more; `topic_filter` is without `$share/NAME/`."""
+        ...
+
     def covers(self, topic_filter: str) -> bool:
         """All that matches the filter may be delivered."""
         ...
 
-    async def renew(self) -> None:
-        """Rules changed: forget what is known."""
+    def subscribable(self, topic_filter: str, qos: int) -> bool | None:
+        """None: `may_subscribe` has to be awaited."""
+        ...
+
+    async def renew(self) -> bool:
+        """Rules changed: forget what is known. False if it cannot have been those of this client."""
         ...
 
     def close(self) -> None:
@@ -59,7 +68,7 @@ class Permissions(Protocol):
 class Gate:
     """The gate of one client. `reason` is why the last message did not pass."""
 
-    __slots__ = ("_prefix", "_uncovered", "permissions", "reason", "told")
+    __slots__ = ("_prefix", "_shared", "_uncovered", "permissions", "reason", "told")
 
     def __init__(
         self, permissions: Permissions | None, mount: Mount | None, told: Callable[[Message], None] | None = None
@@ -71,6 +80,8 @@ class Gate:
         self._prefix = mount.prefix if mount is not None else b""
         #: Subscriptions of which not everything may be read.
         self._uncovered: set[str] = set()
+        #: What those of them that are shared come to without `$share/NAME/`, and how often.
+        self._shared: Counter[str] = Counter()
 
     def open(self) -> bool:
         """Whether live messages at QoS 0 may pass without being looked at."""
@@ -79,14 +90,31 @@ class Gate:
     def watch(self, topic_filter: str) -> None:
         """A subscription is about to be in force."""
         permissions = self.permissions
-        if permissions is not None and not permissions.covers(split_shared(topic_filter)[1]):
+        if permissions is None:
+            return
+        share_name, plain = split_shared(topic_filter)
+        if permissions.covers(plain):
+            self._covered(topic_filter)
+        elif topic_filter not in self._uncovered:
             self._uncovered.add(topic_filter)
-        else:
-            self._uncovered.discard(topic_filter)
+            if share_name:
+                self._shared[plain] += 1
 
     def forget(self, topic_filter: str) -> None:
         """It is not any more."""
-        self._uncovered.discard(topic_filter)
+        self._covered(topic_filter)
+        plain = split_shared(topic_filter)[1]
+        if self.permissions is not None and plain not in self._uncovered and plain not in self._shared:
+            self.permissions.unsubscribed(plain)
+
+    def _covered(self, topic_filter: str) -> None:
+        if topic_filter in self._uncovered:
+            self._uncovered.discard(topic_filter)
+            share_name, plain = split_shared(topic_filter)
+            if share_name:
+                self._shared[plain] -= 1
+                if not self._shared[plain]:
+                    del self._shared[plain]
 
     def lets(self, topic: bytes) -> bool:
         """Whether a message of this topic may pass."""

@@ -49,4 +49,13 @@ class HttpRuleSource(AskingSource):
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """See `RuleSource`."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._serve_service)
+            await nursery.start(self._serve_again)
+            task_status.started()
+
+    async def _serve_service(self, *, task_status: trio.TaskStatus[None]) -> None:
         await self._service.serve(task_status=task_status)
+
+    async def _serve_again(self, *, task_status: trio.TaskStatus[None]) -> None:
+        await super().serve(task_status=task_status)

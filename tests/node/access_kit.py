@@ -46,6 +46,8 @@ class Rules:
         self.asked: list[bytes] = []
         self.renewed = 0
         self.closed = False
+        #: Filters without any subscription left.
+        self.dropped: list[str] = []
         #: Whoever has to be asked is away.
         self.away = False
 
@@ -74,6 +76,9 @@ class Rules:
         await trio.lowlevel.checkpoint()
         self._reached()
         return self.subscribe(topic_filter)
+
+    def unsubscribed(self, topic_filter: str) -> None:
+        self.dropped.append(topic_filter)
 
     async def renew(self) -> None:
         self.renewed += 1

@@ -274,3 +274,15 @@ async def test_g18_messages_of_other_nodes(autojump_clock: trio.abc.Clock, expir
         payloads = [b"frame", b"live", b"live", b"live"] if not expiry_s else [b"live"]
         assert [message.payload for message in got] == [*payloads, b"stored"]
         assert world.metrics.dropped == {"not_authorized": len(got)}
+
+
+async def test_g18_rules_are_told_of_filters_that_nothing_is_left_of(autojump_clock: trio.abc.Clock) -> None:
+    rules = Rules()
+    async with ruled(c=rules) as world:
+        client = await world.subscriber("c", "a/#", "$share/g/a/#", "b")
+        await client.send(Unsubscribe(1, ["a/#"]))
+        await client.expect(Unsuback)
+        assert rules.dropped == []
+        await client.send(Unsubscribe(2, ["$share/g/a/#", "b"]))
+        await client.expect(Unsuback)
+        assert rules.dropped == ["a/#", "b"]
