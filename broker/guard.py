@@ -32,6 +32,9 @@ class Guard(Protocol):
     def left(self, connection: Connection) -> None:
         """A connection that was accepted has ended; once more if that was while `admit` was under way."""
 
+    def store_available(self) -> None:
+        """The store can be reached again."""
+
     def ban_of(self, principal: Principal) -> str | None:
         """Why a client that is connected may not stay, for its reason string; without I/O."""
         ...
@@ -50,6 +53,8 @@ class NoGuard:
     async def admit(self, connection: Connection) -> None: ...
 
     def left(self, connection: Connection) -> None: ...
+
+    def store_available(self) -> None: ...
 
     def ban_of(self, principal: Principal) -> str | None:
         return None

@@ -327,6 +327,7 @@ class Server(ClusterSide):
         """Without the store, clients are let go after a grace period; with it again, sessions go on."""
         if available:
             self.log.info("store.available")
+            self.guard.store_available()
             if self.dispatch.suspended:
                 self.dispatch.suspend(False)
             if self._store_down is not None:

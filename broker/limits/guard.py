@@ -81,6 +81,7 @@ class LimitsGuard:
         #: Network connections of this node by address, those that have not said CONNECT included; for the entrance too.
         self.origins = Origins(settings.max_connections_per_ip)
         self._counting = 0
+        self._store_is_back = trio.Event()
 
     def take_settings(self, settings: Settings) -> None:
         """They changed: that counts for those who connect from now on. Tenants stay as they were at the start."""
@@ -107,9 +108,12 @@ class LimitsGuard:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tenants.serve)
             task_status.started()
+            pause_s = RECOUNT_S
             while True:
-                await trio.sleep(RECOUNT_S)
-                await self._places.recount()
+                with trio.move_on_after(pause_s):
+                    await self._store_is_back.wait()
+                self._store_is_back = trio.Event()
+                pause_s = await self._places.recount()
                 if any(not ban.holds(self._now_s()) for ban in self._bans):
                     try:
                         await self.refresh()
@@ -245,6 +249,11 @@ class LimitsGuard:
                 self._counting -= 1
 
         self._spawn(work)
+
+    def store_available(self) -> None:
+        """See `Guard`: places that were given back meanwhile are still taken in the store."""
+        self._places.doubt()
+        self._store_is_back.set()
 
     def ban_of(self, principal: Principal) -> str | None:
         """See `Guard`."""

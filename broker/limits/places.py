@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: How often the store is told what this node has.
 RECOUNT_S: Final = 60.0
+#: How soon again if it did not answer.
+RECOUNT_AGAIN_S: Final = 5.0
 #: A client with IPv6 has a network of this length for itself.
 _HOST_BITS_V6: Final = 64
 
@@ -46,6 +48,8 @@ class Places:
         self._taken: Counter[str] = Counter()
         #: What was taken changed since the last recount, or that failed.
         self._told = True
+        #: How many recounts were sent.
+        self._recounts = 0
 
     def wanted(self, principal: Principal) -> list[Occupied]:
         """The places that a client needs. Clients that nobody checked have no user name that counts."""
@@ -63,10 +67,13 @@ class Places:
         names = [place.name for place in places]
         self._taken.update(names)  # at once, for a recount that is sent meanwhile
         self._told = False
-        taken = False
+        taken, recounts = False, self._recounts
         try:
             full = await self._registry.occupy(places)
             taken = full is None
+            if not taken and recounts != self._recounts:
+                # One came behind it, and wrote down as taken what was refused.
+                self._registry.vacate(names)
             return full
         finally:
             if not taken:
@@ -84,13 +91,21 @@ class Places:
             if self._taken[name] <= 0:
                 del self._taken[name]
 
-    async def recount(self) -> None:
-        """Tells the store what this node has; a store that does not answer is told the next time."""
+    async def recount(self) -> float:
+        """Tells the store what this node has; returns when to do so again."""
         if not self._taken and self._told:
-            return
+            return RECOUNT_S
         self._told = not self._taken
+        self._recounts += 1
         try:
             await self._registry.recount(self._taken)
         except ClusterError as error:
             self._told = False
             _log.warning("limits.recount_delayed", error=str(error))
+            return RECOUNT_AGAIN_S
+        return RECOUNT_S
+
+    def doubt(self) -> None:
+        """What was given back may have been lost: the next recount is sent in any case."""
+        if self.per_user or self.per_ip:
+            self._told = False

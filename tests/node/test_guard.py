@@ -42,6 +42,9 @@ class Watchful(NoGuard):
     async def admit(self, connection: Connection) -> None:
         await self._asked("admit")
 
+    def store_available(self) -> None:
+        self.log.append("store available")
+
     def left(self, connection: Connection) -> None:
         self.log.append(f"left {connection.close_reason}")
 
@@ -96,6 +99,15 @@ async def test_a_client_that_leaves_while_it_is_admitted(autojump_clock: trio.ab
         await trio.sleep(5)
         assert guard.log == ["accepts", "screen", "left connection_lost", "admit", "left connection_lost"]
         assert not world.server.clients
+
+
+async def test_the_store_is_there_again(autojump_clock: trio.abc.Clock) -> None:
+    async with ruled() as world:
+        guard = world.server.guard = Watchful()
+        world.cluster.fail()
+        assert guard.log == []
+        world.cluster.recover()
+        assert guard.log == ["store available"]
 
 
 # -- authenticating again

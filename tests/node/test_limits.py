@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 import pytest
@@ -15,7 +15,7 @@ from broker.connection import Connection
 from broker.errors import ConfigError, PeerError, StoreUnavailable
 from broker.limits.bans import CLIENT_ID, IP, USERNAME, Ban
 from broker.limits.guard import LimitsGuard
-from broker.limits.places import RECOUNT_S, origin_of
+from broker.limits.places import RECOUNT_AGAIN_S, RECOUNT_S, origin_of
 from broker.metrics import Metrics
 from broker.options.listener import Listener
 from broker.peer import Peer
@@ -23,7 +23,7 @@ from broker.transport.api import Stream
 from cluster.api import AttachRequest
 from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
-from cluster.registry import BANS
+from cluster.registry import BANS, Occupied
 
 LISTENER = load({"listen": ["tcp://127.0.0.1:0"]}, {}).settings.listen[0]
 
@@ -248,6 +248,56 @@ async def test_a_recount_mends_what_was_lost(autojump_clock: trio.abc.Clock) -> 
         await trio.sleep(RECOUNT_S + 1)
         await world.come("d", "bob")
         await refused(world, 0x97, "e", "anna")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_recount_while_a_place_is_refused(autojump_clock: trio.abc.Clock) -> None:
+    """It counts what is under way: what is refused then has to be given back."""
+    world = World(max_connections_per_user=1)
+    registry = world.cluster.registry
+    right = registry.occupy
+
+    async def slow(places: Sequence[Occupied]) -> str | None:
+        full = await right(places)
+        await trio.sleep(3)
+        return full
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.guard.serve)
+        first = await world.come()
+        registry.occupy = slow  # type: ignore[method-assign]
+        await trio.sleep(RECOUNT_S - 1)
+        await refused(world, 0x97, "d")
+        registry.occupy = right  # type: ignore[method-assign]
+        await world.go(first)
+        await world.go(await world.come("d"))
+        nursery.cancel_scope.cancel()
+
+
+async def test_places_that_were_given_back_without_the_store(autojump_clock: trio.abc.Clock) -> None:
+    """They are free as soon as it is there again; where it does not answer then, soon after."""
+    world = World(max_connections_per_user=1)
+    registry = world.cluster.registry
+    right = registry.recount
+    fails = 0
+
+    async def recount(taken: Mapping[str, int]) -> None:
+        nonlocal fails
+        fails -= 1
+        if fails >= 0:
+            raise StoreUnavailable("away")
+        await right(taken)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.guard.serve)
+        registry.recount = recount  # type: ignore[method-assign]
+        for failing in (0, 2):
+            await registry.recount({"user:anna": 1})
+            await refused(world, 0x97)
+            fails = failing
+            world.guard.store_available()
+            await trio.sleep(1 + failing * RECOUNT_AGAIN_S)
+            await world.go(await world.come())
         nursery.cancel_scope.cancel()
 
 
