@@ -200,8 +200,7 @@ class Opening:
         connection.watch_expiry()
         if rechecking.version != connection.rules_version:  # by a user who may be gone
             await rechecking.renew(connection)
-        else:
-            rechecking.one(connection)
+        rechecking.one(connection)
 
     async def _permissions(self, principal: Principal) -> Permissions | None:
         try:
@@ -343,17 +342,21 @@ class Opening:
         if connection.gate is not None:
             for stored in attachment.subscriptions:
                 connection.gate.watch(stored.topic_filter)
-        connection.established(agreement, ref, session, subscriber)
-        connection.inbound = Inbound(connection, self._server, attachment.inbound)
-        subscriber.session = session
-        subscriber.connection = connection
-        quotas = self._server.quotas
-        if connection.max_packet_size:
-            quotas = dataclasses.replace(quotas, max_packet_size=connection.max_packet_size)
-        properties = connack_properties(agreement, quotas, authentication_data)
-        if not connection.send(Connack(attachment.session_present, 0, properties)):  # [MQTT-3.1.2-24]
-            connection.abort("packet_too_large")
-            return
+        try:
+            connection.established(agreement, ref, session, subscriber)
+            connection.inbound = Inbound(connection, self._server, attachment.inbound)
+            subscriber.session = session
+            subscriber.connection = connection
+            quotas = self._server.quotas
+            if connection.max_packet_size:
+                quotas = dataclasses.replace(quotas, max_packet_size=connection.max_packet_size)
+            properties = connack_properties(agreement, quotas, authentication_data)
+            if not connection.send(Connack(attachment.session_present, 0, properties)):  # [MQTT-3.1.2-24]
+                connection.abort("packet_too_large")
+                return
+        except Exception:  # CONNACK is the first packet that a client gets, whatever happens [MQTT-3.2.0-1]
+            connection.refuse(0x83, "an error of the server")
+            raise
         self._server.metrics.connects["success"] += 1
         if attachment.session_present:
             self._server.metrics.sessions_resumed += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -13,8 +13,10 @@ from broker.connection import Connection
 from broker.errors import SessionLost, StoreUnavailable
 from broker.gate import Permissions
 from broker.log import get_logger
+from broker.routes import Subscriber
 from broker.session.machine import CLOSED, OPEN
 from broker.topics.names import split_shared
+from cluster.api import SessionRef
 
 if TYPE_CHECKING:
     from broker.server import Server
@@ -23,6 +25,9 @@ _log = get_logger("authorization")
 
 #: Connections that are looked at at a time: some may have to ask somebody.
 WORKERS: Final = 16
+
+#: Pause before somebody who did not answer is asked again.
+RETRY_S: Final = 5.0
 
 #: How long the store may take to forget a subscription before the client is disconnected all the same.
 STORE_TIMEOUT_S: Final = 2.0
@@ -37,6 +42,9 @@ class Rechecking:
         self.version = 0
         self._done = 0
         self._running = False
+        #: Those with subscriptions or a will that somebody has to be asked about; who asks them goes on until done.
+        self._unsure: dict[Connection, None] = {}
+        self._asking = False
 
     def all(self) -> None:
         """Something changed that may concern anybody."""
@@ -53,44 +61,62 @@ class Rechecking:
         try:
             while self._done != self.version:
                 self._done = self.version
-                waiting = iter(list(self._server.connections))
-                async with trio.open_nursery() as nursery:
-                    for _ in range(WORKERS):
-                        nursery.start_soon(self._work, waiting)
+                # Who has to go does not wait for what others may do.
+                await self._each(list(self._server.connections), self._stays)
+                await self._each(list(self._server.connections), self._renew)
         finally:
             self._running = False
 
-    async def _work(self, waiting: Iterator[Connection]) -> None:
-        for connection in waiting:
-            await trio.lowlevel.checkpoint()  # others get their turn between any two
-            try:
-                await self.renew(connection)
-            except Exception:
-                _log.exception("authorization.recheck_failed", client_id=connection.client_id)
+    async def _each(self, connections: Sequence[Connection], look: Callable[[Connection], Awaitable[object]]) -> None:
+        waiting = iter(connections)
+
+        async def work() -> None:
+            for connection in waiting:
+                await trio.lowlevel.checkpoint()  # others get their turn between any two
+                try:
+                    await look(connection)
+                except Exception:
+                    _log.exception("authorization.recheck_failed", client_id=connection.client_id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(WORKERS):
+                nursery.start_soon(work)
 
     async def renew(self, connection: Connection) -> None:
         """Whether the client may stay; and what it may do, by the rules of now."""
+        if await self._stays(connection):
+            await self._renew(connection)
+
+    async def _stays(self, connection: Connection) -> bool:
+        """Whether the client may stay; one that may not is gone."""
         server = self._server
         principal = connection.principal
         if principal is None or connection.machine.state != OPEN:
-            return  # one that is being opened looks itself whether anything changed meanwhile
+            return False  # one that is being opened looks itself whether anything changed meanwhile
         ban = server.guard.ban_of(principal)
         if ban:
             connection.disconnect(0x98, ban)  # "banned" is a reason of CONNACK only
-            return
+            return False
         if not await server.access.chain.still_valid(principal):
             _log.info("client.not_valid", client_id=connection.client_id, username=principal.username)
             connection.disconnect(0x87, "the client would not be let in any more")
+            return False
+        return True
+
+    async def _renew(self, connection: Connection) -> None:
+        """What the client may do, by the rules of now."""
+        principal = connection.principal
+        if principal is None or connection.machine.state != OPEN:
             return
         permissions = connection.permissions
         try:
             if permissions is not None:
-                await permissions.renew()
+                if not await permissions.renew():
+                    return
             else:
-                found = await server.access.permissions(principal)
+                found = await self._server.access.permissions(principal)
                 if found.unrestricted:
                     return
-                permissions = found
                 self.restrict(connection, found)
         except BackendError as error:
             # It goes on by the rules of before; the source is asked again at the next change.
@@ -107,8 +133,9 @@ class Rechecking:
             permissions.changed = partial(self.one, connection)
         connection.permit(permissions, connection.mount, hooks if hooks is not None and hooks.publishes else None, told)
 
-    async def _look(self, connection: Connection) -> None:
-        """Will and subscriptions by the permissions of now: with one that is not allowed the client has to go."""
+    async def _look(self, connection: Connection, ask: bool = False) -> None:
+        """Will and subscriptions by the permissions of now: with one that is not allowed the client has to go. What
+        somebody has to be asked about is left to `_ask_all`, and stays until it is known not to be allowed."""
         connection.rechecks += 1
         permissions, subscriber, ref = connection.permissions, connection.subscriber, connection.ref
         if permissions is None or subscriber is None or ref is None or connection.machine.state != OPEN:
@@ -118,20 +145,54 @@ class Rechecking:
         for topic_filter in subscriber.subscriptions:
             gate.watch(topic_filter)
         connection.update_plain()
-        if not await self._will_allowed(connection, permissions):
+        unsure = False
+        allowed = await self._will_allowed(connection, permissions, ask)
+        if allowed is None:
+            unsure = True
+            ask = False  # whoever was not there just now keeps nobody waiting again
+        elif not allowed:
             connection.send_will = False
             _log.info("client.will_refused", client_id=connection.client_id, topic=connection.will_topic)
             connection.disconnect(0x87, "not authorized to publish the will")
             return
         refused: list[str] = []
         for name, known in list(subscriber.subscriptions.items()):
-            try:
-                if not await permissions.may_subscribe(split_shared(name)[1], known.qos):
-                    refused.append(name)
-            except BackendError:  # that nobody can say takes nothing away
-                continue
-        if not refused or connection.machine.state != OPEN or connection.subscriber is not subscriber:
+            plain = split_shared(name)[1]
+            allowed = permissions.subscribable(plain, known.qos)
+            if allowed is None and ask:
+                try:
+                    allowed = await permissions.may_subscribe(plain, known.qos)
+                except BackendError:  # logged
+                    ask = False
+            if allowed is None:
+                unsure = True
+            elif not allowed:
+                refused.append(name)
+        if connection.machine.state != OPEN or connection.subscriber is not subscriber:
             return
+        refused = [name for name in refused if name in subscriber.subscriptions]
+        if refused:
+            await self._remove(connection, subscriber, ref, refused)
+        elif unsure:
+            self._unsure[connection] = None
+            if not self._asking:
+                self._asking = True
+                self._server.start(self._ask_all)
+
+    async def _ask_all(self) -> None:
+        """Ask about those of whom nothing is known otherwise, again and again where nobody answers."""
+        try:
+            while self._unsure:
+                connections, self._unsure = list(self._unsure), {}
+                await self._each(connections, partial(self._look, ask=True))
+                if self._unsure:
+                    await trio.sleep(RETRY_S)
+        finally:
+            self._asking = False
+
+    async def _remove(
+        self, connection: Connection, subscriber: Subscriber, ref: SessionRef, refused: Sequence[str]
+    ) -> None:
         _log.info("client.subscriptions_removed", client_id=connection.client_id, count=len(refused), first=refused[0])
         for name in refused:
             self._server.dispatch.remove(subscriber, name)
@@ -143,15 +204,15 @@ class Rechecking:
         shown = refused[0] if connection.mount is None else connection.mount.seen(refused[0])
         connection.disconnect(0x87, f"not authorized to subscribe to {shown!r:.200}")
 
-    async def _will_allowed(self, connection: Connection, permissions: Permissions) -> bool:
+    async def _will_allowed(self, connection: Connection, permissions: Permissions, ask: bool) -> bool | None:
         agreement = connection.agreement
         if not connection.has_will or not connection.send_will or agreement is None or agreement.will is None:
             return True
         will = agreement.will
         allowed = permissions.may_publish(connection.will_topic, will.qos, will.retain)
-        if allowed is None:
+        if allowed is None and ask:
             try:
                 return await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
-            except BackendError:
-                return True
+            except BackendError:  # logged
+                return None
         return allowed

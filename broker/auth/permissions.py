@@ -7,7 +7,7 @@ asked about, nor is anybody where there are no rules at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from broker.auth.api import ALLOW, IGNORE, PUBLISH, READ, SUBSCRIBE, BackendError, Judge, Principal, RuleSource
@@ -49,12 +49,12 @@ class Authorization:
         listener = principal.peer.listener
         return [source for source, listeners in self.sources if not listeners or listener in listeners]
 
-    def state(self, principal: Principal) -> object:
-        """Another value when the rules for a client may be others; None if that is not known."""
-        sources = self.asked(principal)
-        if not all(source.steady for source in sources):
-            return None
-        return self.no_match_allows, [source.generation for source in sources]
+    def state(self, principal: Principal) -> dict[str, int | None]:
+        """The sources that are about a client, by name, with another number when the rules of one may be others; ""
+        stands for `no_match`."""
+        found: dict[str, int | None] = {"": int(self.no_match_allows)}
+        found.update((source.name, source.generation) for source in self.asked(principal))
+        return found
 
     def count(self, action: int, answer: str) -> None:
         """Count an answer: allow, deny or error."""
@@ -102,8 +102,8 @@ class Permissions:
         self.allowed0 = self._open0.known
         self.changed: Callable[[], None] | None = None
         self._authorization = authorization
-        #: What the rules were when they were read; None if they are to be read again at the next occasion.
-        self._opened: object = None
+        #: The state of the sources when they were opened; None for one that is to be opened again at the next occasion.
+        self._opened: Mapping[str, int | None] = {}
         #: The name of the source, its judge, and whether its answers may be remembered.
         self._judges: list[tuple[str, Judge, bool]] = []
         #: Per topic a bit for each QoS and retain that is known to be allowed; nothing is kept of what is not.
@@ -112,25 +112,29 @@ class Permissions:
         self._read: Memory[bytes, bool] = Memory(len)
 
     async def open(self) -> None:
-        """Open the sources; those that cannot be opened keep their judge of before. Raises BackendError without."""
-        before = {name: judge for name, judge, steady in self._judges}
+        """Open the sources that may have other rules; those that cannot be opened keep their judge of before. Raises
+        BackendError without one."""
+        before = {name: judge for name, judge, _ in self._judges}
         principal = self.principal
-        opened: object = self._authorization.state(principal)  # of before: what changes meanwhile is read again
+        opened: dict[str, int | None] = {"": int(self._authorization.no_match_allows)}
         judges: list[tuple[str, Judge, bool]] = []
         if principal.rules is not None:
-            judges.append(("", judge_of(principal.rules, principal), True))
+            judges.append(("", before[""] if "" in before else judge_of(principal.rules, principal), True))
         if not principal.superuser:
             for source in self._authorization.asked(principal):
-                try:
-                    judge = await source.open(principal)
-                except BackendError as error:
-                    self._authorization.failed(source.name, error)
-                    if source.name not in before:
-                        raise
-                    judge = before[source.name]
-                    opened = None
-                else:
-                    self._authorization.answered(source.name)
+                judge = before.get(source.name)
+                generation: int | None = source.generation  # of before: what changes meanwhile is read again
+                if judge is None or self._opened.get(source.name) != generation:
+                    try:
+                        judge = await source.open(principal)
+                    except BackendError as error:
+                        self._authorization.failed(source.name, error)
+                        if judge is None:
+                            raise
+                        generation = None
+                    else:
+                        self._authorization.answered(source.name)
+                opened[source.name] = generation
                 judges.append((source.name, judge, source.steady))
         for _, judge, _ in self._judges:
             judge.changed = None
@@ -142,10 +146,13 @@ class Permissions:
         self.unrestricted = principal.superuser or not (judges or self._authorization.sources)
         self._forget()
 
-    async def renew(self) -> None:
-        """Users, rules or bans changed: where it may have been these rules, nothing of what was known counts."""
-        if self._opened is None or self._opened != self._authorization.state(self.principal):
-            await self.open()
+    async def renew(self) -> bool:
+        """Users, rules or bans changed: where it may have been these rules, nothing of what was known counts, and True
+        is returned. Whoever has to be asked each time is not concerned: those answers have an end of their own."""
+        if self.principal.superuser or self._opened == self._authorization.state(self.principal):
+            return False
+        await self.open()
+        return True
 
     def _judge_changed(self) -> None:
         self._forget()
@@ -215,6 +222,10 @@ class Permissions:
         for _, judge, _ in self._judges:
             if isinstance(judge, AskingJudge):
                 judge.forget(topic_filter)
+
+    def subscribable(self, topic_filter: str, qos: int) -> bool | None:
+        """As `may_subscribe`, as far as it is known; None if that has to be awaited."""
+        return self.unrestricted or self._decide(SUBSCRIBE, topic_filter, qos, False)[0]
 
     def covers(self, topic_filter: str) -> bool:
         """Whether no delivery of a filter need be asked about, as long as the rules stay as they are."""

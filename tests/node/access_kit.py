@@ -48,6 +48,8 @@ class Rules:
         self.closed = False
         #: Filters without any subscription left.
         self.dropped: list[str] = []
+        #: Filters that have to be asked about.
+        self.slow_filters: set[str] = set()
         #: Whoever has to be asked is away.
         self.away = False
 
@@ -80,9 +82,13 @@ class Rules:
     def unsubscribed(self, topic_filter: str) -> None:
         self.dropped.append(topic_filter)
 
-    async def renew(self) -> None:
+    def subscribable(self, topic_filter: str, qos: int) -> bool | None:
+        return None if topic_filter in self.slow_filters else self.subscribe(topic_filter)
+
+    async def renew(self) -> bool:
         self.renewed += 1
         self.allowed0.clear()
+        return True
 
     def close(self) -> None:
         self.changed = None

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from broker.auth.api import Principal
-from broker.codec.packets import Connack, Disconnect, Pingreq, Pingresp, Publish, Suback, Will
+from broker.codec.packets import Connack, Disconnect, Pingreq, Pingresp, Publish, Will
 from broker.guard import NoGuard
 from broker.recheck import WORKERS
 from tests.node.access_kit import FakeAccess, Rules, everything, nothing, ruled
@@ -151,9 +151,10 @@ async def test_g18_rules_of_one_client_change(autojump_clock: trio.abc.Clock) ->
 
 async def test_g18_a_change_during_a_recheck_begins_another(autojump_clock: trio.abc.Clock) -> None:
     class Slow(Rules):
-        async def renew(self) -> None:
-            await super().renew()
+        async def renew(self) -> bool:
+            renewed = await super().renew()
             await self.gate.wait()
+            return renewed
 
     rules = {f"c{number}": Slow() for number in range(2 * WORKERS)}
     async with ruled(FakeAccess(**rules)) as world:
@@ -202,8 +203,8 @@ async def test_g18_rules_that_change_while_a_client_subscribes(autojump_clock: t
         await _recheck(world)
         rules.gate.set()
         packets = await client.received()
-        assert isinstance(packets[0], Suback)
         assert isinstance(packets[-1], Disconnect)
+        assert packets[-1].reason_code == 0x87
 
 
 @pytest.mark.parametrize("when", ["authentication", "permissions"])
@@ -253,6 +254,68 @@ async def test_g18_the_others_are_served_during_a_recheck(autojump_clock: trio.a
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         assert turns >= len(rules) / WORKERS
+
+
+async def test_g18_nobody_waits_for_those_who_have_to_be_asked_about(autojump_clock: trio.abc.Clock) -> None:
+    """A service that does not answer keeps neither users who were removed nor rules that are known from counting."""
+
+    class Slow(Rules):
+        async def may_subscribe(self, topic_filter: str, qos: int) -> bool:
+            if topic_filter in self.slow_filters:
+                await self.gate.wait()
+            return await super().may_subscribe(topic_filter, qos)
+
+    rules = {f"c{number}": Slow() for number in range(2 * WORKERS)}
+    access = FakeAccess(**rules)
+    async with ruled(access) as world:
+        clients = [await world.subscriber(name, "ask", username=name) for name in rules]
+        other = await world.subscriber("other", "t", username="other")
+        last = await world.subscriber("last", "t", username="last")
+        for each in rules.values():
+            each.slow_filters = {"ask"}
+        await _recheck(world)
+        for _ in range(3):
+            access.chain.invalid = {"other"}
+            access.rules["last"] = Rules(subscribe=nothing)
+            await _recheck(world)
+        await _gone(other, 0x87)
+        await _gone(last, 0x87)
+        rules["c1"].subscribe = nothing
+        for each in rules.values():
+            each.gate.set()
+        await world.settle()
+        for number, client in enumerate(clients):
+            assert client.closed() is (number == 1)
+
+
+async def test_g18_who_did_not_answer_is_asked_again(autojump_clock: trio.abc.Clock) -> None:
+    rules = Rules()
+    async with ruled(c=rules) as world:
+        client = await world.subscriber("c", "ask", "b")
+        rules.slow_filters = {"ask"}
+        rules.away = True
+        await _recheck(world)
+        await trio.sleep(100)
+        await client.nothing()
+        rules.subscribe = lambda topic_filter: topic_filter != "ask"
+        rules.away = False
+        await trio.sleep(10)
+        assert "'ask'" in await _gone(client, 0x87)
+        await trio.sleep(10)
+        assert not world.tasks()
+
+
+async def test_g18_what_is_known_to_be_denied_goes_whoever_is_away(autojump_clock: trio.abc.Clock) -> None:
+    rules = Rules()
+    async with ruled(c=rules) as world:
+        client = await world.subscriber("c", "ask", "b", expiry_s=100)
+        rules.slow_filters = {"ask"}
+        rules.away = True
+        rules.subscribe = lambda topic_filter: topic_filter != "b"
+        await _recheck(world)
+        assert "'b'" in await _gone(client, 0x87)
+        names = [name for each in world.server.dispatch.subscribers.values() for name in each.subscriptions]
+        assert names == ["ask"]
 
 
 # -- credentials that expire

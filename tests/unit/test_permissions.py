@@ -364,8 +364,30 @@ async def test_rules_that_are_the_same_are_not_opened_again() -> None:
     authorization.no_match_allows = True
     await permissions.renew()
     assert permissions.may_publish(b"b", 0, False) is True
-    # Somebody who is asked each time may always say something else.
-    service = Service()
-    permissions = await opened(client(), source, service)
-    await permissions.renew()
-    assert len(source.opened) == 4
+    assert len(source.opened) == 1
+
+
+async def test_a_change_of_rules_opens_the_source_that_has_them() -> None:
+    """What others keep of their answers counts on: a service need not be asked again because of a file."""
+
+    class Kept(Service):
+        def __init__(self) -> None:
+            super().__init__()
+            self.opened = 0
+
+        async def open(self, principal: Principal) -> Judge:
+            self.opened += 1
+            return await super().open(principal)
+
+    service, source = Kept(), Steady("one", ("deny", "all", "no"))
+    permissions = await opened(client(own=[("allow", "publish", "own")]), source, service)
+    assert permissions.subscribable("no", 0) is False
+    assert permissions.subscribable("a", 0) is None
+    assert not await permissions.renew()
+    source.change(("deny", "all", "a"))
+    assert await permissions.renew()
+    assert permissions.subscribable("a", 0) is False
+    assert permissions.subscribable("no", 0) is None
+    assert permissions.may_publish(b"own", 0, False) is True
+    assert (len(source.opened), service.opened) == (2, 1)
+    assert service.asked == []
