@@ -268,7 +268,7 @@ def _matching(value_of: Callable[[Principal], str | None]) -> Callable[[object],
     def make(value: object) -> Condition:
         try:
             patterns = [re.compile(each) for each in _texts(value)]
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{value!r:.60} is no regular expression: {error}") from None
 
         def holds(principal: Principal) -> bool:

@@ -42,7 +42,10 @@ class UserDocument:
     @classmethod
     def read(cls, raw: bytes) -> UserDocument:
         """ValueError for what is none; keys of later versions are passed over."""
-        found = json.loads(raw)
+        try:
+            found = json.loads(raw)
+        except RecursionError:
+            raise ValueError("JSON that is nested too deep") from None
         if not isinstance(found, dict):
             raise ValueError("not an object")
         password, verifiers = found.get("password", ""), found.get("scram", [])

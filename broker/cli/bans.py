@@ -86,7 +86,7 @@ def show(**store: object) -> None:
             ban.kind,
             ban.value if ban.value.isprintable() and " " not in ban.value else repr(ban.value),
             "for ever" if ban.until_s is None else _shown(ban.until_s),
-            ban.by or "-",
+            (ban.by if ban.by.isprintable() else repr(ban.by)) or "-",
             ban.reason if ban.reason.isprintable() else repr(ban.reason),
         )
         for ban in sorted(found, key=lambda ban: ban.name)

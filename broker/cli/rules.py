@@ -137,8 +137,15 @@ def remove(name: str, **store: object) -> None:
 def list_rules(**store: object) -> None:
     """Print all rules in the order in which they count, one per line."""
     with documents(store) as opened:
-        for name, raw in sorted(opened.documents(RULES).items()):
-            print(f"{name}: {_summary(name, raw)}")
+        for line in rule_lines(opened.documents(RULES)):
+            print(line)
+
+
+def rule_lines(found: Mapping[str, bytes]) -> list[str]:
+    """What `list` prints."""
+    return [
+        f"{name if name.isprintable() else repr(name)}: {_summary(name, raw)}" for name, raw in sorted(found.items())
+    ]
 
 
 @rules.command()

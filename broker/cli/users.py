@@ -127,7 +127,7 @@ def list_users(**store: object) -> None:
     """Print the names of all users, and what they are."""
     with documents(store) as opened:
         for name, raw in sorted(opened.documents(USERS).items()):
-            print(" ".join([name, *_marks(raw)]))
+            print(user_line(name, raw))
 
 
 @users.command()
@@ -160,6 +160,11 @@ def _kind(password: str) -> str | None:
         return parse_hash(password).kind
     except (ValueError, ConfigError):
         return "unreadable"
+
+
+def user_line(name: str, raw: bytes) -> str:
+    """What `list` prints."""
+    return " ".join([name if name.isprintable() else repr(name), *_marks(raw)])
 
 
 def _marks(raw: bytes) -> list[str]:

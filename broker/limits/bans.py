@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
@@ -87,15 +88,17 @@ def read_ban(name: str, document: bytes) -> Ban:
     try:
         found = json.loads(document)
         until_s = found.get("until")
+        if until_s is not None and math.isnan(until_s := float(until_s)):
+            raise ValueError("until: not a number")
         return Ban(
             kind,
             value,
-            None if until_s is None else float(until_s),
+            until_s,
             str(found.get("reason") or ""),
             str(found.get("by") or ""),
             found.get("new_only") is True,
         )
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise BanError(f"the ban {name!r:.80} cannot be read: {error}") from None
 
 

@@ -139,12 +139,18 @@ class RedisRegistry:
 
 def encoded(name: str) -> bytes:
     """A document's name in the store."""
-    return name.encode("utf-8", "surrogatepass")
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogatepass")
 
 
 def decoded(name: bytes) -> str:
-    """As it was given."""
-    return name.decode("utf-8", "surrogatepass")
+    """As it was given; what somebody else wrote may be no UTF-8 at all, and can be named all the same."""
+    try:
+        return name.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return name.decode("utf-8", "surrogateescape")
 
 
 def change_command(kind: str, changes: Mapping[str, bytes | None]) -> tuple[str, list[Part]]:
