@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -38,6 +38,8 @@ _log = get_logger("hooks")
 _REFUSALS: Final = frozenset({0x80, 0x85, 0x86, 0x87, 0x88, 0x8A, 0x97, 0x9C, 0x9D, 0x9F})
 #: Messages that wait to be told of may not hold more memory than this.
 _WAITING_BYTES: Final = 16 * 1024 * 1024
+#: The last moment that a connection may be said to end at (epoch): the end of the year 9999.
+LAST_S: Final = 253_402_300_800
 #: How long what is waiting at the end is still told.
 _LAST_S: Final = 1.0
 
@@ -279,9 +281,36 @@ def _is_message(answer: object) -> bool:
 
 
 def _is_verdict(answer: object) -> bool:
-    if isinstance(answer, Verdict):
-        return answer.decision in (ALLOW, DENY, IGNORE) and answer.username != ""
-    return _is_opinion(answer)
+    return _is_sound(answer) if isinstance(answer, Verdict) else _is_opinion(answer)
+
+
+def _is_sound(verdict: Verdict) -> bool:
+    """Whether it is what it says that it is: what is not would be found out when the client is let in."""
+    superuser: object = verdict.superuser
+    ends_s: object = verdict.expires_at_s
+    attributes: object = verdict.attributes
+    rules: object = verdict.rules
+    credential: object = verdict.credential
+    return (
+        verdict.decision in (ALLOW, DENY, IGNORE)
+        and all(each is None or _is_text(each) for each in (verdict.username, verdict.client_id))
+        and isinstance(superuser, bool)
+        and (ends_s is None or (isinstance(ends_s, int | float) and ends_s is not True and 0 <= ends_s <= LAST_S))
+        and isinstance(attributes, Mapping)
+        and all(isinstance(text, str) for pair in attributes.items() for text in pair)
+        and (rules is None or (isinstance(rules, Sequence) and all(hasattr(rule, "entries") for rule in rules)))
+        and isinstance(credential, bytes)
+    )
+
+
+def _is_text(value: object) -> bool:
+    """Text that MQTT can carry, and some."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        return len(value.encode()) <= 65535
+    except UnicodeEncodeError:
+        return False
 
 
 def shown(message: Message) -> HookMessage:

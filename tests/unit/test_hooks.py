@@ -108,7 +108,36 @@ async def test_authenticate(make: Make, does: str, decision: int) -> None:
     assert found.username == ("bob" if "bob" in does else None)
 
 
-@pytest.mark.parametrize("does", ["return Verdict(ALLOW, '')", "return Verdict(9)", "return 1", "raise KeyError"])
+UNSOUND = [
+    "'a\\0b'",
+    "'a' * 65536",
+    "'\\ud800'",
+    "7",
+    "'a', client_id=''",
+    "'a', client_id='a\\0b'",
+    "'a', client_id='a' * 65536",
+    "'a', client_id='\\ud800'",
+    "'a', client_id=7",
+    "'a', superuser='no'",
+    "'a', expires_at_s='soon'",
+    "'a', expires_at_s=True",
+    "'a', expires_at_s=float('nan')",
+    "'a', expires_at_s=float('inf')",
+    "'a', expires_at_s=-1",
+    "'a', attributes=None",
+    "'a', attributes=[('a', 'b')]",
+    "'a', attributes={'a': 1}",
+    "'a', rules='allow'",
+    "'a', rules=7",
+    "'a', credential='text'",
+]
+
+
+@pytest.mark.parametrize(
+    "does",
+    ["return Verdict(ALLOW, '')", "return Verdict(9)", "return 1", "raise KeyError"]
+    + [f"return Verdict(ALLOW, {what})" for what in UNSOUND],
+)
 async def test_authenticate_fails(make: Make, does: str) -> None:
     [subject] = make(f"async def authenticate(self, request): {does}").authenticators()
     with pytest.raises(BackendError):
