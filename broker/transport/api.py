@@ -19,6 +19,10 @@ class StreamProtocol(Protocol):
     def connection_lost(self, reason: str) -> None:
         """The peer closed, or the connection failed; called at most once, and not after `close`."""
 
+    def peer_gone(self) -> None:
+        """The peer has ended while reading is paused. What it sent before is in the kernel still, and `connection_lost`
+        follows once that was read. Called once for a pause."""
+
     def output_congested(self) -> None:
         """The output buffer is over its bound."""
 
@@ -34,6 +38,8 @@ class Nobody:
     def resume(self) -> None: ...
 
     def connection_lost(self, reason: str) -> None: ...
+
+    def peer_gone(self) -> None: ...
 
     def output_congested(self) -> None: ...
 

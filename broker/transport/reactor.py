@@ -98,6 +98,8 @@ class Reactor:
         #: Called at the end of each turn, before the sockets are flushed.
         self.turn_hooks: list[Callable[[], None]] = []
         self.turns = 0
+        #: Of the handler that is being called: what epoll says.
+        self.events = 0
         #: By streams, in this turn.
         self.bytes_read = 0
         #: By all streams since the start.
@@ -119,9 +121,15 @@ class Reactor:
         """Watch for writing too, or no longer."""
         self._watch(fd, self._masks[fd] | select.EPOLLOUT if wanted else self._masks[fd] & _NOT_WRITE)
 
-    def watch_readable(self, fd: int, wanted: bool) -> None:
-        """Stop or go on reading: what the peer sends then stays in the kernel and slows it down."""
-        self._watch(fd, self._masks[fd] | _READ if wanted else self._masks[fd] & ~_READ)
+    def watch_readable(self, fd: int, wanted: bool, its_end: bool = False) -> None:
+        """Stop or go on reading: what the peer sends then stays in the kernel and slows it down. With `its_end` the
+        handler is told meanwhile that the peer has ended, until it takes that back."""
+        mask = self._masks[fd] & ~_READ
+        if wanted:
+            mask |= _READ
+        elif its_end:
+            mask |= select.EPOLLRDHUP
+        self._watch(fd, mask)
 
     def _watch(self, fd: int, mask: int) -> None:
         if mask != self._masks[fd]:
@@ -214,6 +222,7 @@ class Reactor:
                     os.eventfd_read(fd)
                     self._woken = False
                 continue
+            self.events = mask
             try:
                 if mask & select.EPOLLOUT:
                     handler.writable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 
@@ -36,6 +37,7 @@ class TcpStream:
         "_pieces",
         "_raw",
         "_reactor",
+        "_told_gone",
         "_unsent",
         "congested",
         "fd",
@@ -62,6 +64,8 @@ class TcpStream:
         self._closing = False
         self._lingering = False
         self._paused = False
+        #: The owner knows that the peer has ended.
+        self._told_gone = False
         self.congested = False
         #: Twice the bound waits, of answers that can be neither dropped nor held: nothing more is read meanwhile.
         self.overrun = False
@@ -79,7 +83,7 @@ class TcpStream:
         return self._raw is None
 
     def readable(self) -> None:
-        if self._raw is None:
+        if self._raw is None or self._left_alone():
             return
         try:
             data = self._raw.recv(READ_BYTES)
@@ -113,12 +117,25 @@ class TcpStream:
     def pause_reading(self, paused: bool) -> None:
         """Leave what the peer sends in the kernel."""
         self._paused = paused
+        self._told_gone = False
         self._watch_reading()
 
     def _watch_reading(self) -> None:
         if self._raw is not None:
             wanted = self._lingering or not (self._paused or self.overrun or self._closing)
-            self._reactor.watch_readable(self.fd, wanted)
+            self._reactor.watch_readable(self.fd, wanted, self._paused and not (self._told_gone or self._closing))
+
+    def _left_alone(self) -> bool:
+        """Whether there is nothing to be read, for all that the reactor says: reading is paused, and the connection has
+        not failed. That the peer has ended is told."""
+        events = self._reactor.events
+        if not self._paused or self._closing or events & (select.EPOLLHUP | select.EPOLLERR):
+            return False
+        if events & select.EPOLLRDHUP and not self._told_gone:
+            self._told_gone = True
+            self._watch_reading()
+            self.protocol.peer_gone()
+        return True
 
     def write(self, data: bytes) -> None:
         """Append to the output of this turn."""

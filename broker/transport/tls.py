@@ -195,7 +195,7 @@ class TlsStream(TcpStream):
                 self._reactor.watch_readable(self.fd, False)
                 self._handshakes.queue(self)
             return
-        if self._receive() and not self._closing:
+        if not self._left_alone() and self._receive() and not self._closing:
             self._deliver()
 
     def _receive(self) -> bool:

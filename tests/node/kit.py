@@ -149,6 +149,8 @@ class MemorySocket:
         ready = 0
         if mask & select.EPOLLIN and (self._inbox or self._eof or self._reset):
             ready |= select.EPOLLIN
+        if mask & select.EPOLLRDHUP and (self._eof or self._reset):
+            ready |= select.EPOLLRDHUP
         if self._reset:
             ready |= select.EPOLLHUP | select.EPOLLERR
         if mask & select.EPOLLOUT and (self.room is None or self.room > 0):

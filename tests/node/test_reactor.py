@@ -28,6 +28,7 @@ class Recorder:
         self.data = bytearray()
         self.chunks: list[int] = []
         self.lost: list[str] = []
+        self.gone = 0
         self.congestion: list[bool] = []
         self.resumed = 0
         self.error: Exception | None = None
@@ -45,6 +46,9 @@ class Recorder:
 
     def connection_lost(self, reason: str) -> None:
         self.lost.append(reason)
+
+    def peer_gone(self) -> None:
+        self.gone += 1
 
     def output_congested(self) -> None:
         self.congestion.append(True)
@@ -112,6 +116,23 @@ async def test_bytes_go_both_ways(harness: Harness) -> None:
     await harness.turn()
     assert pair.read() == b"one two three"
     assert pair.stream.pending_bytes() == 0
+
+
+async def test_a_peer_that_ends_while_it_is_not_read(harness: Harness) -> None:
+    pair = harness.pair()
+    pair.stream.pause_reading(True)
+    pair.peer.send(b"last")
+    await harness.turn()
+    assert (pair.protocol.gone, bytes(pair.protocol.data)) == (0, b"")
+    pair.peer.shutdown(socket.SHUT_WR)
+    await harness.turn()
+    turns = harness.reactor.turns
+    await harness.turn()
+    assert (pair.protocol.gone, bytes(pair.protocol.data), pair.protocol.lost) == (1, b"", [])
+    assert harness.reactor.turns <= turns + 1  # told once
+    pair.stream.pause_reading(False)
+    await harness.turn()
+    assert (pair.protocol.gone, bytes(pair.protocol.data), pair.protocol.lost) == (1, b"last", ["closed by peer"])
 
 
 class Link:
