@@ -25,12 +25,11 @@ from broker.codec.packets import (
     V5,
     Acknowledgement,
 )
-from broker.codec.primitives import FrameBuffer
 from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.inbound import Inbound
-from broker.limits.meter import Meter
 from broker.options.listener import Listener
-from broker.permitted import NOTHING, Permitted
+from broker.paced import PACKETS_PER_TURN, Paced
+from broker.permitted import NOTHING
 from broker.reasons import reason_name
 from broker.routes import Route, Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
@@ -46,26 +45,15 @@ if TYPE_CHECKING:
 #: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
 _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 
-#: Packets of one connection in one turn; the rest waits for the next, so that everybody gets a share.
-PACKETS_PER_TURN = 256
 
-#: Shorter pauses of a client that sends too fast are worth a task: the deadlines are looked at twice a second only.
-FINE_S = 1.0
-
-
-class Connection(Permitted):
+class Connection(Paced):
     """A client's connection from accept to close. Implements `StreamProtocol`."""
 
     __slots__ = (
         "_answer",
         "_asking",
-        "_busy",
-        "_have",
-        "_held",
         "_inbound_max",
         "_need",
-        "_rest",
-        "_working",
         "agreement",
         "authenticator",
         "bridge",
@@ -77,8 +65,6 @@ class Connection(Permitted):
         "listener",
         "lost",
         "max_packet_size",
-        "meter",
-        "send_will",
     )
 
     def __init__(self, stream: Stream, server: Services, listener: Listener) -> None:
@@ -92,11 +78,7 @@ class Connection(Permitted):
         self.lost = False
         self.expiry_s = 0
         self.bridge = False
-        #: What the will does when the connection ends.
-        self.send_will = True
         self.has_will = False
-        #: How fast it may send; None: as it likes.
-        self.meter: Meter | None = None
         self.exchange: Exchange | None = None
         #: Whose exchange it is.
         self.authenticator = ""
@@ -105,11 +87,7 @@ class Connection(Permitted):
         #: Of the listener; 0: as the quotas say.
         self.max_packet_size = listener.options.max_packet_size
         self._inbound_max = server.quotas.max_packet_size_before_auth
-        #: Packets wait: for a task (`_working`), for the store (`_held`), or both.
-        self._busy = self._working = self._held = False
-        self._rest = b""
         self._need = 0
-        self._have: bytearray | None = None
 
     # -- bytes in
 
@@ -144,41 +122,6 @@ class Connection(Permitted):
             else:
                 self._process_metered(data, self.meter)
 
-    def _process_metered(self, data: bytes, meter: Meter) -> None:
-        """A client that sends faster than it may is read later."""
-        now = self._server.reactor.now
-        budget = min(PACKETS_PER_TURN, meter.budget(now))
-        if budget <= 0:
-            self._rest = data
-            self.hold_for(meter.wait_s(now))
-            return
-        packets = self.metrics.packets_received
-        before = packets[PUBLISH]
-        self._process(data, budget)
-        left = len(self._rest) if self._have is None else len(self._have)
-        meter.take(packets[PUBLISH] - before, max(0, len(data) - left), now)
-        if self.machine.state != CLOSED:
-            wait_s = meter.wait_s(now)
-            if wait_s:
-                self.hold_for(wait_s)
-
-    def hold_for(self, seconds: float) -> None:
-        """Handle nothing more for so long."""
-        until = self.held_until = self._server.reactor.now + seconds
-        self._busy = True
-        self._pause(True)
-        if seconds > FINE_S:
-            self._look_by(until)
-            return
-
-        async def work() -> None:
-            await trio.sleep(seconds)
-            if self.held_until == until:
-                self.held_until = 0.0
-                self._go_on()
-
-        self._server.start(work)
-
     def work_done(self) -> None:
         """A task that held this connection has finished: its further packets may go on."""
         self._working = False
@@ -202,21 +145,6 @@ class Connection(Permitted):
         """The answer to the question that was asked about the packet at hand."""
         answer, self._answer = self._answer, None
         return answer
-
-    def _go_on(self) -> None:
-        if self._working or self._held or self.held_until:
-            return
-        self._busy = False
-        if self.machine.state != CLOSED:
-            if self._rest:  # read on once it is handled, or it would grow by a read for each packet that takes a task
-                self.stream.call_again()
-            else:
-                self._pause(False)
-
-    def _pause(self, paused: bool) -> None:
-        if paused != self._paused:
-            self._paused = paused
-            self.stream.pause_reading(paused)
 
     def _process(self, data: bytes, budget: int) -> None:
         """Handle the complete packets in `data`, at most `budget`; keep the rest."""
@@ -443,13 +371,6 @@ class Connection(Permitted):
         self.permissions = None
         self.gate = None
 
-    def connection_lost(self, reason: str) -> None:
-        """The network connection is gone."""
-        if self.machine.state != CLOSED:
-            if self._rest and _says_goodbye(self._rest):
-                self.send_will = False  # [MQTT-3.14.4-3]: it came, and waited for its turn
-            self._end("connection_lost")
-
     def _end(self, reason: str) -> None:
         self.machine.close()
         self.close_reason = reason
@@ -466,13 +387,3 @@ class Connection(Permitted):
         for scope in self.feed_scopes:
             scope.cancel()
         self._server.connection_ended(self)
-
-
-def _says_goodbye(data: bytes) -> bool:
-    """Whether a plain DISCONNECT is among these packets."""
-    frames = FrameBuffer()
-    frames.feed(data)
-    try:
-        return any(first == 0xE0 and body[:1] in (b"", b"\0") for first, body in frames)
-    except PeerError:
-        return False

@@ -122,8 +122,8 @@ class WebSocketStream:
 
     @property
     def hungry(self) -> bool:
-        """The owner may get more."""
-        return self._inbox_bytes < INBOX_BYTES or self._closing
+        """The owner may get more; all that there is, at the end."""
+        return self._inbox_bytes < INBOX_BYTES or self._closing or bool(self._wire.ended)
 
     def feed(self, data: bytes) -> None:
         """A piece of a message came. In trio-websocket's task: the owner gets it in a turn."""

@@ -153,6 +153,10 @@ class _Wire(trio.abc.Stream):
         self._settled()
         self.end(reason)
 
+    def peer_gone(self) -> None:
+        if self.stream is not None:
+            self.stream.protocol.peer_gone()
+
     def output_congested(self) -> None:
         if self.stream is not None:
             self.stream.protocol.output_congested()
