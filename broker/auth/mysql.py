@@ -129,7 +129,7 @@ def _database(options: MysqlUsers | MysqlRules) -> PooledDatabase:
 def make_users(options: MysqlUsers, registry: Registry | None) -> SqlUsers:
     """The authenticator."""
     with told_of("authentication", options.label):
-        return SqlUsers(_database(options), options, registry)
+        return SqlUsers(_database(options), options, registry, spelled=True)
 
 
 def make_rules(options: MysqlRules) -> SqlRuleSource:

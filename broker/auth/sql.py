@@ -108,11 +108,13 @@ class PooledDatabase:
 
 
 class SqlDirectory:
-    """Implements `Directory`: users found by a query."""
+    """Implements `Directory`: users found by a query. `spelled`: it has to say how the name is spelled, as the database
+    finds one user by several spellings, and each would be somebody else here."""
 
-    def __init__(self, database: Database, options: Sql) -> None:
+    def __init__(self, database: Database, options: Sql, spelled: bool = False) -> None:
         self._database = database
         self._options = options
+        self._spelled = spelled
         self.query = Query(options.query)
 
     async def find(self, request: ConnectRequest, username: str) -> Entry | None:
@@ -124,6 +126,8 @@ class SqlDirectory:
             return None
         if len(rows) > 1:
             raise BackendError(f"the query for a user gave {len(rows)} rows")
+        if self._spelled and not text_of(rows[0].get("username")):
+            raise BackendError("the query for a user gave no column username, which has to tell how it is spelled")
         return self._entry(rows[0], username)
 
     def _entry(self, row: Row, username: str) -> Entry:
@@ -145,8 +149,8 @@ class SqlDirectory:
 class SqlUsers(DirectoryAuthenticator):
     """The authenticator."""
 
-    def __init__(self, database: Database, options: Sql, registry: Registry | None) -> None:
-        directory = SqlDirectory(database, options)
+    def __init__(self, database: Database, options: Sql, registry: Registry | None, spelled: bool = False) -> None:
+        directory = SqlDirectory(database, options, spelled)
         super().__init__(options.label, directory, registry, options.algorithm)
         self.cached = frozenset(directory.query.names) - {"username"}
         self._database = database

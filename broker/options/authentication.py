@@ -141,8 +141,9 @@ class Sql(Remote):
     algorithm: str = option(Choice("auto", "plain", "md5", "sha1", "sha256", "sha512", "bcrypt", "pbkdf2_sha256",
         "pbkdf2_sha512", "argon2"), "auto", "How password_hash was made; auto: as its prefix says.")
     salt: str = option(Choice("prefix", "suffix", "none"), "prefix", "Where the salt of a plain digest stands.")
-    query: str = option(Text(), "SELECT password_hash, salt, is_superuser FROM mqtt_user WHERE username = ${username}",
-        "Query for one user; placeholders become parameters. Only the column password_hash has to be there.")
+    query: str = option(Text(), "SELECT username, password_hash, salt, is_superuser FROM mqtt_user WHERE username = "
+        "${username}", "Query for one user; placeholders become parameters. Only the column password_hash has to be "
+        "there, in MySQL also username: it finds ann for ANN, and who comes in is the user as it is spelled there.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

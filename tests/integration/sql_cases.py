@@ -113,7 +113,7 @@ def started(kind: str, database: Database, folder: Path) -> Iterator[World]:
             {
                 "type": kind,
                 "name": "others",
-                "query": "SELECT verifier AS password_hash FROM other_user WHERE name = ${username}",
+                "query": "SELECT name AS username, verifier AS password_hash FROM other_user WHERE name = ${username}",
                 **common,
             },
         ],

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Sequence
 
-from broker.auth.api import BackendError
+import pytest
+import trio
+
+from broker.auth.api import ALLOW, BackendError, ConnectRequest
 from broker.auth.mysql import literal, parse_url
 from broker.auth.postgresql import PostgresqlDriver
-from broker.auth.sql import Query, attributes_of, text_of
+from broker.auth.sql import Query, Row, SqlUsers, Values, attributes_of, text_of
 from broker.auth.sql_rules import table_of
 from broker.errors import ConfigError
+from broker.options import read_options
+from broker.options.authentication import MysqlUsers, PostgresqlUsers
+from broker.peer import Peer
 
 
 def test_placeholders_are_parameters() -> None:
@@ -109,3 +115,38 @@ def test_rows_of_rules() -> None:
 def test_rows_that_are_no_rules(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         table_of({"permission": "deny", "action": "all", "topic": "a", **wrong})
+
+
+class OneUser:
+    """A database that finds one user by any spelling, as MySQL does."""
+
+    def __init__(self, row: dict[str, object]) -> None:
+        self.row = row
+
+    async def select(self, query: Query, values: Values) -> Sequence[Row]:
+        return [self.row] if values == ("ANN",) else []
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+
+
+@pytest.mark.parametrize("kind", [PostgresqlUsers, MysqlUsers])
+def test_default_queries_tell_how_a_user_is_spelled(kind: type[PostgresqlUsers | MysqlUsers]) -> None:
+    options = read_options(kind, {"url": f"{kind.TYPE}://localhost/mqtt"})
+    assert options.query.partition(" FROM ")[0] == "SELECT username, password_hash, salt, is_superuser"
+
+
+async def test_a_user_is_one_however_it_is_spelled() -> None:
+    options = read_options(MysqlUsers, {"url": "mysql://localhost/mqtt", "algorithm": "plain"})
+    request = ConnectRequest("c1", "ANN", b"sesame", Peer())
+    row: dict[str, object] = {"password_hash": "sesame", "username": "ann"}
+    subject = SqlUsers(OneUser(row), options, None, spelled=True)
+    verdict = await subject.authenticate(request)
+    assert (verdict.decision, verdict.username) == (ALLOW, "ann")
+    for wrong in (None, "", b""):
+        with pytest.raises(BackendError, match="username"):
+            await SqlUsers(OneUser({**row, "username": wrong}), options, None, spelled=True).authenticate(request)
+    del row["username"]
+    with pytest.raises(BackendError, match="username"):
+        await subject.authenticate(request)
+    assert (await SqlUsers(OneUser(row), options, None).authenticate(request)).decision == ALLOW
