@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from pathlib import Path
 
@@ -454,6 +455,37 @@ async def test_checks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         go_on.set()
     assert await checks.check(found, b"apple")
+
+
+async def test_checks_that_would_come_too_late_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 2 s for each, one at a time and 5 s of patience there is one at work and one that waits."""
+    times = itertools.count(step=2.0)
+    checks = Checks(threads=1, waiting=64, patience_s=5.0, clock=lambda: next(times))
+    found = parse_hash(ANNA)
+    assert await checks.check(found, b"apple")  # it is not known before how long they take
+    go_on = threading.Event()
+    monkeypatch.setattr(hashes.PasswordHash, "verify", lambda self, password: go_on.wait(20))
+    answers: list[bool | None] = []
+
+    async def one() -> None:
+        try:
+            answers.append(await checks.check(found, b"apple"))
+        except Busy:
+            answers.append(None)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(one)
+            await trio.testing.wait_all_tasks_blocked()
+            assert answers == [None] * 8
+            go_on.set()
+    finally:
+        go_on.set()
+    assert answers == [None] * 8 + [True] * 2
+    # A single one is always begun, or nobody would notice that they are fast again.
+    checks = Checks(threads=1, patience_s=1.0, clock=lambda: next(times))
+    assert await checks.check(found, b"apple") and await checks.check(found, b"apple")
 
 
 class Counting(BaseAuthenticator):
