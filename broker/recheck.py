@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -42,9 +42,11 @@ class Rechecking:
         self.version = 0
         self._done = 0
         self._running = False
-        #: Those with subscriptions or a will that somebody has to be asked about; who asks them goes on until done.
+        #: Those with subscriptions or a will that somebody has to be asked about, and those for whom nobody answered.
         self._unsure: dict[Connection, None] = {}
+        self._unanswered: dict[Connection, None] = {}
         self._asking = False
+        self._more = trio.Event()
 
     def all(self) -> None:
         """Something changed that may concern anybody."""
@@ -62,16 +64,14 @@ class Rechecking:
             while self._done != self.version:
                 self._done = self.version
                 # Who has to go does not wait for what others may do.
-                await self._each(list(self._server.connections), self._stays)
-                await self._each(list(self._server.connections), self._renew)
+                await self._each(iter(list(self._server.connections)), self._stays)
+                await self._each(iter(list(self._server.connections)), self._renew)
         finally:
             self._running = False
 
-    async def _each(self, connections: Sequence[Connection], look: Callable[[Connection], Awaitable[object]]) -> None:
-        waiting = iter(connections)
-
+    async def _each(self, connections: Iterator[Connection], look: Callable[[Connection], Awaitable[object]]) -> None:
         async def work() -> None:
-            for connection in waiting:
+            for connection in connections:
                 await trio.lowlevel.checkpoint()  # others get their turn between any two
                 try:
                     await look(connection)
@@ -145,7 +145,7 @@ class Rechecking:
         for topic_filter in subscriber.subscriptions:
             gate.watch(topic_filter)
         connection.update_plain()
-        unsure = False
+        asked, unsure = ask, False
         allowed = await self._will_allowed(connection, permissions, ask)
         if allowed is None:
             unsure = True
@@ -173,8 +173,11 @@ class Rechecking:
         refused = [name for name in refused if name in subscriber.subscriptions]
         if refused:
             await self._remove(connection, subscriber, ref, refused)
+        elif unsure and asked:
+            self._unanswered[connection] = None
         elif unsure:
             self._unsure[connection] = None
+            self._more.set()
             if not self._asking:
                 self._asking = True
                 self._server.start(self._ask_all)
@@ -182,13 +185,22 @@ class Rechecking:
     async def _ask_all(self) -> None:
         """Ask about those of whom nothing is known otherwise, again and again where nobody answers."""
         try:
-            while self._unsure:
-                connections, self._unsure = list(self._unsure), {}
-                await self._each(connections, partial(self._look, ask=True))
-                if self._unsure:
-                    await trio.sleep(RETRY_S)
+            while self._unsure or self._unanswered:
+                if not self._unsure:
+                    self._more = trio.Event()
+                    with trio.move_on_after(RETRY_S):
+                        await self._more.wait()
+                    self._unsure.update(self._unanswered)
+                    self._unanswered.clear()
+                await self._each(self._next_unsure(), partial(self._look, ask=True))
         finally:
             self._asking = False
+
+    def _next_unsure(self) -> Iterator[Connection]:
+        while self._unsure:
+            connection = next(iter(self._unsure))
+            del self._unsure[connection]
+            yield connection
 
     async def _remove(
         self, connection: Connection, subscriber: Subscriber, ref: SessionRef, refused: Sequence[str]
