@@ -95,10 +95,12 @@ class Rechecking:
             return False  # one that is being opened looks itself whether anything changed meanwhile
         ban = server.guard.ban_of(principal)
         if ban:
+            connection.send_will = False  # whoever is thrown out has no last word
             connection.disconnect(0x98, ban)  # "banned" is a reason of CONNACK only
             return False
         if not await server.access.chain.still_valid(principal):
             _log.info("client.not_valid", client_id=connection.client_id, username=principal.username)
+            connection.send_will = False
             connection.disconnect(0x87, "the client would not be let in any more")
             return False
         return True

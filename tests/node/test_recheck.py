@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from broker.auth.api import Principal
-from broker.codec.packets import Connack, Disconnect, Pingreq, Pingresp, Publish, Will
+from broker.codec.packets import Connack, Disconnect, Pingreq, Pingresp, Properties, Publish, Will
 from broker.guard import NoGuard
 from broker.recheck import WORKERS
 from tests.node.access_kit import FakeAccess, Rules, everything, nothing, ruled
@@ -121,6 +121,30 @@ async def test_g18_who_cannot_be_asked_takes_nothing_back(autojump_clock: trio.a
         rules.slow.clear()
         await _recheck(world)
         await _gone(client, 0x87)
+
+
+@pytest.mark.parametrize("how", ["removed", "banned"])
+@pytest.mark.parametrize("delay_s", [0, 10])
+async def test_g18_who_is_thrown_out_has_no_last_word(autojump_clock: trio.abc.Clock, how: str, delay_s: int) -> None:
+    class Bans(NoGuard):
+        def ban_of(self, principal: Principal) -> str | None:
+            return "banned for a test" if how == "banned" and principal.client_id == "a" else None
+
+    access = FakeAccess()
+    async with ruled(access) as world:
+        other = await world.subscriber("s", "#")
+        properties = Properties()
+        properties.will_delay_interval = delay_s
+        client = await world.connect("a", username="anna", expiry_s=100, will=Will("w", b"x", 1, True, properties))
+        world.server.guard = Bans()
+        if how == "removed":
+            access.chain.invalid.add("anna")
+        await _recheck(world)
+        assert client.closed()
+        await trio.sleep(20)
+        await other.nothing()
+        late = await world.subscriber("late", "#")
+        await late.nothing()
 
 
 async def test_g18_a_client_without_rules_gets_some(autojump_clock: trio.abc.Clock) -> None:
