@@ -42,9 +42,17 @@ lint: install
 check: lint ## Format, lint, types, imports, generated files and the fast tests.
 	$(BIN)/python -m pytest -q $(FAST_TESTS)
 
+# Mostly waiting for leases, restarts and faults: they run beside the others, and their output follows.
+WAITING_TESTS := tests/contract tests/fault tests/history tests/multinode
+OTHER_TESTS := $(filter-out $(WAITING_TESTS) tests/kit,$(patsubst %/,%,$(filter-out %__pycache__/,$(wildcard tests/*/))))
+
 # The tests run even if the linters fail: one run tells all that is wrong.
 test: packages ## Everything that `check` does and all other tests.
-	@status=0; $(MAKE) --no-print-directory lint || status=1; $(BIN)/python -m pytest -q tests || status=1; exit $$status
+	@status=0; log=$$(mktemp); \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(BIN)/python -m pytest -q -p no:cacheprovider $(WAITING_TESTS) >$$log 2>&1 & waiting=$$!; \
+	$(BIN)/python -m pytest -q $(OTHER_TESTS) || status=1; \
+	wait $$waiting || status=1; echo "$(WAITING_TESTS):"; cat $$log; rm -f $$log; exit $$status
 
 fuzz: install ## A long campaign of seeded nonsense against a node: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python -m tests.abuse.fuzz --seconds $(SECONDS_) --seed $(SEED)
