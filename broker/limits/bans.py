@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
@@ -25,6 +26,9 @@ CLIENT_ID_PREFIX: Final = "client_id_prefix"
 USERNAME_PREFIX: Final = "username_prefix"
 IP: Final = "ip"
 KINDS: Final = (CLIENT_ID, USERNAME, CLIENT_ID_PREFIX, USERNAME_PREFIX, IP)
+
+#: What those are prefixes of.
+_PREFIXED: Final = {CLIENT_ID_PREFIX: CLIENT_ID, USERNAME_PREFIX: USERNAME}
 
 #: Longer reasons are cut.
 _TEXT: Final = 200
@@ -125,7 +129,7 @@ class Bans:
     def __init__(self, bans: Iterator[Ban] | list[Ban] | tuple[Ban, ...] = ()) -> None:
         self._named: dict[str, dict[str, Ban]] = {kind: {} for kind in KINDS}
         #: Lengths of the prefixes that there are, of each kind.
-        self._lengths: dict[str, set[int]] = {CLIENT_ID: set(), USERNAME: set()}
+        self._lengths: dict[str, Counter[int]] = {CLIENT_ID: Counter(), USERNAME: Counter()}
         #: By IP version and length of the network's prefix: networks as numbers.
         self._networks: dict[tuple[int, int], dict[int, Ban]] = {}
         for ban in bans:
@@ -140,15 +144,28 @@ class Bans:
 
     def add(self, ban: Ban) -> None:
         """One more, or another one of the same name."""
+        if ban.value not in self._named[ban.kind] and ban.kind in _PREFIXED:
+            self._lengths[_PREFIXED[ban.kind]][len(ban.value)] += 1
         self._named[ban.kind][ban.value] = ban
-        if ban.kind == CLIENT_ID_PREFIX:
-            self._lengths[CLIENT_ID].add(len(ban.value))
-        elif ban.kind == USERNAME_PREFIX:
-            self._lengths[USERNAME].add(len(ban.value))
+        if ban.kind == IP:
+            networks, number = _place(ban)
+            self._networks.setdefault(networks, {})[number] = ban
+
+    def remove(self, ban: Ban) -> None:
+        """This very one, if another one of its name has not taken its place."""
+        if self._named[ban.kind].get(ban.value) is not ban:
+            return
+        del self._named[ban.kind][ban.value]
+        if ban.kind in _PREFIXED:
+            lengths = self._lengths[_PREFIXED[ban.kind]]
+            lengths[len(ban.value)] -= 1
+            if not lengths[len(ban.value)]:
+                del lengths[len(ban.value)]
         elif ban.kind == IP:
-            network = ipaddress.ip_network(ban.value)
-            number = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
-            self._networks.setdefault((network.version, network.prefixlen), {})[number] = ban
+            networks, number = _place(ban)
+            del self._networks[networks][number]
+            if not self._networks[networks]:
+                del self._networks[networks]
 
     def of_client_id(self, client_id: str, now_s: float) -> Ban | None:
         """The first that holds."""
@@ -183,6 +200,12 @@ class Bans:
                 if ban is not None and ban.holds(now_s):
                     return ban
         return None
+
+
+def _place(ban: Ban) -> tuple[tuple[int, int], int]:
+    network = ipaddress.ip_network(ban.value)
+    number = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
+    return (network.version, network.prefixlen), number
 
 
 def read_bans(documents: Mapping[str, bytes], now_s: float) -> tuple[Bans, dict[str, bytes], list[str]]:

@@ -10,7 +10,8 @@ import trio
 from broker.auth.api import ConnectRequest, Principal
 from broker.errors import ClusterError, PeerError, StoreUnavailable
 from broker.limits.attempts import Attempts
-from broker.limits.bans import Ban, Bans, read_bans
+from broker.limits.ban_mirror import BanMirror
+from broker.limits.bans import Ban
 from broker.limits.meter import Meter
 from broker.limits.origins import Origins
 from broker.limits.places import RECOUNT_S, Places
@@ -35,6 +36,8 @@ MAX_COUNTING: Final = 1000
 AGAIN_S: Final = 0.5
 #: With so many bans no further ones are made without being asked.
 MAX_BANS: Final = 10_000
+#: Documents that are removed in one step.
+MAX_REMOVED: Final = 1000
 #: What a banned client is told: not the reason, which is for operators.
 TEXT: Final = "banned"
 
@@ -68,7 +71,9 @@ class LimitsGuard:
         self._metrics = metrics
         self._spawn = spawn
         self._now = now
-        self._bans = Bans()
+        self._mirror = BanMirror()
+        self._bans = self._mirror.bans
+        self._reading = trio.Lock()
         self._banning = False
         self._quiet = Quiet()
         self._attempts = Attempts(self._registry, self._ban, self._now_s, settings)
@@ -127,15 +132,16 @@ class LimitsGuard:
 
     async def refresh(self) -> None:
         """Reads the bans; those that are over are removed. Raises ClusterError: then all stays as it was."""
-        documents = await self._registry.documents(BANS)
-        before = {(ban.name, ban.until_s) for ban in self._bans}
-        self._bans, over, wrong = read_bans(documents, self._now_s())
-        if any(not ban.new_only and (ban.name, ban.until_s) not in before for ban in self._bans):
+        async with self._reading:
+            documents = await self._registry.documents(BANS)
+            new, over, wrong = await self._mirror.update(documents, self._now_s())
+        if any(not ban.new_only for ban in new):
             self._banning = True
         for text in wrong[:10]:
             _log.warning("limits.wrong_ban", error=text)
-        if over:
-            await self._registry.remove(BANS, over)
+        gone = list(over.items())
+        for at in range(0, len(gone), MAX_REMOVED):
+            await self._registry.remove(BANS, dict(gone[at : at + MAX_REMOVED]))
 
     async def _ban(self, ban: Ban) -> None:
         if len(self._bans) >= MAX_BANS:
@@ -147,10 +153,12 @@ class LimitsGuard:
         self._count(f"ban_{ban.by}")
         self._tell("limits.banned", ban.by, kind=ban.kind, value=ban.value, reason=ban.reason)
         try:
-            await self._registry.change(BANS, {ban.name: ban.document()})
+            document = ban.document()
+            await self._registry.change(BANS, {ban.name: document})
+            async with self._reading:
+                self._mirror.stored(ban, document)
         except ClusterError as error:
             self._tell("limits.ban_not_stored", ban.by, error=str(error))
-        self._bans.add(ban)  # once more: others may have been read meanwhile
 
     def _tell(self, event: str, what: str, **fields: object) -> None:
         silent = self._quiet.tells(f"{event} {what}")
