@@ -16,6 +16,9 @@ from cluster.registry import BANS
 if TYPE_CHECKING:
     from broker.limits.bans import Ban
 
+#: The longest that --for may say.
+LONGEST_S = 36500 * 86400
+
 
 @click.group()
 def bans() -> None:
@@ -52,7 +55,7 @@ def add(
 ) -> None:
     """Ban clients; one ban of the same kind and value is replaced."""
     ban = _named(client_id, username, ip, prefix)
-    ban.until_s = _until(for_, until)
+    ban.until_s = until_of(for_, until)
     ban.reason, ban.by = reason, _who()
     with documents(store) as opened:
         opened.change(BANS, {ban.name: ban.document()})
@@ -85,7 +88,7 @@ def show(**store: object) -> None:
         (
             ban.kind,
             ban.value if ban.value.isprintable() and " " not in ban.value else repr(ban.value),
-            "for ever" if ban.until_s is None else _shown(ban.until_s),
+            shown(ban.until_s),
             (ban.by if ban.by.isprintable() else repr(ban.by)) or "-",
             ban.reason if ban.reason.isprintable() else repr(ban.reason),
         )
@@ -116,7 +119,8 @@ def _named(client_id: str | None, username: str | None, ip: str | None, prefix: 
         raise click.UsageError(str(error)) from None
 
 
-def _until(for_: str | None, until: str | None) -> float | None:
+def until_of(for_: str | None, until: str | None) -> float | None:
+    """The end that options say."""
     if for_ and until:
         raise click.UsageError("--for and --until: only one of them")
     if for_:
@@ -126,6 +130,8 @@ def _until(for_: str | None, until: str | None) -> float | None:
             raise click.UsageError(f"--for {for_!r}: {error}") from None
         if not seconds > 0:
             raise click.UsageError(f"--for {for_!r}: must be more than 0")
+        if seconds > LONGEST_S:
+            raise click.UsageError(f"--for {for_!r}: at most 36500d; without --for the ban is for ever")
         return round(time.time() + seconds, 3)
     if until:
         try:
@@ -138,11 +144,12 @@ def _until(for_: str | None, until: str | None) -> float | None:
     return None
 
 
-def _shown(epoch_s: float) -> str:
+def shown(epoch_s: float | None) -> str:
+    """The end of a ban for people; what is no date of theirs any more is never."""
     try:
-        return datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="seconds")
+        return "for ever" if epoch_s is None else datetime.fromtimestamp(epoch_s, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):
-        return f"{epoch_s:g}"
+        return "for ever"
 
 
 def _who() -> str:
