@@ -50,11 +50,11 @@ class Bucket:
 class Share(Protocol):
     """What several clients have together: see `broker.limits.tenants`."""
 
-    def budget(self) -> int:
-        """How many messages may be taken now; 0: nothing at all."""
+    def budget(self, who: object) -> int:
+        """How many messages `who` may take now; 0: nothing at all, until it is its turn."""
         ...
 
-    def take(self, messages: int, size: int) -> None:
+    def take(self, who: object, messages: int, size: int) -> None:
         """So much was handled."""
         ...
 
@@ -83,7 +83,7 @@ class Meter:
         if self._bytes is not None and self._bytes.level(now) <= 0:
             return 0
         budget = UNLIMITED if self._messages is None else max(0, int(self._messages.level(now)))
-        return budget if self._share is None else min(budget, self._share.budget())
+        return budget if self._share is None or not budget else min(budget, self._share.budget(self))
 
     def take(self, messages: int, size: int, now: float) -> None:
         """So many messages, in packets of so many bytes, were handled."""
@@ -92,7 +92,7 @@ class Meter:
         if self._bytes is not None:
             self._bytes.take(size, now)
         if self._share is not None:
-            self._share.take(messages, size)
+            self._share.take(self, messages, size)
 
     def wait_s(self, now: float) -> float:
         """How long nothing may be read; 0.0: go on."""
@@ -101,7 +101,7 @@ class Meter:
             wait_s = self._messages.wait_s(now, 1.0)
         if self._bytes is not None and (bytes_s := self._bytes.wait_s(now, 1.0)) > wait_s:
             wait_s, reason = bytes_s, "paused_bytes"
-        if self._share is not None and wait_s < SHARE_WAIT_S and not self._share.budget():
+        if self._share is not None and wait_s < SHARE_WAIT_S and not self._share.budget(self):
             wait_s, reason = SHARE_WAIT_S, "paused_tenant"
         if wait_s:
             self._counters[reason] += 1

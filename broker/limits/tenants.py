@@ -3,6 +3,9 @@
 The store has a bucket for each tenant and kind of rate. A node takes portions from it ahead of need: as long as a
 tenant is below its rate nobody waits for anything. A node that has none left does not read the tenant's clients until
 the store gives more.
+
+Those who wait take turns: what comes is divided among them in the order in which they came, so that one that floods the
+node leaves the others of its tenant their part.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import trio
 from broker.auth.template import Template, Unresolved, lookup_of
 from broker.errors import ClusterError, ConfigError
 from broker.limits.meter import UNLIMITED
+from broker.limits.turns import Turns
 from broker.log import get_logger
 from cluster.registry import Registry
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 PORTION_S: Final = 1.0
 #: Pause before the store is asked again that had not enough.
 AGAIN_S: Final = 0.1
+#: What a turn may come to where only bytes are counted: one read.
+TURN_BYTES: Final = 65536
 
 _log = get_logger("limits")
 
@@ -62,7 +68,7 @@ class _Tokens:
 class Tenant:
     """The part that this node has of one tenant's rates; the `Share` of its clients."""
 
-    __slots__ = ("_bytes", "_low", "_messages", "clients", "name")
+    __slots__ = ("_bytes", "_low", "_messages", "_turns", "clients", "name")
 
     def __init__(self, name: str, message_rate: int, byte_rate: int, low: set[Tenant]) -> None:
         self.name = name
@@ -70,21 +76,31 @@ class Tenant:
         self._messages = _Tokens(f"tenant-messages:{name}", message_rate) if message_rate else None
         self._bytes = _Tokens(f"tenant-bytes:{name}", byte_rate) if byte_rate else None
         self._low = low
+        self._turns = Turns()
 
-    def budget(self) -> int:
-        """See `Share`."""
-        budget = UNLIMITED if self._messages is None else max(0, int(self._messages.level))
+    def free(self) -> int:
+        """How many messages there are that nobody was given; 0: nothing at all."""
         if self._bytes is not None and self._bytes.level < 1:
-            budget = 0
+            return 0
+        return UNLIMITED if self._messages is None else max(0, int(self._messages.level))
+
+    def budget(self, who: object) -> int:
+        """See `Share`."""
+        budget = self._turns.given(who)
+        if not budget and not self._turns.waiting:
+            budget = self.free()
         if not budget:
+            self._turns.wait(who)
             self._low.add(self)
         return budget
 
-    def take(self, messages: int, size: int) -> None:
+    def take(self, who: object, messages: int, size: int) -> None:
         """See `Share`."""
         low = False
-        if self._messages is not None:
-            self._messages.level -= messages
+        if self._messages is None:
+            self._turns.end(who)
+        else:
+            self._messages.level -= self._turns.use(who, messages)
             low = bool(self._messages.wanted())
         if self._bytes is not None:
             self._bytes.level -= size
@@ -101,7 +117,27 @@ class Tenant:
         except ClusterError:
             for tokens in kinds:
                 tokens.grant()
-        return not any(tokens.wanted() for tokens in kinds)
+        self._give()
+        return not self._turns.waiting and not any(tokens.wanted() for tokens in kinds)
+
+    def _give(self) -> None:
+        back = self._turns.reclaim()
+        if self._messages is not None:
+            self._messages.level += back
+        free, waiting = self.free(), self._turns.waiting
+        if not free or not waiting:
+            return
+        turns = min(waiting, free)
+        if self._bytes is not None:
+            turns = min(turns, 1 + int(self._bytes.level) // TURN_BYTES)
+        if self._messages is None:
+            self._turns.give(turns, UNLIMITED)
+        else:
+            portion, more = divmod(free, waiting)
+            given = (portion + 1) * self._turns.give(min(turns, more), portion + 1)
+            if portion:
+                given += portion * self._turns.give(turns - more, portion)
+            self._messages.level -= given
 
 
 class Tenants:
@@ -133,7 +169,7 @@ class Tenants:
         if tenant is None:
             tenant = self._tenants[name] = Tenant(name, *self._rates, self._low)
         tenant.clients += 1
-        if not tenant.budget():
+        if not tenant.free():
             filled = False
             try:
                 await self._fill(tenant)
