@@ -36,6 +36,10 @@ ACTIONS: Final = {"publish": PUBLISH, "subscribe": SUBSCRIBE | READ, "all": PUBL
 #: Whether a condition holds for a client.
 Condition = Callable[[Principal], bool]
 
+#: Characters of a name that are matched at most: what clients choose must not keep the node busy. To longer ones rules
+#: with `*_match` apply if they deny, and do not if they allow.
+MATCHED: Final = 256
+
 
 class TopicTemplate:
     """A topic filter with placeholders; ValueError for what can be no filter."""
@@ -198,7 +202,7 @@ def rule_from(table: Mapping[str, object], origin: str = "") -> Rule:
         conditions = []
         for at, make in _WHO.items():
             if at in table:
-                conditions.append(make(table[at]))
+                conditions.append(make(table[at], decision))
         at = "username"
         usernames = frozenset(_texts(table[at])) if at in table else None
         at = "client_id"
@@ -264,8 +268,8 @@ def _qos(value: object) -> int:
 # -- conditions
 
 
-def _matching(value_of: Callable[[Principal], str | None]) -> Callable[[object], Condition]:
-    def make(value: object) -> Condition:
+def _matching(value_of: Callable[[Principal], str | None]) -> Callable[[object, int], Condition]:
+    def make(value: object, decision: int) -> Condition:
         try:
             patterns = [re.compile(each) for each in _texts(value)]
         except (re.error, OverflowError, RecursionError) as error:
@@ -273,22 +277,26 @@ def _matching(value_of: Callable[[Principal], str | None]) -> Callable[[object],
 
         def holds(principal: Principal) -> bool:
             found = value_of(principal)
-            return found is not None and any(pattern.fullmatch(found) for pattern in patterns)
+            if found is None:
+                return False
+            if len(found) > MATCHED:
+                return decision == DENY
+            return any(pattern.fullmatch(found) for pattern in patterns)
 
         return holds
 
     return make
 
 
-def _equal(name: str) -> Callable[[object], Condition]:
-    def make(value: object) -> Condition:
+def _equal(name: str) -> Callable[[object, int], Condition]:
+    def make(value: object, decision: int) -> Condition:
         known = frozenset(_texts(value))
         return lambda principal: lookup_of(principal)(name) in known
 
     return make
 
 
-def _fingerprint(value: object) -> Condition:
+def _fingerprint(value: object, decision: int) -> Condition:
     known = frozenset(each.replace(":", "").lower() for each in _texts(value))
     for each in known:
         if not re.fullmatch(r"[0-9a-f]{64}", each):
@@ -296,7 +304,7 @@ def _fingerprint(value: object) -> Condition:
     return lambda principal: lookup_of(principal)("cert_fingerprint") in known
 
 
-def _networks(value: object) -> Condition:
+def _networks(value: object, decision: int) -> Condition:
     try:
         networks = [network_of(each) for each in _texts(value)]
     except ValueError as error:
@@ -314,20 +322,20 @@ def _networks(value: object) -> Condition:
     return holds
 
 
-def _attributes(value: object) -> Condition:
+def _attributes(value: object, decision: int) -> Condition:
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"must be a table of names and values, not {value!r:.60}")
     known = {_text(name): frozenset(_texts(values)) for name, values in value.items()}
     return lambda principal: all(principal.attributes.get(name) in values for name, values in known.items())
 
 
-def _anonymous(value: object) -> Condition:
+def _anonymous(value: object, decision: int) -> Condition:
     wanted = _flag(value)
     return lambda principal: (principal.identity == ANONYMOUS) == wanted
 
 
-#: What a client must be, beside `username` and `client_id`, by which rules are found.
-_WHO: Final[Mapping[str, Callable[[object], Condition]]] = {
+#: What a client must be, for a rule with this decision, beside `username` and `client_id`, by which rules are found.
+_WHO: Final[Mapping[str, Callable[[object, int], Condition]]] = {
     "username_match": _matching(lambda principal: principal.username),
     "client_id_match": _matching(lambda principal: principal.client_id),
     "ip": _networks,

@@ -10,7 +10,7 @@ import pytest
 
 from broker.auth.acl_file import read_acl
 from broker.auth.api import ALLOW, ANONYMOUS, DENY, IGNORE, PUBLISH, READ, SUBSCRIBE, Principal
-from broker.auth.rules import RuleSet, judge_of, rule_from
+from broker.auth.rules import MATCHED, RuleSet, judge_of, rule_from
 from broker.auth.rules_file import read_rules
 from broker.auth.stored_rules import rules_of
 from broker.errors import ConfigError
@@ -87,6 +87,18 @@ def test_who_it_is_about(who: dict[str, Any]) -> None:
 )
 def test_whom_it_is_not_about(who: dict[str, Any]) -> None:
     assert answer(who, client(tenant="acme")) == IGNORE
+
+
+@pytest.mark.parametrize("key", ["username_match", "client_id_match"])
+def test_names_that_are_too_long_to_be_matched(key: str) -> None:
+    """They gain nothing by it: what is denied stays denied, and nothing is allowed."""
+    long = client(username="a" * (MATCHED + 1), client_id="a" * (MATCHED + 1))
+    short = client(username="a" * MATCHED, client_id="a" * MATCHED)
+    for pattern, found in ("a*", True), ("b", False):
+        assert answer({key: pattern}, long) == IGNORE
+        assert answer({key: pattern, "permission": "deny"}, long) == DENY
+        assert answer({key: pattern}, short) == (ALLOW if found else IGNORE)
+        assert answer({key: pattern, "permission": "deny"}, short) == (DENY if found else IGNORE)
 
 
 def test_a_claimed_name_is_not_proved() -> None:
