@@ -114,12 +114,12 @@ async def test_a_filter_that_is_withdrawn(
     service.answers["a"] = answer
     await trio.sleep(4)
     assert changes == ["changed"] and not permissions.may_read(b"a") and permissions.may_read(b"b")
-    assert service.asked_about == ["a", "b"] * 2
+    assert sorted(service.asked_about) == ["a", "a", "b", "b"]
     assert not await permissions.may_subscribe("a", 1) and await permissions.may_subscribe("b", 0)
-    assert service.asked_about == ["a", "b"] * 2  # what was heard a moment ago is not asked again
+    assert len(service.asked_about) == 4  # what was heard a moment ago is not asked again
     permissions.close()
     await trio.sleep(100)
-    assert service.asked_about == ["a", "b"] * 2
+    assert len(service.asked_about) == 4
 
 
 @pytest.mark.parametrize("answer", [BackendError("away"), Momentary(IGNORE)])
