@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from broker.message import Message
 from cluster.registry import Registry
@@ -127,10 +127,15 @@ class StoredWill:
         self.delay_s = delay_s
 
 
+#: The identity of clients that nobody checked.
+NOBODY: Final = ""
+
+
 class AttachRequest:
     """A client connects. `expiry_s` is the Session Expiry Interval (0: ends with the connection,
     0xFFFFFFFF: never). `will` replaces whatever will the session had. `identity` is whose session it is ("": that of
-    clients that nobody checked); None: that does not matter, and stays as it is."""
+    clients that nobody checked); None: that does not matter, and stays as it is. With another one the session is
+    refused; but a clean start with an identity that was proved may end one of nobody's, while nobody has it."""
 
     __slots__ = ("clean_start", "client_id", "expiry_s", "identity", "will")
 
@@ -147,6 +152,10 @@ class AttachRequest:
         self.expiry_s = expiry_s
         self.will = will
         self.identity = identity
+
+    def may_end(self, identity: str | None) -> bool:
+        """Whether a session of this other identity, which nobody is connected with, makes way for a new one."""
+        return self.clean_start and identity == NOBODY and bool(self.identity)
 
 
 class Attachment:

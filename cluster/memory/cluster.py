@@ -129,7 +129,12 @@ class MemoryCluster:
         await trio.lowlevel.checkpoint()
         sid = keys.session_id(request.client_id)
         session = self._sessions.get(sid)
-        if session is not None and request.identity is not None and session.identity not in (None, request.identity):
+        if (
+            session is not None
+            and request.identity is not None
+            and session.identity not in (None, request.identity)
+            and (session.token or not request.may_end(session.identity))
+        ):
             raise NotOwner("the session of this client id belongs to another user")
         ended_will: StoredWill | None = None
         ended_subscriptions: list[StoredSubscription] = []

@@ -11,7 +11,7 @@ import trio
 from broker.errors import ClusterError, NotOwner, SessionLost, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from cluster import keys as names
-from cluster.api import PAGE_LIMIT, Attachment, AttachRequest, QueuedMessage, SessionRef, StoredSubscription
+from cluster.api import NOBODY, PAGE_LIMIT, Attachment, AttachRequest, QueuedMessage, SessionRef, StoredSubscription
 from cluster.keys import SESSION, Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_subscription, pack_will, unpack_queued, unpack_subscription, unpack_will
@@ -118,6 +118,7 @@ class Sessions:
             self._generations.numbers[partition],
             will_after_ms,
             b"" if request.identity is None else names.identity_id(request.identity),
+            names.identity_id(NOBODY) if request.may_end(NOBODY) else b"",
         )
         self._takeover.began(session_id)
         answered = False

@@ -83,6 +83,28 @@ async def test_g19_clients_that_nobody_checked_are_one_identity(make_cluster: Ma
             await world.connect("c", identity="anna")
 
 
+async def test_g19_a_clean_start_may_end_a_session_of_nobody(make_cluster: Maker) -> None:
+    """That of clients that nobody checked, once authentication is switched on; nothing of it is seen."""
+    async with served(make_cluster()) as world:
+        first = await world.connect("c", identity="")
+        await world.cluster.subscribe(first.ref, [StoredSubscription("a", 1)], True)
+        await world.send(first, b"1")
+        with pytest.raises(NotOwner):
+            await world.connect("c", clean_start=True, identity="anna")  # somebody is connected with it
+        await world.cluster.detach(first.ref, 3600, 0, False)
+        with pytest.raises(NotOwner):
+            await world.connect("c", identity="anna")
+        second = await world.connect("c", clean_start=True, identity="anna")
+        assert not second.session_present
+        assert second.subscriptions == []
+        assert await world.queue(second.ref) == []
+        await world.cluster.detach(second.ref, 3600, 0, False)
+        for identity in ("", "bob"):
+            with pytest.raises(NotOwner):
+                await world.connect("c", clean_start=True, identity=identity)
+        assert (await world.connect("c", identity="anna")).session_present
+
+
 async def test_g19_identities_may_not_matter(make_cluster: Maker) -> None:
     """`session_owner = any`: and what was known of a session stays known."""
     async with served(make_cluster()) as world:

@@ -99,7 +99,8 @@ end
 -- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs,
 -- member that it may be robbed from or '', generation, after how many ms the will goes out of an owner that did not let
 -- the session go, if its end makes that due, or '' if it never does; optional: the identity that the session has to be
--- of, and is of from now on, or '' if that does not matter.
+-- of, and is of from now on, or '' if that does not matter; then, with a clean start, the one whose sessions it may end
+-- where nobody is connected with them, or ''.
 -- Returns {1} if fenced; {4} if the session is another identity's; {3, owner} if another live member owns the session,
 -- and not that one; else {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound,
 -- ended will or '', ended subscriptions}.
@@ -111,7 +112,10 @@ local function attach(keys, args)
   local key, will, now = p .. 's:' .. sid, p .. 'will:' .. sid, now_ms()
   local s, identity = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo', 'identity'), args[14] or ''
   if s[6] and identity ~= '' and s[6] ~= identity then
-    return { 4 }
+    local left = not s[3] or may_take(p, s[3], args[4], args[5])
+    if s[6] ~= args[15] or args[6] ~= '1' or not left then
+      return { 4 }
+    end
   end
   if s[3] and s[3] ~= owner and s[3] ~= args[11] and not may_take(p, s[3], args[4], args[5]) then
     return { 3, s[3] }
