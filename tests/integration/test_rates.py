@@ -100,6 +100,24 @@ async def test_a_paused_client_may_leave(start_node: StartNode, peers_of: PeersO
             await trio.sleep(0.02)
 
 
+async def test_a_paused_client_that_is_gone_gives_its_place_back(
+    start_node: StartNode, peers_of: PeersOf, topic: str
+) -> None:
+    """Its messages that were read go out at once, and the next one finds its place."""
+    node = start_node("--message-rate", "1", "--max-connections-per-ip", "2", http=HTTP)
+    peers = peers_of(node)
+    reader = await peers.subscriber(topic)
+    for _ in range(4):
+        sender = await peers.connect()
+        await flood(sender, topic, 100)
+        await sender.close()
+        await counted(reader, 100)
+        with trio.fail_after(20):
+            while metric(node, "mqtt_connections") != 1:
+                await trio.sleep(0.02)
+    assert metric(node, 'mqtt_disconnects_total{reason="connection_lost"}') == 4
+
+
 async def test_tenants(start_node: StartNode, peers_of: PeersOf, topic: str) -> None:
     node = start_node("--tenant", "${username}", "--tenant-message-rate", "50", http=HTTP)
     peers = peers_of(node)
