@@ -62,12 +62,18 @@ class BanMirror:
             if ban is not None and not ban.holds(now_s):
                 self._forget(name, ban)
                 over[name] = document
-        for name in [name for name in self._known if name not in documents]:
-            self._forget(name, self._known.pop(name)[1])
-        await trio.lowlevel.checkpoint()
+        if len(self._known) > len(documents):
+            for number, name in enumerate(list(self._known), 1):
+                if name not in documents:
+                    self._forget(name, self._known.pop(name)[1])
+                if number % LOOKED_AT == 0:
+                    await trio.lowlevel.checkpoint()
         # Those that this node made and could not store.
-        for ban in [ban for ban in self.bans if not ban.holds(now_s)]:
-            self.bans.remove(ban)
+        for number, ban in enumerate(list(self.bans), 1):
+            if not ban.holds(now_s):
+                self.bans.remove(ban)
+            if number % LOOKED_AT == 0:
+                await trio.lowlevel.checkpoint()
         return new, over, wrong
 
     @staticmethod
