@@ -100,12 +100,13 @@ class StoredDirectory:
         return None if raw is None else read_entry(name, raw)
 
 
-def read_entry(name: str, raw: bytes) -> Entry:
-    """The user of a document; disabled if it is broken."""
+def read_entry(name: str, raw: bytes, told: bool = False) -> Entry:
+    """The user of a document; disabled if it is broken, which the log says unless it was `told` before."""
     try:
         return UserDocument.read(raw).entry(name)
     except (ValueError, ConfigError) as error:
-        _log.warning("authentication.user_unreadable", username=name, error=str(error)[:200])
+        if not told:
+            _log.warning("authentication.user_unreadable", username=name, error=str(error)[:200])
         return Entry(None, disabled=True, username=name)
 
 
@@ -123,6 +124,8 @@ class StoredUserAccounts(DirectoryAuthenticator):
         super().__init__(options.label, self._users, registry)
         self._registry = registry
         self._credentials: dict[str, bytes] = {}
+        #: Documents of users that are disabled: some cannot be read, and the log has said so.
+        self._disabled: dict[str, bytes] = {}
 
     def _seen(self, entry: Entry) -> None:
         pass  # the models are all users
@@ -142,15 +145,18 @@ class StoredUserAccounts(DirectoryAuthenticator):
             return
         documents = await self._registry.documents(USERS)
         credentials: dict[str, bytes] = {}
+        disabled: dict[str, bytes] = {}
         models = Models()
         for number, (name, raw) in enumerate(sorted(documents.items())):
             if number % 100 == 0:
                 await trio.lowlevel.checkpoint()
-            entry = read_entry(name, raw)
+            entry = read_entry(name, raw, self._disabled.get(name) == raw)
             models.add(entry.password, entry.verifiers)
             if not entry.disabled:
                 credentials[name] = entry.credential
-        self._credentials, self._models = credentials, models
+            elif entry.password is None:
+                disabled[name] = raw
+        self._credentials, self._models, self._disabled = credentials, models, disabled
 
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """See `Authenticator`."""

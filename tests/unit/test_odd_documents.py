@@ -6,12 +6,17 @@ import json
 
 import pytest
 
+from broker.auth import stored_users
 from broker.auth.stored_rules import rules_of, stored_rule
-from broker.auth.stored_users import read_entry
+from broker.auth.stored_users import StoredUserAccounts, read_entry
 from broker.cli.rules import rule_lines
 from broker.cli.users import user_line
 from broker.limits.bans import BanError, read_ban
+from broker.options.authentication import StoredUsers
+from cluster.memory import MemoryCluster
+from cluster.policy import ClusterLimits
 from cluster.redis.registry import decoded, encoded
+from cluster.registry import USERS
 
 DEEP = b"[" * 100_000
 
@@ -29,6 +34,21 @@ def test_users(document: bytes) -> None:
     entry = read_entry("anna", document)
     assert entry.disabled and entry.credential
     assert user_line("anna", document) == "anna unreadable"
+
+
+async def test_users_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as their documents are the same; the log of a node does not fill with them."""
+    told: list[object] = []
+    monkeypatch.setattr(stored_users._log, "warning", lambda event, **fields: told.append(fields["username"]))
+    registry = MemoryCluster("a", ClusterLimits()).registry
+    accounts = StoredUserAccounts(StoredUsers(), registry)
+    await registry.change(USERS, {"anna": DEEP, "bob": b"[]"})
+    await accounts.refresh()
+    await accounts.refresh()
+    assert told == ["anna", "bob"]
+    await registry.change(USERS, {"bob": b"{"})
+    await accounts.refresh()
+    assert told == ["anna", "bob", "bob"]
 
 
 def test_names_of_users() -> None:
