@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 
+from broker.auth.hashes import make_pbkdf2
 from broker.codec.packets import V5, V311, Connack, Connect, Publish
 from tests.conformance.peers import Peers
 from tests.integration import mosquitto
@@ -243,6 +244,37 @@ async def test_a_web_service_is_asked_about_topics(
     assert await client.publish("open", b"x", 1) in (0, 0x10)
     web.start()
     assert await client.publish("again", b"x", 1) in (0, 0x10)
+
+
+async def test_a_session_outlasts_a_web_service_that_is_away(
+    start_node: StartNode, peers_of: PeersOf, tmp_path: Path, web: WebServer
+) -> None:
+    web.acl([("ann", "subscribe", "s", "allow"), ("ann", "publish", "s", "allow")])
+    (tmp_path / "users").write_text(f"ann:{make_pbkdf2('pw', 1)}\n")
+    node = configured(
+        start_node,
+        tmp_path,
+        f'[[authentication]]\ntype = "password_file"\npath = "{tmp_path / "users"}"\n'
+        f'[[authorization]]\ntype = "http"\nurl = "{web.url}/acl"\nmethod = "get"\ntimeout = "2s"\n',
+    )
+    peers = peers_of(node)
+
+    async def again(clean_start: bool) -> tuple[MqttClient, Connack]:
+        client = await peers.open()
+        session = properties(session_expiry_interval=100)
+        await client.send(Connect(V5, "c1", clean_start, 0, "ann", b"pw", None, session))
+        return client, await client.expect(Connack)
+
+    client, _ = await again(True)
+    assert (await client.subscribe("s")).reason_codes == [2]
+    web.stop()
+    client, refused = await again(False)
+    assert (refused.reason_code, refused.session_present) == (0x88, False)
+    web.start()
+    client, connack = await again(False)
+    assert (connack.reason_code, connack.session_present) == (0, True)
+    await client.send(Publish("s", b"read"))
+    await client.take(b"read")
 
 
 async def test_names_from_certificates(start_node: StartNode, tmp_path: Path) -> None:
