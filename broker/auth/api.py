@@ -131,8 +131,8 @@ DENIED: Final = Verdict(DENY)
 class Principal:
     """Who a connection is, from CONNACK on. `identity` owns the session (G19): the proved name, or ANONYMOUS.
 
-    `username` is what `${username}` stands for: the proved name, else the claimed one of a client that nobody checked.
-    `authenticator` is the name of the one that let it in, "" for none.
+    `username` is what `${username}` stands for: the proved name, None for a client that nobody checked, whatever it
+    claims. `authenticator` is the name of the one that let it in, "" for none.
     """
 
     __slots__ = (

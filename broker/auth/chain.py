@@ -160,7 +160,7 @@ class Chain:
             proved,
             client_id,
             request.peer,
-            proved or request.username,
+            proved or None,  # what a client calls itself where nobody checks it is no name
             superuser=verdict.superuser,
             rules=verdict.rules,
             expires_at_s=verdict.expires_at_s,

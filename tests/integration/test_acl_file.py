@@ -13,6 +13,7 @@ from broker.auth.acl_file import read_acl
 from broker.auth.api import ALLOW, ANONYMOUS, PUBLISH, READ, SUBSCRIBE, Principal
 from broker.codec.packets import V5, Connect, Publish
 from broker.peer import Peer
+from tests.integration.guarded import users_file
 from tests.kit.broker_process import BrokerProcess
 from tests.kit.mosquitto_broker import MosquittoBroker
 from tests.kit.mqtt_client import MqttClient
@@ -89,8 +90,9 @@ async def asked(port: int) -> Answers:
             await MqttClient.open("127.0.0.1", port) as client,
             await MqttClient.open("127.0.0.1", port) as editor,
         ):
-            await client.connect(Connect(V5, client_id, True, 0, username=username))
-            await editor.connect(Connect(V5, "editor", True, 0, username="the editor"))
+            secret = None if username is None else b"right"
+            await client.connect(Connect(V5, client_id, True, 0, username=username, password=secret))
+            await editor.connect(Connect(V5, "editor", True, 0, username="the editor", password=b"right"))
             for topic_filter in ("#", "$s/#"):
                 await client.subscribe(topic_filter, qos=0)
             for topic in TOPICS:
@@ -147,7 +149,10 @@ async def test_nodes_with_rules_at_random(tmp_path: Path, seed: int) -> None:
         told = await asked(broker.port)
     config = tmp_path / "rookery.toml"
     config.write_text(f'[[authorization]]\ntype = "acl_file"\npath = {json.dumps(str(acl))}\n')
-    node = BrokerProcess(tmp_path / "node", "memory", arguments=("--config", str(config)))
+    names = {name for _, name in CLIENTS if name is not None}
+    users = users_file(tmp_path, "the editor", *sorted(names))  # only a name that was proved is one
+    arguments = ("--config", str(config), "--authentication", users, "--allow-anonymous")
+    node = BrokerProcess(tmp_path / "node", "memory", arguments=arguments)
     node.start()
     try:
         ours = await asked(node.port)

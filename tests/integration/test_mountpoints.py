@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration import mosquitto
+from tests.integration.guarded import users_file
 from tests.kit.broker_process import BrokerProcess
 
 ANY = "tcp://127.0.0.1:0"
@@ -18,9 +19,12 @@ ONLY_3 = "tcp://127.0.0.1:0?versions=3.1,3.1.1"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    names = [f"{name}{version}" for name in ("anna", "bert") for version in (3, 4, 5)]
+    users = users_file(tmp_path_factory.mktemp("users"), *names, "a/b", "a#")
     process = BrokerProcess(
         tmp_path_factory.mktemp("mounted"), "memory", listen=(ANY, HOMES, ONLY_5, ONLY_3),
-        arguments=("--max-topic-levels", "4", "--max-topic-length", "40B"),
+        arguments=("--max-topic-levels", "4", "--max-topic-length", "40B", "--authentication", users,
+                   "--allow-anonymous"),
     )  # fmt: skip
     process.start()
     yield process
@@ -36,7 +40,7 @@ def _at(node: BrokerProcess, index: int, *arguments: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("version", [3, 4, 5])
 def test_a_home_for_everybody(node: BrokerProcess, version: int) -> None:
     name = f"anna{version}"
-    anna, bert = _at(node, 1, "-u", name), _at(node, 1, "-u", f"bert{version}")
+    anna, bert = _at(node, 1, "-u", name, "-P", "right"), _at(node, 1, "-u", f"bert{version}", "-P", "right")
     with (
         mosquitto.Subscriber(node, ["lamp/#", "$share/g/door"], *anna, version=version) as inside,
         mosquitto.Subscriber(node, ["lamp/#"], *bert, version=version) as neighbour,
@@ -58,7 +62,7 @@ def test_a_home_for_everybody(node: BrokerProcess, version: int) -> None:
 
 
 def test_a_name_that_leads_elsewhere(node: BrokerProcess) -> None:
-    for arguments in (("-u", "a/b"), ("-u", "#"), ()):
+    for arguments in (("-u", "a/b", "-P", "right"), ("-u", "a#", "-P", "right"), ()):
         done = mosquitto.run("mosquitto_pub", node, *_at(node, 1, *arguments), "-t", "x", "-m", "x")
         assert "Not authorized" in done.stdout + done.stderr
     assert "needs a usable value of username" in node.log()

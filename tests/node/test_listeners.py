@@ -71,7 +71,7 @@ async def test_topics_of_too_many_levels_or_bytes(autojump_clock: trio.abc.Clock
 
 
 async def test_mountpoint(autojump_clock: trio.abc.Clock) -> None:
-    async with serving() as world:
+    async with ruled(FakeAccess()) as world:
         outside = await world.subscriber("outside", "#")
         world.listener = listener(mountpoint="t/${username}/")
         anna = await world.subscriber("anna", "x/#", "$share/g/s", username="anna")
@@ -122,9 +122,17 @@ async def test_mountpoint_with_aliases_and_wills(autojump_clock: trio.abc.Clock,
 
 @pytest.mark.parametrize("username", [None, "", "a/b", "a+", "#", "$SYS"])
 async def test_mountpoint_without_a_usable_value(autojump_clock: trio.abc.Clock, username: str | None) -> None:
-    async with serving() as world:
+    async with ruled(FakeAccess()) as world:
         world.listener = listener(mountpoint="${username}/")
         client = world.connecting("c", username=username)
+        assert (await client.expect(Connack)).reason_code == 0x87
+        assert client.closed()
+
+
+async def test_mountpoint_of_somebody_whom_nobody_checked(autojump_clock: trio.abc.Clock) -> None:
+    async with serving() as world:
+        world.listener = listener(mountpoint="t/${username}/")
+        client = world.connecting("c", username="anna")
         assert (await client.expect(Connack)).reason_code == 0x87
         assert client.closed()
 

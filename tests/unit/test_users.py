@@ -582,3 +582,8 @@ def test_two_connects_have_one_key_only_if_they_are_the_same(
     asked = [Counting("db", frozenset({"clientid"}))]
     keys = [cache.key(request(*each), asked) for each in (one, two)]
     assert (keys[0] == keys[1]) is (one == two)
+
+
+async def test_a_name_that_nobody_checked_is_none() -> None:
+    principal = await Chain(True).authenticate(request("root", b"whatever"), OPTIONS)
+    assert (principal.identity, principal.username, principal.authenticator) == ("", None, "")
