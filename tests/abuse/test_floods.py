@@ -347,7 +347,9 @@ async def test_g15_a_tenant_does_not_starve_another(nodes: Nodes) -> None:
     """Many clients share what one tenant may send; the other has its own."""
     topic = new_name()
     async with AsyncExitStack() as stack:
-        node = nodes.get("--tenant", "${username}", "--tenant-message-rate", "500")
+        attribute = "attribute?name=tenant&value=${clientid}&match=^([a-z]*)-"
+        rate = ("--tenant", "${client_attrs.tenant}", "--tenant-message-rate", "500")
+        node = nodes.get(*rate, "--client-attributes", attribute)
         await stack.enter_async_context(attended(node))
         reader = await node.client()
         await reader.subscribe(f"{topic}/good", qos=0)
@@ -355,13 +357,13 @@ async def test_g15_a_tenant_does_not_starve_another(nodes: Nodes) -> None:
 
         async def push(_number: int) -> None:
             attacker = await attack.dial(Door(node.host, node.port))
-            await attacker.send(connect_packet(new_name(), username="greedy"))
+            await attacker.send(connect_packet(f"greedy-{new_name()}"))
             await attacker.exactly(4)
             await attacker.send(bytes(encode(Publish(f"{topic}/bad", b""), V311)) * 120)
 
         await in_parallel(10, push)
         attacker = await attack.dial(Door(node.host, node.port))
-        await attacker.send(connect_packet(new_name(), username="good"))
+        await attacker.send(connect_packet(f"good-{new_name()}"))
         await attacker.exactly(4)
         for number in range(20):
             await attacker.send(bytes(encode(Publish(f"{topic}/good", b"%d" % number), V311)))

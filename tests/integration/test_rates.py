@@ -119,7 +119,9 @@ async def test_a_paused_client_that_is_gone_gives_its_place_back(
 
 
 async def test_tenants(start_node: StartNode, peers_of: PeersOf, topic: str) -> None:
-    node = start_node("--tenant", "${username}", "--tenant-message-rate", "50", http=HTTP)
+    attribute = "attribute?name=tenant&value=${clientid}&match=^([a-z]*)-"
+    rate = ("--tenant", "${client_attrs.tenant}", "--tenant-message-rate", "50")
+    node = start_node(*rate, "--client-attributes", attribute, http=HTTP)
     peers = peers_of(node)
     readers = {name: await peers.subscriber(f"{topic}/{name}/+") for name in ("x", "y")}
     senders = [await _named(peers, "x") for _ in range(3)]
@@ -137,9 +139,9 @@ async def test_tenants(start_node: StartNode, peers_of: PeersOf, topic: str) -> 
     assert metric(node, 'mqtt_limits_total{reason="paused_tenant"}') >= 1
 
 
-async def _named(peers: Peers, username: str) -> MqttClient:
+async def _named(peers: Peers, tenant: str) -> MqttClient:
     client = await peers.open()
-    await client.connect(Connect(V5, peers.client_id(), True, 0, username=username))
+    await client.connect(Connect(V5, f"{tenant}-{peers.client_id()}", True, 0))
     return client
 
 
