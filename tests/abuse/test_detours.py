@@ -16,6 +16,7 @@ import trio
 from broker.codec.packets import Disconnect, Puback, Pubcomp, Publish, Pubrec, Pubrel, SubscriptionRequest, Will
 from tests.abuse.trespass import DENIED, enter, knock, trespassing
 from tests.abuse.world import SETTLE_S, AbusedNode, new_name
+from tests.kit.believing import BELIEVING
 from tests.kit.mqtt_client import MqttClient, properties
 
 COMPOSED = unicodedata.normalize("NFC", "Ångström")
@@ -56,6 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def arguments(folder: Path) -> tuple[str, ...]:
     return (
+        *BELIEVING,
         "--authorization", f"rules_file?path={folder}/moving.toml&name=moving",
         "--authorization", f"rules_file?path={folder}/rules.toml",
     )  # fmt: skip

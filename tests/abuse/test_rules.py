@@ -11,6 +11,7 @@ import pytest
 
 from broker.codec.packets import V5, Connack, Connect, Publish, Will
 from tests.abuse.world import SETTLE_S, AbusedNode, new_name
+from tests.kit.believing import BELIEVING
 from tests.kit.mqtt_client import ConnectionClosed, MqttClient, properties
 
 DENIED = 0x87
@@ -40,7 +41,7 @@ def rules_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(rules_file: Path) -> tuple[str, ...]:
-    return ("--authorization", f"rules_file?path={rules_file}")
+    return (*BELIEVING, "--authorization", f"rules_file?path={rules_file}")
 
 
 async def enter(
