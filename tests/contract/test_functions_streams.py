@@ -255,7 +255,7 @@ def test_flags(functions: Functions) -> None:
     for entry in cast("list[object]", _fields(library)[b"functions"]):
         fields = _fields(entry)
         found[cast(bytes, fields[b"name"]).decode().removeprefix("rk1_")] = list(cast("list[bytes]", fields[b"flags"]))
-    adding = {"attach", "subscribe", "enqueue", "push", "retain", "set_routes", "delay"}
+    adding = {"attach", "attach_as", "subscribe", "enqueue", "push", "retain", "set_routes", "delay"}
     adding |= {"change_documents", "count", "draw"}
     reading = {"outcome", "routes_wanted", "page", "unseen", "group_held", "group_info", "verify"}
     assert {name for name, flags in found.items() if not flags} == adding
