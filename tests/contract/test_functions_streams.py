@@ -262,7 +262,17 @@ def test_flags(functions: Functions) -> None:
     assert {name for name, flags in found.items() if flags == [b"no-writes"]} == reading
     rest = {name for name, flags in found.items() if flags == [b"allow-oom"]}
     assert rest == {
-        *("generation", "attach_full", "detach", "unsubscribe", "routes_done", "reap", "settle", "reserve"),
+        *(
+            "generation",
+            "attach_full",
+            "attach_as_full",
+            "detach",
+            "unsubscribe",
+            "routes_done",
+            "reap",
+            "settle",
+            "reserve",
+        ),
         *("open", "trim", "close", "disown", "unretain", "expire_retained", "remove_routes", "reap_routes"),
         *("join", "beat", "leave", "buried", "due", "expire", "done"),
         *("group_join", "group_leave", "group_members", "group_settle"),
