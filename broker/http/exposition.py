@@ -31,6 +31,17 @@ _BY_REASON = {
     "mqtt_limits": "Clients that were refused or paused, and bans that were written, by limits.",
     "mqtt_packet_errors": "Packets that broke the rules.",
 }
+#: Counted by the values of several labels, separated by commas.
+_BY_SEVERAL = {
+    "mqtt_authorization": (
+        "Answers of rules: each deny and error, and each allow that a connection had to ask for.",
+        ["action", "result"],
+    ),
+    "mqtt_hook_failures": (
+        "Calls of hooks that failed, took too long or were left out because too many waited.",
+        ["hook", "method", "reason"],
+    ),
+}
 
 
 def exposition(reports: Sequence[Report], ended: Counters) -> bytes:
@@ -97,22 +108,11 @@ class _Collector:
             yield _labelled(name, text, label, zip(names, counters.get(name, ()), strict=False))  # type: ignore[arg-type]
         for name, text in _BY_REASON.items():
             yield _labelled(name, text, "reason", dict(counters.get(name, {})).items())  # type: ignore[arg-type]
-        family = CounterMetricFamily(
-            "mqtt_authorization",
-            "Answers of rules: each deny and error, and each allow that a connection had to ask for.",
-            labels=["action", "result"],
-        )
-        for key, value in dict(counters.get("mqtt_authorization", {})).items():  # type: ignore[arg-type]
-            family.add_metric(key.split(","), value)
-        yield family
-        family = CounterMetricFamily(
-            "mqtt_hook_failures",
-            "Calls of hooks that failed, took too long or were left out because too many waited.",
-            labels=["hook", "method", "reason"],
-        )
-        for key, value in dict(counters.get("mqtt_hook_failures", {})).items():  # type: ignore[arg-type]
-            family.add_metric(key.rsplit(",", 2), value)
-        yield family
+        for name, (text, labels) in _BY_SEVERAL.items():
+            family = CounterMetricFamily(name, text, labels=labels)
+            for key, value in dict(counters.get(name, {})).items():  # type: ignore[arg-type]
+                family.add_metric(key.rsplit(",", len(labels) - 1), value)
+            yield family
 
 
 def _groups(reports: Sequence[Report]) -> list[list[int]]:

@@ -27,7 +27,6 @@ _LAST_PACKET_ID = 65535
 #: Messages sent before older ones, at most: then the queue is looked into.
 AHEAD_LIMIT = 1000
 _DUP = 8
-_RETAIN = 1
 _QOS_MASK = 3
 
 

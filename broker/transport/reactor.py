@@ -19,7 +19,6 @@ from broker.log import get_logger
 from cluster.api import Readiness
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
-_READ_WRITE = _READ | select.EPOLLOUT
 _NOT_WRITE = ~select.EPOLLOUT
 
 #: Descriptors served in one turn; it bounds what a turn can collect before it is flushed.
