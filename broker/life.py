@@ -20,12 +20,13 @@ from broker.limits.guard import LimitsGuard
 from broker.limits.policy import Policy
 from broker.log import get_logger
 from broker.metrics import Metrics
+from broker.options.listener import Listener
 from broker.process import causes
 from broker.server import Server
 from broker.session.quotas import Quotas
 from broker.transport.certificates import Certificates
 from broker.transport.entrance import Entrance
-from broker.transport.listener import Acceptor
+from broker.transport.listener import Acceptor, bind
 from broker.transport.reactor import Reactor
 from broker.transport.websocket import WebSockets
 from cluster.api import Cluster
@@ -73,7 +74,9 @@ def strategy_of(settings: Settings) -> Callable[[str], str]:
 class Life:
     """`run` it once. `cluster` has not joined before `joined` is true."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics, shared_ports: bool = False) -> None:
+        """With `shared_ports` other processes may listen on the same ports."""
+        self._shared_ports = shared_ports
         self.cluster = cluster
         self.metrics = metrics
         self.access = Access(settings, cluster.registry, metrics)
@@ -94,6 +97,7 @@ class Life:
             delayed_available=settings.delayed_available,
             node_name=settings.node_name,
             session_owner_any=settings.session_owner == "any",
+            will_grace_s=settings.will_failover_grace_s if settings.will_failover == "cancel" else 0.0,
         )
         self.guard = LimitsGuard(settings, cluster, metrics, self.server.start, lambda: self.reactor.now)
         self.server.guard = self.guard
@@ -113,16 +117,19 @@ class Life:
         )
         self.entrance.banned = self.guard.bans_address
         self._listeners: list[Acceptor] = []
+        self._open: Callable[[], None] = _nothing
         #: When the lease was first seen to be over, 0.0 while it holds.
         self._lapsed_s = 0.0
 
     async def run(
         self,
-        sockets: Sequence[socket.socket],
+        sockets: list[socket.socket],
+        listeners: Sequence[Listener],
         certificates: Sequence[Certificates | None],
         serve: Callable[[], Awaitable[None]],
     ) -> None:
-        """Join, accept clients on the bound `sockets` until `serve` returns, leave. `certificates`: of each socket.
+        """Join, accept clients on the bound `sockets` until `serve` returns, leave. Of each socket there are its
+        listener, with the address that it has, and its certificates. Those that were closed meanwhile are replaced.
 
         Raises (in a group) Fenced if other nodes took this one for dead, ClusterError if the store cannot be used,
         ConfigError if an address is taken.
@@ -132,7 +139,7 @@ class Life:
             async with trio.open_nursery() as carrier:
                 carrier.start_soon(self._carry, carrying)
                 try:
-                    await self._live(sockets, certificates, serve)
+                    await self._live(sockets, listeners, certificates, serve)
                 finally:
                     carrying.cancel()  # last: until here it carried the member's goodbye
         finally:
@@ -140,7 +147,8 @@ class Life:
 
     async def _live(
         self,
-        sockets: Sequence[socket.socket],
+        sockets: list[socket.socket],
+        listeners: Sequence[Listener],
         certificates: Sequence[Certificates | None],
         serve: Callable[[], Awaitable[None]],
     ) -> None:
@@ -153,12 +161,20 @@ class Life:
             self.joined = True
             self.reactor.hold = self._hold
             web = WebSockets(self.entrance, self.server.start, self.server.accept)
-            for taken, shown, told in zip(sockets, certificates, self._settings.listen, strict=True):
-                accept = web.accept if told.web else self.server.accept
-                listener = Acceptor(taken, told, self.entrance, shown, accept)
-                listener.start()
-                self._listeners.append(listener)
+
+            def open_all() -> None:
+                for number, (shown, told) in enumerate(zip(certificates, listeners, strict=True)):
+                    if sockets[number].fileno() < 0:
+                        sockets[number] = bind(told, self._shared_ports)
+                    accept = web.accept if told.web else self.server.accept
+                    listener = Acceptor(sockets[number], told, self.entrance, shown, accept)
+                    listener.start()
+                    self._listeners.append(listener)
+
+            self._open = open_all
+            open_all()
             await serve()
+            await self.server.inside.close()
             nursery.cancel_scope.cancel()
 
     async def _carry(self, scope: trio.CancelScope) -> None:
@@ -188,6 +204,12 @@ class Life:
         """Accept nobody any more. Idempotent."""
         for listener in self._listeners:
             listener.close()
+        self._listeners.clear()
+
+    def open_listeners(self) -> None:
+        """Accept clients again. Raises ConfigError if somebody else listens there by now."""
+        if not self._listeners:
+            self._open()
 
     def counted(self) -> dict[str, int]:
         """What is not in the metrics yet: bytes, and QoS 0 messages of open connections, by the name of the family."""
@@ -224,3 +246,7 @@ class Life:
             return True
         self.server.dispatch.suspend(True)
         return False
+
+
+def _nothing() -> None:
+    pass

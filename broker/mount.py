@@ -17,7 +17,7 @@ from broker.extensions.delayed import PREFIX as DELAYED
 from broker.options.listener import Listener
 from broker.topics.names import split_shared
 
-_RESERVED = (b"$SYS/", b"$share/")
+_RESERVED = (b"$SYS/", b"$rookery/", b"$share/")
 
 
 class Mount:

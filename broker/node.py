@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from broker import __version__
 from broker.access import Access
+from broker.admin.api import UNAVAILABLE, AdminError, Caller
+from broker.admin.office import Office
 from broker.config import Settings, reloaded
 from broker.errors import ClusterError, ConfigError, Fenced
 from broker.http.app import HttpServer
@@ -22,6 +26,9 @@ from broker.process import FAILED, OK, causes, raise_file_limit, run_to_the_end,
 from broker.stores import Address, make_cluster, open_store
 from broker.transport.certificates import Certificates, load_certificates, reload_all, watch
 from broker.transport.listener import bind, located
+
+if TYPE_CHECKING:
+    from broker.options.listener import Listener
 
 #: Pauses before the cluster is asked again to let a fenced node join.
 _FIRST_PAUSE_S = 0.1
@@ -61,11 +68,15 @@ class Node:
         self._shared_ports = shared_ports
         self._changed = changed or _nothing
         self._sockets: list[socket.socket] = []
+        self._listeners: list[Listener] = []
         self._certificates: list[Certificates | None] = []
         self._http: HttpServer | None = None
         self._life: Life | None = None
+        self._office: Office | None = None
         self._lives = 0
         self._serving = False
+        #: An operator wants no clients here.
+        self._resting = False
         self._stops = 0
         self._stopping = trio.Event()
         #: What a first signal ends while nobody is served, and what a second one ends.
@@ -86,7 +97,8 @@ class Node:
         try:
             for each in settings.listen:
                 self._sockets.append(bind(each, self._shared_ports))
-                self.addresses.append(located(each, self._sockets[-1]).url)
+                self._listeners.append(located(each, self._sockets[-1]))
+                self.addresses.append(self._listeners[-1].url)
             return await self._serve()
         finally:
             for taken in self._sockets:  # files of Unix sockets are removed
@@ -98,7 +110,7 @@ class Node:
             await nursery.start(self._obey_signals)
             nursery.start_soon(watch, self._certificates)
             if settings.http is not None:
-                self._http = HttpServer(self, settings.http)
+                self._http = HttpServer(self, settings.http, self, settings)
                 await nursery.start(self._http.serve)
             with self._starting:
                 async with trio.open_nursery() as store_nursery:
@@ -116,14 +128,15 @@ class Node:
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             cluster = make_cluster(self.settings, address)
-            life = self._life = Life(self.settings, cluster, self.metrics)
+            life = self._life = Life(self.settings, cluster, self.metrics, self._shared_ports)
             self._lives += 1
             self._changed()
             try:
-                await life.run(self._sockets, self._certificates, self._serve_life)
+                await life.run(self._sockets, self._listeners, self._certificates, self._serve_life)
                 return
             except BaseExceptionGroup as group:
                 self._serving = False
+                self._office = None
                 if not self._lives_on(list(causes(group)), life):
                     raise
             if life.joined:
@@ -146,7 +159,10 @@ class Node:
         """From joined to drained."""
         life = self._life
         assert life is not None
+        self._office = Office(self, life.server, self.metrics)
         self._serving = True
+        if self._resting:
+            self._rest(life)
         self._announce(life)
         self._changed()
         await self._stopping.wait()
@@ -240,13 +256,60 @@ class Node:
         if needs_restart:
             self.log.warning("node.restart_needed", settings=needs_restart)
 
+    # -- what operators want of it: `broker.admin.office.NodeControl` and `broker.admin.api.Desk`
+
+    def drain(self) -> None:
+        """Send clients away and accept none, until `undrain`; the process goes on. Idempotent."""
+        if self._resting or self._life is None:
+            return
+        self.log.info("node.drained")
+        self._resting = True
+        self._rest(self._life)
+        self._changed()
+
+    def _rest(self, life: Life) -> None:
+        life.close_listeners()
+        life.server.send_away(self.settings.drain_rate, self.settings.server_reference)
+
+    def undrain(self) -> None:
+        """Accept clients again. Idempotent. Raises ConfigError if somebody else listens there by now."""
+        if not self._resting or self._life is None:
+            return
+        if not self._stops:
+            self._life.open_listeners()
+            self._life.server.welcome()
+        self._resting = False
+        self.log.info("node.undrained")
+        self._changed()
+
+    def set_log_level(self, level: str) -> None:
+        """Until the next start or SIGHUP."""
+        configure(level, self.settings.log_format)
+
+    async def call(self, operation: str, arguments: Mapping[str, Any], caller: Caller) -> Any:
+        """See `Desk`."""
+        return await self._present_office().call(operation, arguments, caller)
+
+    @asynccontextmanager
+    async def stream(
+        self, operation: str, arguments: Mapping[str, Any], caller: Caller
+    ) -> AsyncIterator[AsyncIterator[Any]]:
+        """See `Desk`."""
+        async with self._present_office().stream(operation, arguments, caller) as items:
+            yield items
+
+    def _present_office(self) -> Office:
+        if self._office is None:
+            raise AdminError(UNAVAILABLE, "the node is not ready", f"node {self.name}: {self.status}")
+        return self._office
+
     # -- what it tells
 
     @property
     def status(self) -> str:
         """READY, or why clients should go elsewhere."""
         life = self._life
-        if self._stops:
+        if self._stops or self._resting:
             return DRAINING
         if life is None:
             return STARTING

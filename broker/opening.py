@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from broker.admin.inside import PRIVATE
 from broker.auth.api import BackendError, ConnectRequest, Exchange, Principal
 from broker.codec.packets import V5, V31, V311, Auth, Connack, Connect, Properties
 from broker.codec.publish import properties_to_forwardable
@@ -111,6 +112,8 @@ class Opening:
             properties.user_properties if properties is not None else (),
         )
         server = self._server
+        if agreement.client_id.startswith(PRIVATE):
+            raise PeerError(0x85, f"client ids that begin with {PRIVATE} are of the nodes alone")
         connection.rules_version = server.rechecking.version  # before anybody looks at users
         await server.guard.screen(request)
         if server.hooks is not None and server.hooks.connects:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from broker.access import Access
+from broker.admin.inside import Inside
 from broker.clearance import Hooks
 from broker.codec.packets import Subscribe, Unsubscribe
 from broker.connection import Connection
@@ -66,6 +67,7 @@ class Server(ClusterSide):
         delayed_available: bool = True,
         node_name: str = "",
         session_owner_any: bool = False,
+        will_grace_s: float = 10.0,
     ) -> None:
         super().__init__()
         self.reactor = reactor
@@ -90,11 +92,17 @@ class Server(ClusterSide):
         self.rechecking = Rechecking(self)
         self.opener = Opening(self)
         self.system_topics = SystemTopics(cluster, node_name)
+        self.inside = Inside(self)
         self._gaps = Gaps(self.start)
         self.connections: set[Connection] = set()
         #: The connection that owns each client id here, from CONNECT until its session was let go.
         self.clients: dict[str, Connection] = {}
-        self.draining = False
+        #: Nobody is let in, and those who are here are sent away; with `stopping` the node leaves after that.
+        self.draining = self.stopping = False
+        self._drained: trio.CancelScope | None = None
+        self._will_grace_s = will_grace_s
+        #: Sessions with a will whose clients were sent away: set when one of them comes back, by client id.
+        self._returning: dict[str, trio.Event] = {}
         #: Nothing that is left of the connections is worth anything any more.
         self.abandoned = False
         self._nursery: trio.Nursery
@@ -198,7 +206,7 @@ class Server(ClusterSide):
             return
         keep_will = connection.send_will and connection.has_will
         ends = connection.expiry_s == 0
-        if self.draining and keep_will:
+        if self.stopping and keep_will:
             # Not given back: whoever reaps this node waits for `will_failover_grace` before the will goes out,
             # and a client that is back by then keeps it.
             self.forget(connection)
@@ -218,9 +226,12 @@ class Server(ClusterSide):
                 self.dispatch.drop(subscriber)
         self._ending += 1
 
+        sent_away = self.draining and keep_will
+
         async def work() -> None:
             try:
-                await self._detach(connection, keep_will)
+                kept = keep_will and not (sent_away and await self._comes_back(connection.client_id))
+                await self._detach(connection, kept)
             finally:
                 self.forget(connection)
                 connection.dispose()
@@ -229,6 +240,23 @@ class Server(ClusterSide):
                     self._all_ended.set()
 
         self.start(work)
+
+    async def _comes_back(self, client_id: str) -> bool:
+        """Whether a client with a will that was sent away connects to some node in time: then its will is not
+        published, as if its connection had gone on there."""
+        returns = self._returning[client_id] = trio.Event()
+        with trio.move_on_after(self._will_grace_s):
+            await returns.wait()
+        del self._returning[client_id]
+        return returns.is_set()
+
+    def session_wanted(self, client_id: str) -> bool:
+        """See `ClusterEvents`."""
+        returns = self._returning.get(client_id)
+        if returns is not None:
+            returns.set()
+            return True
+        return super().session_wanted(client_id)
 
     async def _detach(self, connection: Connection, keep_will: bool) -> None:
         ref = connection.ref
@@ -356,12 +384,14 @@ class Server(ClusterSide):
         """The sessions are gone: so are their routes, and clients have to begin anew."""
         for connection in list(self.connections):
             connection.disconnect(0x83, "the store lost its data")
+        self.inside.reset()
         for subscriber in list(self.dispatch.subscribers.values()):
-            self.dispatch.drop(subscriber)
+            if subscriber.connection is None or subscriber.session is not None:
+                self.dispatch.drop(subscriber)
 
     def abandon(self, reason: str) -> None:
         """Drop all connections without a word to them or to the store."""
-        self.abandoned = self.draining = True
+        self.abandoned = self.draining = self.stopping = True
         for connection in list(self.connections):
             connection.abort(reason)
 
@@ -370,14 +400,39 @@ class Server(ClusterSide):
     async def drain(self, rate: float, timeout_s: float, server_reference: str = "") -> None:
         """Disconnect all clients at `rate` a second and wait until their sessions are stored.
 
-        `server_reference` is where clients are told to go (MQTT 5), if not empty."""
-        self.draining = True
+        `server_reference` is where clients are told to go (MQTT 5), if not empty. The node leaves after that."""
+        self.draining = self.stopping = True
+        for returns in self._returning.values():
+            returns.set()
         with trio.move_on_after(timeout_s):
             count = max(1, len(self.connections))
             await self._disconnect_all(0x8B, "the server is shutting down", count / rate, server_reference)
             while self._ending:
                 self._all_ended = trio.Event()
                 await self._all_ended.wait()
+
+    def send_away(self, rate: float, server_reference: str = "") -> None:
+        """Disconnect all clients at `rate` a second and let nobody in, until `welcome`."""
+        if self.draining:
+            return
+        self.draining = True
+        scope = self._drained = trio.CancelScope()
+
+        async def work() -> None:
+            with scope:
+                count = max(1, len(self.connections))
+                await self._disconnect_all(0x8B, "the server is drained", count / rate, server_reference)
+
+        self.start(work)
+
+    def welcome(self) -> None:
+        """Let clients in again."""
+        if self.stopping:
+            return
+        self.draining = False
+        if self._drained is not None:
+            self._drained.cancel()
+            self._drained = None
 
     async def _disconnect_all(self, reason_code: int, text: str, over_s: float, server_reference: str = "") -> None:
         connections = list(self.connections)

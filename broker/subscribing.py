@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from broker.admin.inside import PRIVATE
 from broker.auth.api import BackendError
 from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
 from broker.errors import PeerError, SessionLost, StoreFull, StoreUnavailable
@@ -233,6 +234,8 @@ class Subscribing:
         """The same for the real filter, of which the client may be allowed this QoS."""
         quotas = self._server.quotas
         plain = split_shared(topic_filter)[1]
+        if f"{plain}/".startswith(PRIVATE):
+            return 0x87
         if plain.count("/") >= quotas.max_topic_levels or len(topic_filter.encode()) > quotas.max_topic_bytes:
             return 0x8F
         if count >= quotas.max_subscriptions:

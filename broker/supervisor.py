@@ -9,17 +9,22 @@ import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 
 from broker import __version__
 from broker.access import Access
+from broker.admin.api import UNAVAILABLE, AdminError, Caller
+from broker.admin.relay import Relay
 from broker.config import Settings, reloaded
 from broker.errors import ConfigError
 from broker.http.app import HttpServer
-from broker.http.report import JOINING, READY, RESTARTING, STARTING, Counters, Report, total
+from broker.http.report import JOINING, READY, RESTARTING, STARTING, Report
 from broker.log import configure, get_logger
+from broker.metrics_catalogue import Samples, growing, summed
 from broker.options.listener import Listener
 from broker.process import FAILED, OK, raise_file_limit, write_ready
 from broker.stores import Address, open_store
@@ -47,7 +52,7 @@ class Supervisor:
         self._listen: tuple[Listener, ...] = ()
         self._address: Address | None = None
         self._workers = [WorkerProcess(f"{settings.node_name}-{number + 1}") for number in range(settings.workers)]
-        self._ended: Counters = {}
+        self._ended: Samples = {}
         self._was_ready = False
         self._status = OK
         self._stops = 0
@@ -70,7 +75,7 @@ class Supervisor:
             await nursery.start(self._obey_signals)
             http = None
             if settings.http is not None:
-                http = HttpServer(self, settings.http)
+                http = HttpServer(self, settings.http, self, settings)
                 await nursery.start(http.serve)
             async with trio.open_nursery() as store_nursery:
                 with self._starting:
@@ -110,7 +115,7 @@ class Supervisor:
             since = trio.current_time()
             status = await worker.live(self._settings_of(worker))
             if worker.last is not None:
-                self._ended = total([self._ended, worker.last.counters])
+                self._ended = summed([self._ended, growing(worker.last.samples)])
             if self._stopping.is_set():
                 return
             if status > 0 and not self._was_ready:  # it told why; later ones are tried again for ever
@@ -202,6 +207,29 @@ class Supervisor:
         if needs_restart:
             self.log.warning("supervisor.restart_needed", settings=needs_restart)
 
+    # -- what operators want: `broker.admin.api.Desk`
+
+    async def call(self, operation: str, arguments: Mapping[str, Any], caller: Caller) -> Any:
+        """See `Desk`: one of the workers carries it out."""
+        return await self._relay().call(operation, arguments, caller)
+
+    @asynccontextmanager
+    async def stream(
+        self, operation: str, arguments: Mapping[str, Any], caller: Caller
+    ) -> AsyncIterator[AsyncIterator[Any]]:
+        """See `Desk`."""
+        async with self._relay().stream(operation, arguments, caller) as items:
+            yield items
+
+    def _relay(self) -> Relay:
+        """Of a worker that is ready, or at least there: a drained one can still answer."""
+        there = [worker for worker in self._workers if worker.relay is not None and worker.last is not None]
+        ready = [worker for worker in there if worker.last is not None and worker.last.status == READY]
+        for worker in ready or there:
+            assert worker.relay is not None
+            return worker.relay
+        raise AdminError(UNAVAILABLE, "no node is ready", "no worker is ready yet")
+
     # -- what it tells
 
     async def reports(self) -> list[Report]:
@@ -221,6 +249,6 @@ class Supervisor:
                     report.status = RESTARTING
         return reports
 
-    def ended(self) -> Counters:
+    def ended(self) -> Samples:
         """Of processes that are gone, as of their last report."""
         return self._ended

@@ -259,6 +259,8 @@ class Table:
         if topic.startswith(b"$"):
             if topic.startswith(b"$SYS/"):
                 return NOT_AUTHORIZED, "only the server publishes to $SYS/"
+            if topic.startswith(b"$rookery/"):
+                return NOT_AUTHORIZED, "$rookery/ is of the nodes alone"
             if topic.startswith(b"$share/"):
                 return TOPIC_NAME_INVALID, "$share/ begins no topic name"
         if len(topic) > self._max_bytes:

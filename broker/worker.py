@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from broker.admin.relay import RelayEnd
 from broker.channel import Channel
 from broker.config import Settings, from_texts
 from broker.log import bind, configure, get_logger
@@ -42,6 +43,7 @@ class Worker:
         self._end = end
         self._settings: Settings
         self._node: Node
+        self._relay: RelayEnd
         self._channel: Channel
 
     async def serve(self) -> int:
@@ -52,8 +54,10 @@ class Worker:
             return OK
         self._take(first)
         self._node = Node(self._settings, self._latest, shared_ports=True, changed=self._tell)
+        self._relay = RelayEnd(self._node, channel.send)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channel.run)
+            nursery.start_soon(self._relay.serve)
             nursery.start_soon(self._listen)
             status = await self._node.serve()
             nursery.cancel_scope.cancel()
@@ -74,6 +78,8 @@ class Worker:
             if "settings" in message:
                 self._take(message)
                 self._node.obey(signal.SIGHUP)
+            elif "admin" in message:
+                self._relay.asked(message)
             else:
                 self._tell(message["asked"])
         _log.error("worker.orphaned")

@@ -9,6 +9,7 @@ import sys
 
 import trio
 
+from broker.admin.relay import Relay
 from broker.channel import Channel
 from broker.config import Settings, as_texts
 from broker.http.report import SILENT, STARTING, Report
@@ -26,6 +27,8 @@ class WorkerProcess:
         self.last: Report | None = None
         self._process: trio.Process | None = None
         self._channel: Channel | None = None
+        #: How the present process is asked for what operators want; None without one.
+        self.relay: Relay | None = None
         self._stopped = False
         self._asked = 0
         self._answered = 0
@@ -51,12 +54,13 @@ class WorkerProcess:
         if self._stopped:  # while it was being started
             process.send_signal(signal.SIGTERM)
         self._channel = channel = Channel(ours)
+        self.relay = relay = Relay(channel.send)
         self._asked = self._answered = 0
         channel.send({"settings": as_texts(settings)})
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.run)
-                nursery.start_soon(self._listen, channel)
+                nursery.start_soon(self._listen, channel, relay)
                 status = await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -65,12 +69,16 @@ class WorkerProcess:
                 with trio.CancelScope(shield=True):
                     await process.wait()
             channel.close()
-            self._process = self._channel = None
+            self._process = self._channel = self.relay = None
+            relay.gone()
             self._tell()
         return status
 
-    async def _listen(self, channel: Channel) -> None:
+    async def _listen(self, channel: Channel, relay: Relay) -> None:
         while (message := await channel.receive()) is not None:
+            if "admin" in message:
+                relay.answered(message)
+                continue
             self.last = Report(**message["report"])
             self._answered = max(self._answered, message["asked"])
             self._tell()

@@ -11,7 +11,8 @@ import hypercorn.config
 import hypercorn.trio
 import trio
 
-from broker.config import Endpoint
+from broker.admin.api import Desk
+from broker.config import Endpoint, Settings
 from broker.errors import ConfigError
 from broker.http.exposition import exposition
 from broker.http.report import READY, Report, Source, ready
@@ -24,8 +25,10 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class HttpServer:
     """Hypercorn on trio, one per node or per parent of workers. Raises ConfigError if the address cannot be used."""
 
-    def __init__(self, source: Source, endpoint: Endpoint) -> None:
+    def __init__(self, source: Source, endpoint: Endpoint, desk: Desk, settings: Settings) -> None:
         self._source = source
+        self._desk = desk
+        self._settings = settings
         family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
         try:
             self._socket = socket.create_server((endpoint.host, endpoint.port), family=family, backlog=128)

@@ -1,0 +1,1 @@
+"""What operators can see and do, of one node and of the whole cluster."""

@@ -1,0 +1,11 @@
+"""All operations and questions: importing this declares them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Final
+
+from broker.admin import nodes
+
+#: Modules of operations, in the order of the documentation.
+SUBJECTS: Final[tuple[ModuleType, ...]] = (nodes,)
