@@ -194,6 +194,12 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
     last = f"{settings.node_name}-{settings.workers}"
     if settings.workers > 1 and len(last) > 64:
         raise ConfigError(f"node_name = {settings.node_name!r}: too long for workers, whose names are up to {last!r}")
+    if settings.admin_secret and settings.admin_secret_file is not None:
+        raise ConfigError(
+            f"admin_secret ({origins['admin_secret']}) and admin_secret_file ({origins['admin_secret_file']}): set one"
+        )
+    if 0 < len(settings.admin_secret) < 8:
+        raise ConfigError(f"admin_secret = *** ({origins['admin_secret']}): must have at least 8 characters")
     _check_listeners(settings, origins)
     _check_rule_sources(settings, origins)
 

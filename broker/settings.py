@@ -131,6 +131,7 @@ def _host_name() -> str:
 
 
 _NODE, _LISTEN, _STORE, _ACCESS, _LIMITS = "Node", "Listeners", "Store", "Access", "Limits"
+_HTTP = "HTTP"
 _QUEUES, _SESSION, _MQTT, _DRAIN, _LOGS = "Queues", "Sessions", "MQTT features", "Stopping", "Logs"
 
 
@@ -154,7 +155,22 @@ class Settings:
         "Serve MQTT here: tcp://, tls://, ws:// or wss:// with HOST:PORT (an IPv6 address in brackets, port 0 for any "
         "free one), or unix:///PATH; options of the listener follow as ?name=value&name=value. Repeatable.")
     http: Endpoint | None = _setting(_LISTEN, HttpAddress(), "127.0.0.1:18083",
-        "Serve HTTP (health, metrics) here, or off.")
+        "Serve HTTP (dashboard, API, metrics, health) here, or off.")
+
+    admin_secret: str = _setting(_HTTP, Text(), "",
+        "Secret of the API key `admin`, at least 8 characters. Empty: one is made when there is no key of the scope "
+        "admin, and shown once on standard error.", secret=True)
+    admin_secret_file: Path | None = _setting(_HTTP, FilePath(), "",
+        "Read admin_secret from the first line of this file when the node starts.")
+    http_max_body: int = _setting(_HTTP, Size(), "1MiB",
+        "Largest body of a request.", at_least=1024, at_most=1 << 28)
+    http_rate: int = _setting(_HTTP, Integer(), "200",
+        "Requests per second of one API key, or from one IP address without one, bursts of twice as many allowed; "
+        "0: no limit.", at_least=0, at_most=1_000_000)
+    http_login_s: float = _setting(_HTTP, Duration(), "12h",
+        "How long a login in the dashboard lasts.", at_least=60, at_most=31_536_000)
+    metrics_access: str = _setting(_HTTP, Choice("open", "viewer"), "open",
+        "Who may read /metrics: everybody, or API keys of the scope viewer and above.")
 
     store: str = _setting(_STORE, Store(), "embedded",
         "Where sessions, queues and retained messages live: embedded (a private server below the data folder), "
