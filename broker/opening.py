@@ -257,6 +257,7 @@ class Opening:
                     raise NotOwner("a client of another identity is connected with this client id")
                 if owner.finished is None:
                     owner.finished = trio.Event()
+                self._server.came_back(client_id)
                 owner.disconnect(0x8E, "another connection uses this client id")  # [MQTT-3.1.4-3]
                 await owner.finished.wait()
         if connection.machine.state == CLOSED:
@@ -333,7 +334,10 @@ class Opening:
             known = subscriber.subscriptions.get(stored.topic_filter)
             if known is None or (known.options, known.identifier) != (stored.options, stored.subscription_identifier):
                 dispatch.add(subscriber, stored)
-        subscriber.persistent = persistent
+        if subscriber.persistent != persistent:
+            count = len(subscriber.subscriptions)
+            dispatch.persistent_subscriptions += count if persistent else -count
+            subscriber.persistent = persistent
         session = Session(
             connection,
             connection,

@@ -101,8 +101,10 @@ class Server(ClusterSide):
         self.draining = self.stopping = False
         self._drained: trio.CancelScope | None = None
         self._will_grace_s = will_grace_s
-        #: Sessions with a will whose clients were sent away: set when one of them comes back, by client id.
-        self._returning: dict[str, trio.Event] = {}
+        #: Sessions with a will whose clients were sent away, by client id: set when one comes back, or the node leaves.
+        self._awaited: dict[str, trio.Event] = {}
+        #: Those who came back.
+        self._back: set[str] = set()
         #: Nothing that is left of the connections is worth anything any more.
         self.abandoned = False
         self._nursery: trio.Nursery
@@ -230,8 +232,9 @@ class Server(ClusterSide):
 
         async def work() -> None:
             try:
-                kept = keep_will and not (sent_away and await self._comes_back(connection.client_id))
-                await self._detach(connection, kept)
+                back = sent_away and await self._comes_back(connection.client_id)
+                if back or not (sent_away and self.stopping):
+                    await self._detach(connection, keep_will and not back)
             finally:
                 self.forget(connection)
                 connection.dispose()
@@ -244,19 +247,26 @@ class Server(ClusterSide):
     async def _comes_back(self, client_id: str) -> bool:
         """Whether a client with a will that was sent away connects to some node in time: then its will is not
         published, as if its connection had gone on there."""
-        returns = self._returning[client_id] = trio.Event()
+        awaited = self._awaited[client_id] = trio.Event()
         with trio.move_on_after(self._will_grace_s):
-            await returns.wait()
-        del self._returning[client_id]
-        return returns.is_set()
+            await awaited.wait()
+        del self._awaited[client_id]
+        back = client_id in self._back
+        self._back.discard(client_id)
+        return back
+
+    def came_back(self, client_id: str) -> bool:
+        """A client connects; True if it was sent away with a will, which is not published then."""
+        awaited = self._awaited.get(client_id)
+        if awaited is None:
+            return False
+        self._back.add(client_id)
+        awaited.set()
+        return True
 
     def session_wanted(self, client_id: str) -> bool:
         """See `ClusterEvents`."""
-        returns = self._returning.get(client_id)
-        if returns is not None:
-            returns.set()
-            return True
-        return super().session_wanted(client_id)
+        return self.came_back(client_id) or super().session_wanted(client_id)
 
     async def _detach(self, connection: Connection, keep_will: bool) -> None:
         ref = connection.ref
@@ -402,8 +412,8 @@ class Server(ClusterSide):
 
         `server_reference` is where clients are told to go (MQTT 5), if not empty. The node leaves after that."""
         self.draining = self.stopping = True
-        for returns in self._returning.values():
-            returns.set()
+        for awaited in self._awaited.values():
+            awaited.set()
         with trio.move_on_after(timeout_s):
             count = max(1, len(self.connections))
             await self._disconnect_all(0x8B, "the server is shutting down", count / rate, server_reference)
