@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -138,10 +138,15 @@ class Office:
             raise AdminError(BAD_REQUEST, "not a stream", f"{operation} answers once")
         read = declared.read(arguments)
         try:
-            async with declared.handler(self, read) as items:
-                yield (msgspec.to_builtins(item) async for item in items)
+            async with declared.handler(self, read) as items, aclosing(_plain(items)) as plain:
+                yield plain
         except ClusterError as error:
             raise _unavailable(error) from None
+
+
+async def _plain(items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    async for item in items:
+        yield msgspec.to_builtins(item)
 
 
 def _operation(name: str, caller: Caller) -> Operation[Any]:

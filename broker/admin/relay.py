@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -49,13 +49,14 @@ class Relay:
             try:
                 _checked(await _next(answers))  # opened
 
-                async def items() -> AsyncIterator[Any]:
+                async def items() -> AsyncGenerator[Any, None]:
                     async for answer in answers:
                         if "ended" in answer:
                             return
                         yield _checked(answer)["item"]
 
-                yield items()
+                async with aclosing(items()) as told:
+                    yield told
             finally:
                 self._send({"admin": "close", "id": number})
 

@@ -23,7 +23,7 @@ async def test_clients_are_sent_away_and_let_in_again(autojump_clock: trio.abc.C
             assert goodbye.properties.server_reference == "other:1883"
         late = world.accept()
         await world.settle()
-        assert late.closed
+        assert late.closed()
         world.server.welcome()
         again = await world.connect("c1")
         await again.nothing()

@@ -1,0 +1,137 @@
+"""Operations on their way between the parent of workers and one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from broker.admin.api import VIEWER, AdminError, Caller
+from broker.admin.relay import WAITING_MAX, Relay, RelayEnd
+
+ANNA = Caller("anna", VIEWER)
+
+
+class Told:
+    """A desk that tells what it was asked."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.more = trio.Event()
+
+    async def call(self, operation: str, arguments: Mapping[str, Any], caller: Caller) -> Any:
+        if operation == "refuse":
+            raise AdminError(404, "no such thing", "there is no thing")
+        if operation == "fail":
+            raise RuntimeError("a defect")
+        if operation == "wait":
+            await trio.sleep_forever()
+        return [operation, dict(arguments), caller.name, caller.scope]
+
+    @asynccontextmanager
+    async def stream(
+        self, operation: str, arguments: Mapping[str, Any], caller: Caller
+    ) -> AsyncIterator[AsyncIterator[Any]]:
+        if operation == "refuse":
+            raise AdminError(403, "not allowed", "")
+
+        async def items() -> AsyncGenerator[Any, None]:
+            for number in range(int(arguments["count"])):
+                yield number
+            if operation == "endless":
+                await trio.sleep_forever()
+
+        try:
+            async with aclosing(items()) as told:
+                yield told
+        finally:
+            self.left += 1
+
+
+@asynccontextmanager
+async def relayed() -> AsyncIterator[tuple[Relay, Told]]:
+    """A relay and the desk at its other end; what passes between them passes as JSON."""
+    desk = Told()
+    relay = Relay(lambda message: end.asked(json.loads(json.dumps(message))))
+    end = RelayEnd(desk, lambda message: relay.answered(json.loads(json.dumps(message))))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end.serve)
+        yield relay, desk
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_call_and_its_answer() -> None:
+    async with relayed() as (relay, _):
+        assert await relay.call("do", {"x": 1}, ANNA) == ["do", {"x": 1}, "anna", "viewer"]
+
+
+async def test_a_refusal_is_the_same_at_the_other_end() -> None:
+    async with relayed() as (relay, _):
+        with pytest.raises(AdminError) as refused:
+            await relay.call("refuse", {}, ANNA)
+        assert (refused.value.status, refused.value.title) == (404, "no such thing")
+        assert refused.value.detail == "there is no thing"
+
+
+async def test_a_defect_is_told_as_one_and_no_more() -> None:
+    async with relayed() as (relay, _):
+        with pytest.raises(AdminError) as refused:
+            await relay.call("fail", {}, ANNA)
+        assert refused.value.status == 500
+        assert "defect" not in refused.value.detail
+        assert await relay.call("do", {}, ANNA)
+
+
+async def test_a_stream_to_its_end() -> None:
+    async with relayed() as (relay, desk):
+        async with relay.stream("some", {"count": 3}, ANNA) as items:
+            assert [item async for item in items] == [0, 1, 2]
+        await trio.testing.wait_all_tasks_blocked()
+        assert desk.left == 1
+
+
+async def test_a_stream_that_is_left() -> None:
+    async with relayed() as (relay, desk):
+        async with relay.stream("endless", {"count": 3}, ANNA) as items:
+            assert await anext(items) == 0
+        await trio.testing.wait_all_tasks_blocked()
+        assert desk.left == 1
+
+
+async def test_a_stream_that_is_refused() -> None:
+    async with relayed() as (relay, _):
+        with pytest.raises(AdminError) as refused:
+            async with relay.stream("refuse", {}, ANNA):
+                raise AssertionError("entered")
+        assert refused.value.status == 403
+
+
+async def test_a_reader_that_is_too_slow_is_cut_off() -> None:
+    async with relayed() as (relay, _), relay.stream("some", {"count": WAITING_MAX + 10}, ANNA) as items:
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(AdminError, match="ended"):
+            await _count(items)
+
+
+async def _count(items: AsyncIterator[Any]) -> int:
+    count = 0
+    async for _ in items:
+        count += 1
+    raise AdminError(503, "ended", f"ended after {count}")
+
+
+async def test_the_end_of_the_worker_ends_what_waits() -> None:
+    async with relayed() as (relay, _), trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(AdminError) as refused:
+                await relay.call("wait", {}, ANNA)
+            assert refused.value.status == 503
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        relay.gone()
