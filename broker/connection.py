@@ -155,6 +155,7 @@ class Connection(Paced):
         size = len(data)
         at = 0
         direct = 0
+        allowance = budget
         # The first packet may be one that there is an answer about: it takes the way on which that is used up.
         allowed = self._allowed if self._answer is None else NOTHING
         is_open = machine.state == OPEN
@@ -236,9 +237,12 @@ class Connection(Paced):
         except PeerError as error:
             self.fail(error)
         finally:
+            server.reactor.handled += allowance - budget
             if direct:
                 server.metrics.packets_received[PUBLISH] += direct
                 server.metrics.messages_received[0] += direct
+                if route is not None and route.live0:  # of the last message: it is for samples
+                    dispatch.passed = True
         if machine.state != CLOSED:
             self._keep(data, at, budget)
 
@@ -337,7 +341,9 @@ class Connection(Paced):
     def output_congested(self) -> None:
         """The output buffer is over its bound."""
         self.plain = 0
+        self.metrics.slow_consumers["congested"] += 1
         if self._server.quotas.slow_consumer_disconnects and self.machine.state == OPEN:
+            self.metrics.slow_consumers["disconnected"] += 1
             self.disconnect(0x97, "the output buffer is full")
 
     def output_drained(self) -> None:

@@ -110,6 +110,7 @@ class Delivery(Publication):
             if seq > 0:
                 if session is not None:
                     session.stored(seq, encoding, target.qos, target.retain, target.subscription_ids)
+                    self._dispatch.stored_ms = message.accepted_at_ms
                 else:
                     entry.subscriber.stored_seq = max(entry.subscriber.stored_seq, seq)
             elif seq < 0:
@@ -173,6 +174,10 @@ class Dispatch(Table):
     ) -> None:
         super().__init__(cluster, metrics, max_group_queue, strategy_of, delayed_available)
         self.new_message_id = new_message_id
+        #: For whoever samples latency, and sets them back: a message was passed on at once; when the last one was
+        #: accepted that was sent after it was stored, and that another node had sent (store time, 0: none was).
+        self.passed = False
+        self.stored_ms = self.remote_ms = 0
         #: Topics whose retained messages are about to be sent, with the sets of whoever wants to know of newer ones.
         self._in_hand: dict[bytes, list[set[bytes]]] = {}
 
@@ -257,6 +262,7 @@ class Dispatch(Table):
                     session.deliver(
                         encoding, granted, message.retain and entry.retain_as_published, entry.subscription_ids
                     )
+                    self.passed = True
         if targets is None and not route.groups and not message.retain and self.cluster.alone():
             return True
         if not message.accepted_at_ms:
@@ -274,6 +280,7 @@ class Dispatch(Table):
             if entry.subscriber.connection is not None:
                 if entry.since >= before and not self.had(entry.subscriber, message):
                     self._send_qos0(entry, encoding, message)
+                    self.passed = True
             elif entry.subscriber.persistent and not before and not self.cluster.alone():
                 targets.append(make_target(entry, 0, message))
         nodes = route.nodes

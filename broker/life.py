@@ -19,6 +19,7 @@ from broker.errors import Fenced
 from broker.limits.guard import LimitsGuard
 from broker.limits.policy import Policy
 from broker.log import get_logger
+from broker.measuring.life import Measuring
 from broker.metrics import Metrics
 from broker.options.listener import Listener
 from broker.process import causes
@@ -99,6 +100,7 @@ class Life:
             session_owner_any=settings.session_owner == "any",
             will_grace_s=settings.will_failover_grace_s if settings.will_failover == "cancel" else 0.0,
         )
+        self.measuring = Measuring(self.server)
         self.guard = LimitsGuard(settings, cluster, metrics, self.server.start, lambda: self.reactor.now)
         self.server.guard = self.guard
         policy = Policy(self.access, self.guard, cluster.registry, self.server)
@@ -158,6 +160,7 @@ class Life:
             await nursery.start(self.access.serve)
             await nursery.start(self.guard.serve)
             await nursery.start(self.policy.serve)
+            nursery.start_soon(self.measuring.serve)
             self.joined = True
             self.reactor.hold = self._hold
             web = WebSockets(self.entrance, self.server.start, self.server.accept)
@@ -210,14 +213,6 @@ class Life:
         """Accept clients again. Raises ConfigError if somebody else listens there by now."""
         if not self._listeners:
             self._open()
-
-    def counted(self) -> dict[str, int]:
-        """What is not in the metrics yet: bytes, and QoS 0 messages of open connections, by the name of the family."""
-        return {
-            "mqtt_bytes_received": self.reactor.received_bytes,
-            "mqtt_bytes_sent": self.reactor.sent_bytes,
-            "mqtt_messages_sent": sum(connection.sent_qos0 for connection in self.server.connections),
-        }
 
     def _end(self) -> None:
         self.server.abandon("stopped")

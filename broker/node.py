@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from broker.admin.office import Office
 from broker.config import Settings, reloaded
 from broker.errors import ClusterError, ConfigError, Fenced
 from broker.http.app import HttpServer
-from broker.http.report import DRAINING, FENCED, JOINING, READY, STARTING, UNREACHABLE, Counters, Report
+from broker.http.report import DRAINING, FENCED, JOINING, OVERLOADED, READY, STARTING, UNREACHABLE, Report
 from broker.life import Life, quotas_of
 from broker.log import configure, get_logger
+from broker.measuring.life import build_samples, certificate_samples
 from broker.metrics import Metrics
+from broker.metrics_catalogue import Samples
 from broker.process import FAILED, OK, causes, raise_file_limit, run_to_the_end, write_ready
 from broker.stores import Address, make_cluster, open_store
 from broker.transport.certificates import Certificates, load_certificates, reload_all, watch
@@ -74,6 +77,7 @@ class Node:
         self._life: Life | None = None
         self._office: Office | None = None
         self._lives = 0
+        self._started_at_s = time.time()
         self._serving = False
         #: An operator wants no clients here.
         self._resting = False
@@ -317,22 +321,29 @@ class Node:
             return FENCED if self._lives > 1 else JOINING
         if not (life.cluster.health().available and life.cluster.holds_lease()):
             return UNREACHABLE
+        if life.measuring.overload.why:
+            return OVERLOADED + life.measuring.overload.why
         return READY
 
     async def reports(self) -> list[Report]:
         """This node's."""
+        if self._life is not None:
+            await self._life.measuring.refresh()
         return [self.report()]
 
-    def ended(self) -> Counters:
+    def ended(self) -> Samples:
         """Nothing: counters go on from life to life."""
         return {}
 
     def report(self) -> Report:
         """How the node is now."""
-        metrics = self.metrics
         life = self._life
-        told = Report(self.name, self.status, pid=os.getpid(), connections=metrics.connections)
-        told.counters = metrics.counters()
+        told = Report(self.name, self.status, pid=os.getpid(), connections=self.metrics.connections)
+        told.samples = {
+            **(self.metrics.samples() if life is None else life.measuring.samples()),
+            **build_samples(self.name, self._started_at_s),
+            **certificate_samples(self._listeners, self._certificates),
+        }
         if life is None:
             return told
         health = life.cluster.health()
@@ -341,14 +352,6 @@ class Node:
         told.store, told.store_version, told.durability = health.kind, health.version, health.durability
         told.available, told.round_trip_ms = health.available, health.round_trip_ms
         told.groups = {key.hex(): [each.lag, each.pending, each.oldest_ms] for key, each in health.groups.items()}
-        told.subscriptions = life.server.dispatch.subscription_count()
-        for family, count in life.counted().items():
-            known = told.counters[family]
-            if isinstance(known, list):
-                known[0] += count
-            else:
-                assert isinstance(known, int)
-                told.counters[family] = known + count
         return told
 
 

@@ -334,10 +334,7 @@ class Opening:
             known = subscriber.subscriptions.get(stored.topic_filter)
             if known is None or (known.options, known.identifier) != (stored.options, stored.subscription_identifier):
                 dispatch.add(subscriber, stored)
-        if subscriber.persistent != persistent:
-            count = len(subscriber.subscriptions)
-            dispatch.persistent_subscriptions += count if persistent else -count
-            subscriber.persistent = persistent
+        dispatch.set_persistent(subscriber, persistent)
         session = Session(
             connection,
             connection,

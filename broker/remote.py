@@ -101,6 +101,7 @@ class ClusterSide:
 
     def deliver(self, message: Message, live: bool, groups: Sequence[bytes]) -> None:
         """A message of another node."""
+        self.dispatch.remote_ms = message.accepted_at_ms
         self.dispatch.arrived(message, live, groups)
 
     def deliver_frame(self, family: int, frame: bytes) -> None:
@@ -134,6 +135,7 @@ class ClusterSide:
             encoding = self._last = Encoding(message, message.remaining_s(self.dispatch.cluster.now_ms()))
         if message.retain:
             self.dispatch.retained_passes(message.topic)
+        self.dispatch.remote_ms = message.accepted_at_ms
         if seq:
             session.stored(seq, encoding, qos, retain, subscription_ids)
         elif subscriber.connection is not None and not self.dispatch.had(subscriber, message):

@@ -60,6 +60,8 @@ class Table:
         self.subscribers: dict[bytes, Subscriber] = {}
         self.groups: dict[bytes, Group] = {}
         self.nodes: dict[bytes, RemoteNode] = {}
+        #: Subscriptions of ephemeral sessions, and of persistent ones, connected or not.
+        self.counts = [0, 0]
         self.given = Given()
         #: Message ids with session ids: copies at QoS 0 for persistent sessions here, which come by several ways.
         self.copies = Given()
@@ -74,7 +76,7 @@ class Table:
 
     def subscription_count(self) -> int:
         """Subscriptions, members of shared ones included."""
-        return sum(len(subscriber.subscriptions) for subscriber in self.subscribers.values())
+        return sum(self.counts)
 
     def add(self, subscriber: Subscriber, stored: StoredSubscription) -> bool:
         """Add or replace a subscription; True if the filter is new for this session."""
@@ -83,6 +85,8 @@ class Table:
         since = self.given.count if known is None else known.since
         subscription = Subscription(subscriber, stored.options, stored.subscription_identifier, since)
         subscriber.subscriptions[topic_filter] = subscription
+        if known is None:
+            self.counts[subscriber.persistent] += 1
         self.subscribers[subscriber.session_id] = subscriber
         share_name, plain = split_shared(topic_filter)
         if share_name:
@@ -92,10 +96,18 @@ class Table:
             self.routes.invalidate(plain)
         return known is None
 
+    def set_persistent(self, subscriber: Subscriber, persistent: bool) -> None:
+        """Whether the session outlives its connection; it may be another one than before."""
+        count = len(subscriber.subscriptions)
+        self.counts[subscriber.persistent] -= count
+        self.counts[persistent] += count
+        subscriber.persistent = persistent
+
     def remove(self, subscriber: Subscriber, topic_filter: str) -> None:
         """Remove a subscription if it exists."""
         if subscriber.subscriptions.pop(topic_filter, None) is None:
             return
+        self.counts[subscriber.persistent] -= 1
         share_name, plain = split_shared(topic_filter)
         if share_name:
             group = self.groups[shared_group_id(topic_filter)]

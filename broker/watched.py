@@ -75,6 +75,7 @@ class Watched(SessionSide):
         stream = self.stream
         later = now + min(DEADLINE_STEP_S, self._server.stall_timeout_s)
         if stream.stalled_since and now - stream.stalled_since > self._server.stall_timeout_s:
+            self.metrics.slow_consumers["stalled"] += 1
             self.abort("output_stalled")
             return 0.0
         state = self.machine.state

@@ -81,6 +81,7 @@ class Worker:
             elif "admin" in message:
                 self._relay.asked(message)
             else:
+                await self._node.reports()  # counts anew what takes time
                 self._tell(message["asked"])
         _log.error("worker.orphaned")
         self._node.stop_at_once()

@@ -159,6 +159,10 @@ class Inside:
                 for each in watching:
                     each.put(message)
 
+    def subscription_count(self) -> int:
+        """Subscriptions of its own, which no client has."""
+        return len(self._subscriber.subscriptions) if self._subscriber is not None else 0
+
     def reset(self) -> None:
         """What the cluster knew of it is gone: whoever watches has to begin anew."""
         self._subscriber = self._ref = None

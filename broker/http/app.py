@@ -14,8 +14,8 @@ import trio
 from broker.admin.api import Desk
 from broker.config import Endpoint, Settings
 from broker.errors import ConfigError
-from broker.http.exposition import exposition
 from broker.http.report import READY, Report, Source, ready
+from broker.http.scraping import Scrapes
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -27,6 +27,7 @@ class HttpServer:
 
     def __init__(self, source: Source, endpoint: Endpoint, desk: Desk, settings: Settings) -> None:
         self._source = source
+        self._scrapes = Scrapes(source)
         self._desk = desk
         self._settings = settings
         family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
@@ -69,9 +70,10 @@ class HttpServer:
             return 404, b"text/plain", b"try /healthz, /readyz or /metrics\n"
         if method not in ("GET", "HEAD"):
             return 405, b"text/plain", b"only GET\n"
-        reports = await self._source.reports()
         if path == "/metrics":
-            return 200, b"text/plain; version=0.0.4; charset=utf-8", exposition(reports, self._source.ended())
+            text, kind = await self._scrapes.answer()
+            return 200, kind.encode(), text
+        reports = await self._source.reports()
         status = ready(reports)
         shown = _shown(self._source.name, status, reports)
         if path == "/healthz":  # alive is whoever answers: what /readyz complains about is not mended by a restart

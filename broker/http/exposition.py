@@ -1,118 +1,44 @@
-"""The counters of one or more nodes in the Prometheus text format."""
+"""The metrics of one or more nodes in the text formats of Prometheus and OpenMetrics."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 
-from broker import __version__
-from broker.codec.packets import KIND_NAMES
-from broker.http.report import Counters, Report, total
+from broker.http.report import Report
+from broker.metrics_catalogue import CATALOGUE, COUNTER, HISTOGRAM, NODE_STATES, Family, Samples, Value, summed
 
-_PLAIN = {
-    "mqtt_bytes_received": "Bytes read from clients.",
-    "mqtt_bytes_sent": "Bytes written to clients.",
-    "mqtt_sessions_resumed": "Sessions taken up again.",
-    "mqtt_messages_retransmitted": "PUBLISH sent with DUP.",
-}
-_BY_INDEX: dict[str, tuple[str, str, Sequence[str]]] = {
-    "mqtt_packets_received": ("Packets received.", "type", KIND_NAMES),
-    "mqtt_packets_sent": ("Packets sent, other than PUBLISH.", "type", KIND_NAMES),
-    "mqtt_messages_received": ("PUBLISH received.", "qos", "012"),
-    "mqtt_messages_sent": ("PUBLISH sent.", "qos", "012"),
-}
-_BY_REASON = {
-    "mqtt_messages_dropped": "Messages a receiver did not get.",
-    "mqtt_connects": "CONNECT by outcome.",
-    "mqtt_disconnects": "Ended connections.",
-    "mqtt_connections_rejected": "Sockets turned away.",
-    "mqtt_limits": "Clients that were refused or paused, and bans that were written, by limits.",
-    "mqtt_packet_errors": "Packets that broke the rules.",
-}
-#: Counted by the values of several labels, separated by commas.
-_BY_SEVERAL = {
-    "mqtt_authorization": (
-        "Answers of rules: each deny and error, and each allow that a connection had to ask for.",
-        ["action", "result"],
-    ),
-    "mqtt_hook_failures": (
-        "Calls of hooks that failed, took too long or were left out because too many waited.",
-        ["hook", "method", "reason"],
-    ),
-}
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def exposition(reports: Sequence[Report], ended: Counters) -> bytes:
-    """One scrape: the sum over `reports`, and over nodes that `ended` before (a sum must not fall)."""
+def exposition(reports: Sequence[Report], ended: Samples, accept: str = "") -> tuple[bytes, str]:
+    """One scrape, and its content type: the sum over `reports`, and over nodes that `ended` before (a sum must not
+    fall). `accept` is the header of the request: who knows OpenMetrics gets that."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(reports, ended))
-    return generate_latest(registry)
+    registry.register(_Collector(gathered(reports, ended)))
+    # The library's own choice also looks at versions, and fails where one is no number.
+    if "application/openmetrics-text" in accept.lower():
+        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry), _TEXT
 
 
-class _Collector:
-    """Makes families of plain numbers."""
-
-    def __init__(self, reports: Sequence[Report], ended: Counters) -> None:
-        self._reports = reports
-        self._ended = ended
-
-    def collect(self) -> Iterable[Metric]:
-        """All families."""
-        reports = self._reports
-        yield InfoMetricFamily("mqtt_build", "Version of the node.", value={"version": __version__})
-        yield _gauge("mqtt_connections", "Open connections.", sum(report.connections for report in reports))
-        # Each node knows those of the others' persistent sessions too: no sum.
-        yield _gauge(
-            "mqtt_subscriptions",
-            "Subscriptions known to a node.",
-            max((report.subscriptions for report in reports), default=0),
-        )
-        yield _gauge(
-            "mqtt_store_available",
-            "1 while the store answers.",
-            int(all(report.available for report in reports) and bool(reports)),
-        )
-        yield _gauge(
-            "mqtt_cluster_members",
-            "Live nodes of the cluster, this one included.",
-            max((len(report.members) for report in reports), default=0),
-        )
-        groups = _groups(reports)
-        yield _gauge("mqtt_shared_groups", "Shared subscriptions with connected members here.", len(groups))
-        yield _gauge(
-            "mqtt_shared_group_lag",
-            "Messages of all shared subscriptions that no member was given yet.",
-            sum(group[0] for group in groups),
-        )
-        yield _gauge(
-            "mqtt_shared_group_lag_max",
-            "The same of the shared subscription that has most.",
-            max((group[0] for group in groups), default=0),
-        )
-        yield _gauge(
-            "mqtt_shared_group_pending",
-            "Messages of all shared subscriptions that a member was given and has not acknowledged.",
-            sum(group[1] for group in groups),
-        )
-        yield _gauge(
-            "mqtt_shared_group_oldest_seconds",
-            "Age of the oldest message of any shared subscription.",
-            max((group[2] for group in groups), default=0) / 1000,
-        )
-        counters = total([self._ended, *(report.counters for report in reports)])
-        for name, text in _PLAIN.items():
-            yield CounterMetricFamily(name, text, value=counters.get(name, 0))  # type: ignore[arg-type]
-        for name, (text, label, names) in _BY_INDEX.items():
-            yield _labelled(name, text, label, zip(names, counters.get(name, ()), strict=False))  # type: ignore[arg-type]
-        for name, text in _BY_REASON.items():
-            yield _labelled(name, text, "reason", dict(counters.get(name, {})).items())  # type: ignore[arg-type]
-        for name, (text, labels) in _BY_SEVERAL.items():
-            family = CounterMetricFamily(name, text, labels=labels)
-            for key, value in dict(counters.get(name, {})).items():  # type: ignore[arg-type]
-                family.add_metric(key.rsplit(",", len(labels) - 1), value)
-            yield family
+def gathered(reports: Sequence[Report], ended: Samples) -> Samples:
+    """All values of these nodes together."""
+    samples = summed([ended, *(report.samples for report in reports)])
+    samples["mqtt_node_state"] = {state: sum(report.state == state for report in reports) for state in NODE_STATES}
+    samples["mqtt_store_available"] = {"": int(all(report.available for report in reports) and bool(reports))}
+    samples["mqtt_cluster_members"] = {"": max((len(report.members) for report in reports), default=0)}
+    groups = _groups(reports)
+    samples["mqtt_shared_groups"] = {"": len(groups)}
+    samples["mqtt_shared_group_lag"] = {"": sum(group[0] for group in groups)}
+    samples["mqtt_shared_group_lag_max"] = {"": max((group[0] for group in groups), default=0)}
+    samples["mqtt_shared_group_pending"] = {"": sum(group[1] for group in groups)}
+    samples["mqtt_shared_group_oldest_seconds"] = {"": max((group[2] for group in groups), default=0) / 1000}
+    return samples
 
 
 def _groups(reports: Sequence[Report]) -> list[list[int]]:
@@ -124,13 +50,41 @@ def _groups(reports: Sequence[Report]) -> list[list[int]]:
     return list(found.values())
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
+class _Collector:
+    """Makes families of plain numbers."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def collect(self) -> Iterable[Metric]:
+        """All families that have values, and counters without labels in any case: they begin with 0."""
+        for family in CATALOGUE:
+            values = self._samples.get(family.name)
+            if not values and not (family.grows and not family.labels):
+                continue
+            yield _metric(family, values or {"": _nothing(family)})
 
 
-def _labelled(name: str, text: str, label: str, values: Iterable[tuple[str, int]]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for key, value in values:
-        if key != "RESERVED":
-            family.add_metric([key], value)
-    return family
+def _nothing(family: Family) -> Value:
+    return [0.0] * (len(family.bounds) + 2) if family.kind == HISTOGRAM else 0.0
+
+
+def _metric(family: Family, values: dict[str, Value]) -> Metric:
+    made: CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+    if family.kind == HISTOGRAM:
+        made = HistogramMetricFamily(family.name, family.text, labels=family.labels)
+    elif family.kind == COUNTER:
+        made = CounterMetricFamily(family.name.removesuffix("_total"), family.text, labels=family.labels)
+    else:
+        made = GaugeMetricFamily(family.name, family.text, labels=family.labels)
+    for key, value in values.items():
+        labels = key.rsplit(",", len(family.labels) - 1) if family.labels else ()
+        if isinstance(made, HistogramMetricFamily):
+            assert isinstance(value, list)
+            bounds = [*(str(bound) for bound in family.bounds), "+Inf"]
+            counts = accumulate(value[:-1])
+            made.add_metric(labels, list(zip(bounds, counts, strict=True)), value[-1])
+        else:
+            assert not isinstance(value, list)
+            made.add_metric(labels, value)
+    return made

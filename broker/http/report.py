@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from broker.metrics_catalogue import Samples
+
 READY = "ready"
 STARTING = "starting"
 JOINING = "joining the cluster"
@@ -17,15 +19,27 @@ DRAINING = "draining"
 RESTARTING = "restarting"
 #: Of a worker that did not answer its parent in time.
 SILENT = "does not answer"
+#: Followed by what there is too much of.
+OVERLOADED = "overloaded: "
 
-#: Family -> number, numbers by packet type or QoS, or numbers by reason.
-Counters = dict[str, int | list[int] | dict[str, int]]
+#: Status -> its name in `mqtt_node_state`.
+_STATES = {
+    READY: "ready",
+    STARTING: "starting",
+    JOINING: "joining",
+    UNREACHABLE: "unreachable",
+    FENCED: "fenced",
+    DRAINING: "draining",
+    RESTARTING: "restarting",
+    SILENT: "silent",
+}
 
 
 @dataclass(slots=True)
 class Report:
     """One node. `status` is READY or why it is not, `member` is `<name>:<incarnation>` ("" before it has joined),
-    `groups` has lag, pending and age in ms of the oldest message by id of the shared subscription."""
+    `groups` has lag, pending and age in ms of the oldest message by id of the shared subscription, `samples` the values
+    of the families in `broker.metrics_catalogue`."""
 
     node: str
     status: str
@@ -38,9 +52,13 @@ class Report:
     available: bool = False
     round_trip_ms: float = 0.0
     connections: int = 0
-    subscriptions: int = 0
     groups: dict[str, list[int]] = field(default_factory=dict)
-    counters: Counters = field(default_factory=dict)
+    samples: Samples = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """The status as one of a few words: see `broker.metrics_catalogue.NODE_STATES`."""
+        return "overloaded" if self.status.startswith(OVERLOADED) else _STATES[self.status]
 
     def shown(self) -> dict[str, Any]:
         """For people and scripts that look after the node."""
@@ -72,7 +90,7 @@ class Source(Protocol):
     async def reports(self) -> list[Report]:
         """Of the nodes of this process, or of those that it started: one each, in the same order each time."""
 
-    def ended(self) -> Counters:
+    def ended(self) -> Samples:
         """What nodes counted that are not among the reports any more."""
 
 
@@ -81,21 +99,3 @@ def ready(reports: Iterable[Report]) -> str:
     statuses = [report.status for report in reports]
     present = [status for status in statuses if status != RESTARTING] or statuses
     return next((status for status in present if status != READY), READY)
-
-
-def total(all_counters: Iterable[Counters]) -> Counters:
-    """The sums by family, index and reason."""
-    sums: Counters = {}
-    for counters in all_counters:
-        for family, value in counters.items():
-            sums[family] = _plus(sums[family], value) if family in sums else value
-    return sums
-
-
-def _plus(one: int | list[int] | dict[str, int], other: int | list[int] | dict[str, int]) -> Any:
-    if isinstance(one, list) and isinstance(other, list):
-        return [left + right for left, right in zip(one, other, strict=True)]
-    if isinstance(one, dict) and isinstance(other, dict):
-        return {reason: one.get(reason, 0) + other.get(reason, 0) for reason in {**one, **other}}
-    assert isinstance(one, int) and isinstance(other, int)
-    return one + other

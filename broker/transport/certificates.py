@@ -17,6 +17,7 @@ from broker.errors import ConfigError
 from broker.log import get_logger
 from broker.options.listener import Listener
 from broker.peer import Certificate, Peer
+from broker.transport.expiry import expiry_of
 
 _log = get_logger("tls")
 
@@ -64,6 +65,8 @@ class Certificates:
         #: Identities that clients named in the present step.
         self._asked: list[str | None] = []
         self._by_name: dict[str, ssl.SSLContext] = {}
+        #: When the certificate of each name ends, in seconds since the epoch; "": where no other is for the client.
+        self.expiries: dict[str, float] = {}
         self._context: ssl.SSLContext
         #: The same once more, for clients that would resume a session of the first one.
         self._anew: ssl.SSLContext
@@ -90,6 +93,7 @@ class Certificates:
             context if options.tls_min == "1.3" else self._make(options.certfile, options.keyfile or options.certfile)
         )
         self._keys, self._by_name, self._context, self._anew = keys, by_name, context, anew
+        self.expiries = self._read_expiries()
 
     def server_side(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, anew: bool = False) -> ServerTls:
         """The server's end of a new connection; with `anew` it knows no session that one without it has made.
@@ -129,6 +133,17 @@ class Certificates:
             name, _, files = item.partition("=")
             certfile, _, keyfile = files.partition(":")
             yield name.lower(), Path(certfile), Path(keyfile) if keyfile else None
+
+    def _read_expiries(self) -> dict[str, float]:
+        """OpenSSL has taken the files already: what cannot be read here is left out."""
+        found: dict[str, float] = {}
+        for name, path in [("", self._listener.options.certfile), *((name, path) for name, path, _ in self._named())]:
+            try:
+                if path is not None:
+                    found[name] = expiry_of(path)
+            except (OSError, ValueError) as error:
+                _log.warning("certificates.end_unknown", file=str(path), error=str(error))
+        return found
 
     def _make(self, certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext:
         """A context with one certificate. All of a listener are alike in everything else: OpenSSL takes some settings

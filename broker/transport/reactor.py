@@ -104,6 +104,12 @@ class Reactor:
         #: By all streams since the start.
         self.received_bytes = 0
         self.sent_bytes = 0
+        #: Bytes that peers have not taken.
+        self.unsent_bytes = 0
+        #: What the owners of streams say that they handled; for whoever is told of the end of a turn.
+        self.handled = 0
+        #: Called when a turn has flushed what it wrote, with its duration in seconds.
+        self.turn_done: Callable[[float], None] = _ignore
 
     def register_client(self, fd: int, handler: Client) -> None:
         """Watch for reading, except while `hold` says otherwise."""
@@ -231,6 +237,7 @@ class Reactor:
                 self._log.exception("reactor.handler_failed", fd=fd)
         self.received_bytes += self.bytes_read
         self._finish()
+        self.turn_done(time.monotonic() - self.now)
         return not held
 
     def _catch_up(self) -> None:
@@ -289,3 +296,7 @@ class Reactor:
 
 def _never() -> bool:
     return False
+
+
+def _ignore(seconds: float) -> None:
+    pass

@@ -160,7 +160,9 @@ class TcpStream:
             return
         if self._unsent:  # waits for room; writable() goes on
             if pieces:
-                self._unsent += b"".join(pieces)
+                more = b"".join(pieces)
+                self._unsent += more
+                self._reactor.unsent_bytes += len(more)
                 pieces.clear()
             self._judge()
             return
@@ -177,6 +179,7 @@ class TcpStream:
             self._reactor.sent_bytes += sent
             if sent < len(data):
                 self._unsent = bytearray(memoryview(data)[sent:])
+                self._reactor.unsent_bytes += len(data) - sent
                 self.stalled_since = self._reactor.now
                 self._reactor.watch_writable(self.fd, True)
                 self._judge()
@@ -196,6 +199,7 @@ class TcpStream:
             self._lost(error.strerror or str(error))
             return
         self._reactor.sent_bytes += sent
+        self._reactor.unsent_bytes -= sent
         self.stalled_since = self._reactor.now
         was_congested = self.congested
         if sent < len(unsent):
@@ -270,6 +274,7 @@ class TcpStream:
         if raw is not None:
             self._raw = None
             self._pieces.clear()
+            self._reactor.unsent_bytes -= len(self._unsent)
             self._unsent = b""
             self.stalled_since = 0.0
             if self._closing:

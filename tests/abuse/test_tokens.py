@@ -124,7 +124,7 @@ async def test_g19_a_forged_token(node: AbusedNode, moved: Counted, name: str) -
     client, code = await enter(node, FORGED[name])
     assert code == 0x86
     await client.expect_closed()
-    assert moved('mqtt_connects_total{reason="bad_user_name_or_password"}') == 1
+    assert moved('mqtt_connects_total{result="bad_user_name_or_password"}') == 1
     # The same answer for all: it does not tell what was wrong.
     assert client.last_raw.count(b"token") == 0
     client, code = await enter(node, good())

@@ -53,8 +53,8 @@ class AbusedNode(BrokerProcess):
         return {name: float(value) for name, value in _SAMPLE.findall(text)}
 
     def counter(self, name: str) -> float:
-        """One sample; 0 if it is not there."""
-        return self.counters().get(name, 0.0)
+        """One sample, or (without labels) the sum over them; 0 if there is none."""
+        return sum(value for key, value in self.counters().items() if name in (key, key.partition("{")[0]))
 
     def rss_bytes(self) -> int:
         """Resident memory of the process."""

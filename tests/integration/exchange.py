@@ -81,13 +81,14 @@ def numbered(prefix: str, count: int) -> list[bytes]:
 
 
 def metric(node: BrokerProcess, sample: str) -> float:
-    """The value of one sample of the node's /metrics, such as `mqtt_connections`; 0 if it is not there yet."""
+    """One sample of the node's /metrics, or (without labels) the sum over them, such as `mqtt_connections`."""
+    found = 0.0
     with urllib.request.urlopen(f"http://{node.http}/metrics", timeout=10) as response:
         for line in response.read().decode().splitlines():
             name, _, value = line.rpartition(" ")
-            if name == sample:
-                return float(value)
-    return 0.0
+            if sample in (name, name.partition("{")[0]):
+                found += float(value)
+    return found
 
 
 #: For what a node and its store do soon.

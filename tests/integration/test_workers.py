@@ -39,8 +39,9 @@ async def _workers(node: BrokerProcess) -> list[dict[str, Any]]:
 
 async def _metric(node: BrokerProcess, name: str) -> float:
     _, body = await _get(node, "/metrics")
-    [line] = [line for line in body.splitlines() if line.startswith(name + " ")]
-    return float(line.rpartition(" ")[2])
+    lines = [line for line in body.splitlines() if line.startswith((name + " ", name + "{"))]
+    assert lines
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 def _runs(pid: int) -> bool:

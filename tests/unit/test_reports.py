@@ -14,29 +14,45 @@ from broker.http.report import (
     READY,
     RESTARTING,
     STARTING,
-    Counters,
     Report,
     ready,
-    total,
 )
 from broker.metrics import Metrics
+from broker.metrics_catalogue import FAMILIES, Samples, growing, summed
 
 
 def _report(node: str = "a", status: str = READY, **values: object) -> Report:
     return Report(node, status, **values)  # type: ignore[arg-type]
 
 
-def _scrape(reports: list[Report], ended: Counters | None = None) -> dict[str, float]:
-    lines = exposition(reports, ended or {}).decode().splitlines()
+def _scrape(reports: list[Report], ended: Samples | None = None) -> dict[str, float]:
+    lines = exposition(reports, ended or {})[0].decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
-def test_counters_are_summed_by_what_they_count() -> None:
-    one: Counters = {"n": 1, "by_qos": [1, 2, 3], "by_reason": {"x": 1}}
-    other: Counters = {"n": 2, "by_qos": [0, 1, 0], "by_reason": {"x": 1, "y": 5}}
-    assert total([one, {}, other]) == {"n": 3, "by_qos": [1, 3, 3], "by_reason": {"x": 2, "y": 5}}
-    assert total([]) == {}
-    assert one == {"n": 1, "by_qos": [1, 2, 3], "by_reason": {"x": 1}}
+def test_values_of_workers_become_one_by_what_they_mean() -> None:
+    one: Samples = {
+        "mqtt_connections": {"a,5": 1},
+        "mqtt_cluster_members": {"": 3},
+        "mqtt_store_available": {"": 1},
+        "mqtt_turn_seconds": {"": [1, 2, 0.5]},
+        "undeclared": {"": 1},
+    }
+    other: Samples = {
+        "mqtt_connections": {"a,5": 2, "a,3.1.1": 1},
+        "mqtt_cluster_members": {"": 2},
+        "mqtt_store_available": {"": 0},
+        "mqtt_turn_seconds": {"": [0, 1, 0.25]},
+    }
+    assert summed([one, {}, other]) == {
+        "mqtt_connections": {"a,5": 3, "a,3.1.1": 1},
+        "mqtt_cluster_members": {"": 3},
+        "mqtt_store_available": {"": 0},
+        "mqtt_turn_seconds": {"": [1, 3, 0.75]},
+    }
+    assert summed([]) == {}
+    assert one["mqtt_turn_seconds"] == {"": [1, 2, 0.5]}
+    assert growing(one) == {"mqtt_turn_seconds": {"": [1, 2, 0.5]}}
 
 
 def test_ready_is_when_all_are_that_clients_may_come_to() -> None:
@@ -54,18 +70,23 @@ def test_one_scrape_of_several_nodes() -> None:
     groups = {"aa": [5, 2, 1500], "bb": [1, 0, 0]}
     one = _report(
         connections=2,
-        subscriptions=7,
         available=True,
         members=["a:1", "b:2"],
         groups=groups,
-        counters=metrics.counters(),
+        samples={**metrics.samples(), "mqtt_connections": {"tcp://h:1,5": 2}, "mqtt_cluster_subscriptions": {"": 7}},
     )
     other = _report(
-        "b", connections=1, subscriptions=8, available=True, members=["a:1", "b:2"], groups={"aa": [4, 2, 900]}
+        "b",
+        connections=1,
+        samples={"mqtt_connections": {"tcp://h:1,5": 1}, "mqtt_cluster_subscriptions": {"": 8}},
+        available=True,
+        members=["a:1", "b:2"],
+        groups={"aa": [4, 2, 900]},
     )
-    found = _scrape([one, other], metrics.counters())
-    assert found["mqtt_connections"] == 3
-    assert found["mqtt_subscriptions"] == 8
+    found = _scrape([one, other], growing(metrics.samples()))
+    assert found['mqtt_connections{listener="tcp://h:1",protocol_version="5"}'] == 3
+    assert found["mqtt_cluster_subscriptions"] == 8
+    assert found['mqtt_node_state{state="ready"}'] == 2
     assert found["mqtt_cluster_members"] == 2
     assert found["mqtt_store_available"] == 1
     assert found["mqtt_shared_groups"] == 2
@@ -83,15 +104,40 @@ def test_a_store_that_one_node_cannot_reach_is_not_available() -> None:
     assert _scrape([])["mqtt_store_available"] == 0
 
 
-def test_every_counter_is_exposed() -> None:
-    counters = {name: 1 if isinstance(value, int) else value for name, value in Metrics().counters().items()}
-    names = {name.partition("{")[0] for name in _scrape([_report(counters=counters)])}
-    plain = {f"{name}_total" for name, value in counters.items() if not isinstance(value, dict)}
-    assert plain <= names
+def test_everything_that_is_counted_is_declared_and_told() -> None:
+    samples = Metrics().samples()
+    assert samples.keys() <= FAMILIES.keys()
+    for name, values in samples.items():
+        if not values:
+            family = FAMILIES[name]
+            key = ",".join(family.labels)
+            samples[name] = {key: [0.0] * (len(family.bounds) + 2) if family.bounds else 1}
+    names = {name.partition("{")[0] for name in _scrape([_report(samples=samples)])}
+    assert {f"{name}_count" if FAMILIES[name].bounds else name for name in samples} <= names
+
+
+def test_a_histogram_is_told_with_the_sums_of_its_buckets() -> None:
+    metrics = Metrics()
+    for value in (0.0004, 0.002, 20.0):
+        metrics.turn_seconds.observe(value)
+    found = _scrape([_report(samples=metrics.samples())])
+    assert found['mqtt_turn_seconds_bucket{le="0.0005"}'] == 1
+    assert found['mqtt_turn_seconds_bucket{le="0.0025"}'] == 2
+    assert found['mqtt_turn_seconds_bucket{le="10.0"}'] == 2
+    assert found['mqtt_turn_seconds_bucket{le="+Inf"}'] == found["mqtt_turn_seconds_count"] == 3
+    assert found["mqtt_turn_seconds_sum"] == 20.0024
+
+
+def test_the_format_is_what_the_scraper_knows() -> None:
+    body, content_type = exposition([_report()], {}, "application/openmetrics-text;version=1.0.0,*/*;q=0.1")
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+    for accept in ("", "text/html", "text/plain;version=x", "a;;=,,"):
+        assert not exposition([_report()], {}, accept)[0].endswith(b"# EOF\n")
 
 
 def test_a_report_passes_as_json() -> None:
-    report = _report(members=["a:1"], groups={"aa": [1, 2, 3]}, counters=Metrics().counters(), durability="aof")
+    report = _report(members=["a:1"], groups={"aa": [1, 2, 3]}, samples=Metrics().samples(), durability="aof")
     again = Report(**json.loads(json.dumps(report.packed())))
     assert again.shown() == report.shown()
     assert _scrape([again]) == _scrape([report])
