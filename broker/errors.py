@@ -62,5 +62,13 @@ class SessionLost(ClusterError):
     """The session is owned by another connection now: this one may not change it any more."""
 
 
+class SessionConnected(ClusterError):
+    """Somebody is connected with the session, on the node `node`: only that one may change it."""
+
+    def __init__(self, text: str, node: str) -> None:
+        super().__init__(text)
+        self.node = node
+
+
 class NotOwner(ClusterError):
     """The session of this client id belongs to another identity; nothing of it was touched (G19)."""

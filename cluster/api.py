@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from broker.message import Message
+from cluster.inspection import Inspection
 from cluster.registry import Registry
+from cluster.telemetry import Telemetry
 
 #: How long a node may go on without an answer of the store before others take it for dead.
 LEASE_S = 6.0
@@ -165,12 +167,14 @@ class Attachment:
     release (last_seq + 1 if none). Queued messages with seq <= `sent_seq` may have been sent before and are
     resent with DUP. `releasing` are seqs past PUBREC waiting for PUBCOMP, `inbound` maps packet ids
     of inbound QoS 2 to message ids. `ended_will` is the will of an older session that `clean_start` ended
-    while its will was still due: the caller publishes it.
+    while its will was still due: the caller publishes it. `epoch` grows with every attach of this client id, on
+    whatever node and whatever became of the session in between; it is about store time in ms.
     """
 
     __slots__ = (
         "ended_subscriptions",
         "ended_will",
+        "epoch",
         "inbound",
         "last_seq",
         "lowest_seq",
@@ -193,6 +197,7 @@ class Attachment:
         inbound: dict[int, bytes] | None = None,
         ended_will: StoredWill | None = None,
         ended_subscriptions: list[StoredSubscription] | None = None,
+        epoch: int = 0,
     ) -> None:
         self.ref = ref
         self.session_present = session_present
@@ -204,6 +209,7 @@ class Attachment:
         self.inbound = inbound if inbound is not None else {}
         self.ended_will = ended_will
         self.ended_subscriptions = ended_subscriptions if ended_subscriptions is not None else []
+        self.epoch = epoch
 
 
 class QueuedMessage:
@@ -506,9 +512,11 @@ class StoreHealth:
 
 
 class Cluster(Protocol):
-    """State that outlives a connection and, with a real store, a node. `registry` is what else the nodes share."""
+    """State that outlives a connection and, with a real store, a node. `registry` is what else the nodes share,
+    `inspection` what operators may ask and change."""
 
     registry: Registry
+    inspection: Inspection
 
     async def serve(self, events: ClusterEvents, poller: Poller, *, task_status: object) -> None:
         """Joins, calls `events.restore`, reports started, then keeps the lease and the timers until cancelled;
@@ -520,6 +528,9 @@ class Cluster(Protocol):
 
     def health(self) -> StoreHealth:
         """Without I/O."""
+
+    def telemetry(self) -> Telemetry:
+        """What this node counts of its way to the store. Without I/O."""
 
     def now_ms(self) -> int:
         """Store time (epoch, ms) as well as this node knows it. Without I/O."""
@@ -592,6 +603,11 @@ class Cluster(Protocol):
         """Topics with a retained message that match, lazily, from the node's mirror; the cost is what it returns.
         None comes now and then where much was looked at and little found: time to let others work.
         The mirror knows a topic from the moment `publish` was called. Stays valid while topics come and go."""
+
+    def retained_children(self, prefix: Sequence[str]) -> Iterator[tuple[str, bool, int]]:
+        """The levels that follow these levels ([]: the first ones) in topics with a retained message, from the node's
+        mirror, in no order: level, whether the topic that ends there has a message, and how many topics lie below it.
+        Lazily: the cost is what is taken. Stays valid while topics come and go."""
 
     async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
         """The retained messages of at most PAGE_LIMIT topics; None where there is none (any more) or it expired.

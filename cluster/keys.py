@@ -74,8 +74,13 @@ ROUTES: Final = b"f"
 #: Suffixes: the number and random tag of the last change of the route table (string), and its log (stream).
 ROUTES_VERSION: Final = b"ver"
 ROUTES_LOG: Final = b"log"
-#: Suffix, before a session id: a session (hash).
+#: Suffixes, before a session id: a session, its subscriptions (hashes).
 SESSION: Final = b"s:"
+SUBSCRIPTIONS: Final = b"sub:"
+#: Suffix: client ids of the persistent sessions (zset, in the order of their bytes).
+SESSION_INDEX: Final = b"ix"
+#: Suffix: records of delayed messages by message id (hash).
+DELAYED: Final = b"dly"
 #: Suffix: what other nodes pushed to this one, under its own prefix (stream).
 NODE_STREAM: Final = b"in"
 #: Suffix, before a member: deliveries for the sessions of a partition that the member owns (stream).

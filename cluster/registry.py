@@ -12,6 +12,9 @@ from typing import Final, Protocol
 USERS: Final = "users"
 RULES: Final = "rules"
 BANS: Final = "bans"
+KEYS: Final = "keys"
+LOGINS: Final = "logins"
+TOPICS: Final = "topic_metrics"
 
 
 class Occupied:
@@ -46,6 +49,11 @@ class Registry(Protocol):
 
     async def change(self, kind: str, changes: Mapping[str, bytes | None]) -> int:
         """Set (or with None remove) documents in one step; returns the new version. Idempotent."""
+        ...
+
+    async def create(self, kind: str, name: str, document: bytes) -> bool:
+        """Set a document unless there is one of this name, in one step; whether it was set. Not idempotent: after
+        StoreUnavailable it may have been set."""
         ...
 
     async def remove(self, kind: str, documents: Mapping[str, bytes]) -> int:

@@ -7,7 +7,7 @@ they have. A second index by last level serves filters such as `a/+/c` where `a`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from broker.topics.names import has_wildcard, levels_match
@@ -25,9 +25,11 @@ _SMALL: Final = 256
 class _Node:
     """A level with more than one topic at or below it (or that once had)."""
 
-    __slots__ = ("children", "names", "topic")
+    __slots__ = ("children", "count", "names", "topic")
 
     def __init__(self) -> None:
+        self.count = 0
+        """How many topics are at or below it."""
         self.topic = ""
         """The topic that ends here; empty if none does."""
         self.children: dict[str, str | _Node] = {}
@@ -92,6 +94,7 @@ class RetainedIndex:
         self._add_by_last(topic, levels[-1])
         node = self._root
         for depth, level in enumerate(levels):
+            node.count += 1
             child = node.children.get(level)
             if child is None:
                 node.children[level] = topic
@@ -102,6 +105,7 @@ class RetainedIndex:
                 child = _node_with(child, depth + 1)
                 node.children[level] = child
             node = child
+        node.count += 1
         node.topic = topic
         return True
 
@@ -120,6 +124,8 @@ class RetainedIndex:
             path.append(child)
         else:
             path[-1].topic = ""
+        for node in path:
+            node.count -= 1
         for depth in range(len(path) - 1, 0, -1):
             if path[depth].topic or path[depth].children:
                 break
@@ -152,6 +158,30 @@ class RetainedIndex:
                 yield topic
             if visits % PAUSE_VISITS == 0:
                 yield None
+
+    def children(self, prefix: Sequence[str]) -> Iterator[tuple[str, bool, int]]:
+        """The levels that follow these levels, in no order: level, whether a topic ends there, how many lie below it.
+
+        Found one by one; the set may change meanwhile, as with `match`."""
+        node = self._root
+        for depth, level in enumerate(prefix):
+            child = node.children.get(level)
+            if child is None:
+                return
+            if isinstance(child, str):
+                levels = child.split("/")
+                if len(levels) > len(prefix) and levels[depth : len(prefix)] == list(prefix[depth:]):
+                    ends = len(levels) == len(prefix) + 1
+                    yield levels[len(prefix)], ends, int(not ends)
+                return
+            node = child
+        for name in _names_of(node):
+            child = node.children.get(name)
+            if isinstance(child, str):
+                ends = child.count("/") == len(prefix)
+                yield name, ends, int(not ends)
+            elif child is not None and child.count:
+                yield name, bool(child.topic), child.count - bool(child.topic)
 
     def _walk(self, levels: list[str]) -> Iterator[str | None]:
         """Follow the filter from the root, one branch at a time."""
@@ -251,6 +281,7 @@ def _reach(node: _Node, depth: int, levels: list[str], stack: list[_Frame]) -> s
 def _node_with(topic: str, depth: int) -> _Node:
     """A node at `depth` levels from the root with only this topic in it."""
     node = _Node()
+    node.count = 1
     levels = topic.split("/")
     if len(levels) == depth:
         node.topic = topic

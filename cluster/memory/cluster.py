@@ -33,6 +33,8 @@ from cluster.api import (
     Poller,
     Publication,
     QueuedMessage,
+    Route,
+    RouteChange,
     SessionRef,
     StoredSubscription,
     StoredWill,
@@ -40,8 +42,10 @@ from cluster.api import (
     Target,
     shared_group_id,
 )
+from cluster.inspection import Inspection
 from cluster.memory.delayed import Delayed
 from cluster.memory.groups import Groups
+from cluster.memory.inspection import MemoryInspection
 from cluster.memory.registry import MemoryRegistry
 from cluster.memory.state import (
     ACKNOWLEDGE,
@@ -61,6 +65,7 @@ from cluster.memory.state import (
 )
 from cluster.policy import NEVER_EXPIRES, TIMER_LEASE_S, ClusterLimits
 from cluster.registry import Registry
+from cluster.telemetry import LinkCounters, Telemetry
 
 _log = get_logger("cluster")
 
@@ -74,11 +79,13 @@ class MemoryCluster:
         self._limits = limits
         self._sessions: dict[bytes, Session] = {}
         self._births = 0
+        #: Of the last connection.
+        self._epoch = 0
         self._batch: list[Publication | Call] = []
         self._index = RetainedIndex()
         self._retained: dict[str, Message] = {}
         self._groups = Groups(limits.max_group_queue)
-        self._delayed = Delayed(limits.max_delayed, self._delay, self._run_timers)
+        self._delayed = Delayed(limits.max_delayed, self._delay, self._run_timers, self.now_ms)
         self._served = Served()
         self._timers: list[tuple[float, int, int, Session | FiredWill | Message]] = []
         self._timer_number = 0
@@ -87,6 +94,9 @@ class MemoryCluster:
         self._poller: Poller | None = None
         self._lost: set[bytes] = set()
         self._epoch_offset_s: float | None = None
+        self.inspection: Inspection = MemoryInspection(
+            self, self._sessions, self._retained, self._groups, self._delayed
+        )
 
     # Life
 
@@ -113,6 +123,15 @@ class MemoryCluster:
         if self._epoch_offset_s is None:
             self._epoch_offset_s = time.time() - trio.current_time()
         return int((trio.current_time() + self._epoch_offset_s) * 1000)
+
+    def telemetry(self) -> Telemetry:
+        """See `Cluster.telemetry`. There is no way to go."""
+        return Telemetry(LinkCounters())
+
+    @property
+    def events(self) -> ClusterEvents | None:
+        """Whom to tell."""
+        return self._events
 
     def alone(self) -> bool:
         """See `Cluster.alone`."""
@@ -143,11 +162,11 @@ class MemoryCluster:
             ended_subscriptions = list(session.subscriptions.values())
             if session.will_at >= 0:
                 ended_will = session.will
-            self._delete(session)
+            self.delete(session)
             session = None
         if session is None:
             self._births += 1
-            session = Session(request.client_id, sid, self._births)
+            session = Session(request.client_id, sid, self._births, self.now_ms())
             self._sessions[sid] = session
         session.token = secrets.token_bytes(16)
         if session.identity is None:
@@ -155,6 +174,7 @@ class MemoryCluster:
         session.expiry_s = request.expiry_s
         session.expires_at = session.will_at = -1.0
         session.will = request.will
+        self._epoch = max(self._epoch + 1, self.now_ms())
         lowest = min(min(session.queue, default=session.seq + 1), min(session.releasing, default=session.seq + 1))
         return Attachment(
             SessionRef(request.client_id, sid, session.birth, session.token),
@@ -167,6 +187,7 @@ class MemoryCluster:
             dict(session.inbound),
             ended_will,
             ended_subscriptions,
+            self._epoch,
         )
 
     async def connected(self, client_id: str, identity: str) -> bool:
@@ -189,7 +210,7 @@ class MemoryCluster:
             session.will = None
         now = trio.current_time()
         if expiry_s == 0:
-            self._delete(session)
+            self.delete(session)
             if session.will is not None:
                 self._arm(now, FIRED, FiredWill(ref.client_id, session.will, None))
             return
@@ -210,21 +231,37 @@ class MemoryCluster:
         """See `Cluster.subscribe`."""
         await trio.lowlevel.checkpoint()
         session = self._owned_or_lost(ref)
-        if not persistent:
-            return
+        if persistent:
+            self._add(session, subscriptions)
+
+    def _add(self, session: Session, subscriptions: Sequence[StoredSubscription]) -> None:
         for subscription in subscriptions:
             topic_filter = subscription.topic_filter
             session.subscriptions[topic_filter] = subscription
             if is_shared(topic_filter):
-                self._groups.join(shared_group_id(topic_filter), session.session_id, session.birth)
+                self._groups.join(topic_filter, session.session_id, session.birth)
 
     async def unsubscribe(self, ref: SessionRef, topic_filters: Sequence[str], persistent: bool) -> None:
         """See `Cluster.unsubscribe`."""
         await trio.lowlevel.checkpoint()
-        session = self._owned_or_lost(ref)
+        self._remove(self._owned_or_lost(ref), topic_filters)
+
+    def _remove(self, session: Session, topic_filters: Sequence[str]) -> None:
         for topic_filter in topic_filters:
             if session.subscriptions.pop(topic_filter, None) is not None and is_shared(topic_filter):
                 self._groups.leave(shared_group_id(topic_filter), session.session_id, session.birth)
+
+    def change_offline(self, session: Session, add: Sequence[StoredSubscription], remove: Sequence[str]) -> None:
+        """For the inspection: changes subscriptions that no connection has, so the broker's table has to be told."""
+        self._remove(session, remove)
+        self._add(session, add)
+        if self._events is not None:
+            gone = [(True, StoredSubscription(topic_filter, 0)) for topic_filter in remove]
+            changes = [
+                RouteChange(removed, Route(session.session_id, session.client_id, session.birth, subscription))
+                for removed, subscription in [*gone, *((False, each) for each in add)]
+            ]
+            self._events.routes_changed(changes)
 
     async def page(self, ref: SessionRef, after_seq: int, limit: int) -> list[QueuedMessage]:
         """See `Cluster.page`."""
@@ -408,6 +445,10 @@ class MemoryCluster:
         """See `Cluster.retained_match`."""
         return self._index.scan(topic_filter)
 
+    def retained_children(self, prefix: Sequence[str]) -> Iterator[tuple[str, bool, int]]:
+        """See `Cluster.retained_children`."""
+        return self._index.children(prefix)
+
     async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
         """See `Cluster.retained_values`."""
         await trio.lowlevel.checkpoint()
@@ -429,7 +470,7 @@ class MemoryCluster:
     async def group_members(self, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]) -> None:
         """See `Cluster.group_members`."""
         await trio.lowlevel.checkpoint()
-        self._groups.connected(shared_group_id(topic_filter), strategy, members)
+        self._groups.connected(topic_filter, strategy, members)
         if self._poller is not None:
             self._poller.wake()
 
@@ -465,7 +506,7 @@ class MemoryCluster:
                     what.expires_at = due + 1.0
                     self._arm(what.expires_at, EXPIRY, what)
                     continue
-                self._delete(what)
+                self.delete(what)
                 await events.session_ended(
                     what.client_id, what.session_id, what.birth, list(what.subscriptions.values())
                 )
@@ -480,7 +521,8 @@ class MemoryCluster:
             if fired.session is not None:
                 fired.session.wills_under_way -= 1
 
-    def _delete(self, session: Session) -> None:
+    def delete(self, session: Session) -> None:
+        """It ends, but for its will."""
         session.token = b""
         session.will_at = session.expires_at = -1.0
         del self._sessions[session.session_id]

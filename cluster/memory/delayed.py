@@ -15,16 +15,34 @@ from cluster.policy import DELAYED_AT_ONCE, TIMER_LEASE_S
 _log = get_logger("cluster")
 
 
+class _Kept:
+    """A delayed message; `taken` once it is due."""
+
+    __slots__ = ("due_ms", "message", "taken")
+
+    def __init__(self, message: Message, due_ms: int) -> None:
+        self.message = message
+        self.due_ms = due_ms
+        self.taken = False
+
+
 class Delayed:
     """Keeps at most `most` messages. `arm` has `ripen` called with a message after so many seconds; `wake` has
-    `publish` called soon."""
+    `publish` called soon, `now_ms` is store time."""
 
-    def __init__(self, most: int, arm: Callable[[float, Message], None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        most: int,
+        arm: Callable[[float, Message], None],
+        wake: Callable[[], None],
+        now_ms: Callable[[], int],
+    ) -> None:
         self._most = most
         self._arm = arm
         self._wake = wake
+        self._now_ms = now_ms
         #: By message id.
-        self._kept: dict[bytes, Message] = {}
+        self._kept: dict[bytes, _Kept] = {}
         #: Those that are due, and how many of them are being published.
         self._ripe: deque[Message] = deque()
         self._publishing = 0
@@ -37,12 +55,27 @@ class Delayed:
         if len(self._kept) >= self._most:
             publication.error = StoreFull(f"more than {self._most} delayed messages")
             return
-        self._kept[message.message_id] = message
+        self._kept[message.message_id] = _Kept(message, self._now_ms() + publication.delay_s * 1000)
         self._arm(publication.delay_s, message)
 
     def ripen(self, message: Message) -> None:
-        """It is due."""
-        self._ripe.append(message)
+        """It is due, if nobody took it back."""
+        kept = self._kept.get(message.message_id)
+        if kept is not None and kept.message is message:
+            kept.taken = True
+            self._ripe.append(message)
+
+    def places(self) -> list[tuple[int, bytes, Message]]:
+        """When each is due, its message id, and the message itself; in no order."""
+        return [(kept.due_ms, message_id, kept.message) for message_id, kept in self._kept.items()]
+
+    def cancel(self, message_id: bytes, due_ms: int) -> bool:
+        """Take one back that is not due yet; whether it was there."""
+        kept = self._kept.get(message_id)
+        if kept is None or kept.taken or kept.due_ms != due_ms:
+            return False
+        del self._kept[message_id]
+        return True
 
     def publish(self, events: ClusterEvents) -> None:
         """A bounded number at once, without waiting for their answers; nothing else waits for the rest."""

@@ -19,6 +19,7 @@ from cluster.api import (
     GroupMemberState,
     GroupState,
     GroupTarget,
+    shared_group_id,
 )
 
 #: Strategies that name a member; its node keeps what waits for it.
@@ -173,6 +174,8 @@ class Groups:
         self._bound = bound
         self._entry_number = 0
         self._queues: dict[bytes, GroupQueue] = {}
+        #: What they are called.
+        self._names: dict[bytes, str] = {}
         #: Groups that may have something to give out.
         self._changed: dict[bytes, GroupQueue] = {}
 
@@ -180,9 +183,9 @@ class Groups:
         """None if nobody is a member."""
         return self._queues.get(group_id)
 
-    def join(self, group_id: bytes, session_id: bytes, birth: int) -> None:
+    def join(self, topic_filter: str, session_id: bytes, birth: int) -> None:
         """A persistent session subscribed."""
-        self._open(group_id).joined[session_id] = birth
+        self._open(topic_filter).joined[session_id] = birth
 
     def leave(self, group_id: bytes, session_id: bytes, birth: int) -> None:
         """A persistent session unsubscribed or ended; a younger one of the same client stays."""
@@ -191,9 +194,10 @@ class Groups:
             del queue.joined[session_id]
             self._close_deserted(group_id, queue)
 
-    def connected(self, group_id: bytes, strategy: str, members: Sequence[GroupMemberState]) -> None:
+    def connected(self, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]) -> None:
         """These are the connected members now."""
-        queue = self._open(group_id) if members else self._queues.get(group_id)
+        group_id = shared_group_id(topic_filter)
+        queue = self._open(topic_filter) if members else self._queues.get(group_id)
         if queue is None:
             return
         queue.connected(strategy, members)
@@ -227,13 +231,19 @@ class Groups:
         """Of the groups with connected members."""
         return {group_id: queue.state(now_ms) for group_id, queue in self._queues.items() if queue.members}
 
-    def _open(self, group_id: bytes) -> GroupQueue:
+    def all(self) -> list[tuple[bytes, str, GroupQueue]]:
+        """Id, `$share/name/filter` and queue of each."""
+        return [(group_id, self._names[group_id], queue) for group_id, queue in self._queues.items()]
+
+    def _open(self, topic_filter: str) -> GroupQueue:
+        group_id = shared_group_id(topic_filter)
         queue = self._queues.get(group_id)
         if queue is None:
+            self._names[group_id] = topic_filter
             queue = self._queues[group_id] = GroupQueue(self._bound)
         return queue
 
     def _close_deserted(self, group_id: bytes, queue: GroupQueue) -> None:
         if queue.deserted:
-            del self._queues[group_id]
+            del self._queues[group_id], self._names[group_id]
             self._changed.pop(group_id, None)

@@ -72,9 +72,22 @@ class MemoryRegistry:
                 known.pop(name, None)
             else:
                 known[name] = value
+        self._changed(kind)
+        return self._version
+
+    async def create(self, kind: str, name: str, document: bytes) -> bool:
+        """See `Registry`."""
+        await trio.lowlevel.checkpoint()
+        known = self._documents.setdefault(kind, {})
+        if name in known:
+            return False
+        known[name] = document
+        self._changed(kind)
+        return True
+
+    def _changed(self, kind: str) -> None:
         self._version += 1
         self._versions[kind] = self._version
-        return self._version
 
     async def remove(self, kind: str, documents: Mapping[str, bytes]) -> int:
         """See `Registry`."""
@@ -84,8 +97,7 @@ class MemoryRegistry:
         for name in gone:
             del known[name]
         if gone:
-            self._version += 1
-            self._versions[kind] = self._version
+            self._changed(kind)
         return self._version
 
     async def count(self, name: str, window_s: float) -> int:

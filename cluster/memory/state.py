@@ -33,6 +33,7 @@ class Session:
         "birth",
         "bytes",
         "client_id",
+        "created_ms",
         "expires_at",
         "expiry_s",
         "identity",
@@ -49,8 +50,9 @@ class Session:
         "wills_under_way",
     )
 
-    def __init__(self, client_id: str, session_id: bytes, birth: int) -> None:
+    def __init__(self, client_id: str, session_id: bytes, birth: int, created_ms: int) -> None:
         self.client_id = client_id
+        self.created_ms = created_ms
         self.session_id = session_id
         self.birth = birth
         #: b"" while no connection owns the session.

@@ -15,6 +15,7 @@ from cluster.redis.links import Link
 from cluster.redis.sentinel import Finder
 from cluster.redis.shards import ClusterLink
 from cluster.redis.slots import SlotOwner, slot_of
+from cluster.telemetry import LinkCounters
 
 OnUp = Callable[[RedisLink], Awaitable[None]]
 
@@ -34,6 +35,7 @@ def make_link(
     on_down: Callable[[Exception], None] | None = None,
     on_part: Callable[[], None] | None = None,
     answer_timeout_s: float = 5.0,
+    counters: LinkCounters | None = None,
 ) -> Link:
     """The link for commands. On each new connection to a primary it checks the store's settings, loads the library and
     then calls `on_up`; `on_ready` tells that all primaries are up, `on_part` that one more of several is, and `on_down`
@@ -61,6 +63,7 @@ def make_link(
             on_down=on_down,
             on_part=on_part,
             answer_timeout_s=answer_timeout_s,
+            counters=counters,
         )
     first, locate = _place(address)
     return RedisLink(
@@ -71,6 +74,7 @@ def make_link(
         on_down=on_down,
         answer_timeout_s=answer_timeout_s,
         locate=locate,
+        counters=counters,
     )
 
 

@@ -144,7 +144,7 @@ class Groups:
         known = await self._link.call("SMEMBERS", prefix + b"ng:" + self._member.member)
         for group_id in cast("Iterable[bytes]", known):
             if group_id not in self._groups:
-                reply = await self._in_turn(group_id, *self._members_call(group_id, "", ()))
+                reply = await self._in_turn(group_id, *self._members_call(group_id, "", "", ()))
                 result(reply)
         self.missed(partition)
 
@@ -167,7 +167,9 @@ class Groups:
         if not members and group.routed:
             await self._routes.remove(group.topic_filter)
             group.routed = False
-        reply = await self._in_turn(group_id, *self._members_call(group_id, group.strategy, members))
+        reply = await self._in_turn(
+            group_id, *self._members_call(group_id, group.topic_filter, group.strategy, members)
+        )
         if cast("list[int]", result(reply))[0]:
             self._member.fenced()
             raise StoreUnavailable("this node was taken for dead")
@@ -179,7 +181,9 @@ class Groups:
             del self._groups[group_id]
             self.states.pop(group_id, None)
 
-    def _members_call(self, group_id: bytes, strategy: str, members: Sequence[GroupMemberState]) -> tuple[Part, ...]:
+    def _members_call(
+        self, group_id: bytes, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]
+    ) -> tuple[Part, ...]:
         return (
             "FCALL",
             "rk1_group_members",
@@ -190,6 +194,7 @@ class Groups:
             self._member.incarnation_text,
             strategy,
             pack_arguments([(each.session_id, each.birth, int(each.persistent), each.window) for each in members]),
+            topic_filter.encode(),
         )
 
     async def _in_turn(self, group_id: bytes, *parts: Part) -> object:

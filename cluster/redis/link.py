@@ -18,6 +18,7 @@ from cluster.redis.wire import Wire, open_wire
 if TYPE_CHECKING:
     from cluster.api import Poller
     from cluster.redis.address import StoreAddress
+    from cluster.telemetry import LinkCounters
 
 _TICK_S = 1.0
 #: A connection that lasted this long ends the backoff.
@@ -54,8 +55,9 @@ class RedisLink(Pipeline):
         locate: Callable[[], Awaitable[StoreAddress]] | None = None,
         serves: Callable[[RedisLink, bytes], bool] | None = None,
         bound: bool = False,
+        counters: LinkCounters | None = None,
     ) -> None:
-        super().__init__(address, poller, on_down, on_push)
+        super().__init__(address, poller, on_down, on_push, counters)
         #: Of the last HELLO: server, version, mode, role, ...
         self.server: dict[str, object] = {}
         #: The class of GUARANTEES section 2 on this connection; "" before the first one.
@@ -66,6 +68,8 @@ class RedisLink(Pipeline):
         self._locate, self._serves = locate, serves
         self._answer_timeout_s = answer_timeout_s
         self._name = name
+        #: The server of the connection before.
+        self._connected_to: StoreAddress | None = None
 
     def up_for(self, key: bytes) -> bool:
         """See `Link.up_for`."""
@@ -146,6 +150,10 @@ class RedisLink(Pipeline):
             if not finished:
                 self._drop(self._unavailable("the connection could not be set up"))
                 wire.close()
+        if self._connected_to is not None:
+            self.counters.reconnects += 1
+            self.counters.failovers += self._connected_to != self.address
+        self._connected_to = self.address
         resent = self._open(wire)
         version = str(self.server.get("version"))
         _log.info("store.connected", store=str(self.address), version=version, resent=resent)

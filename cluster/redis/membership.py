@@ -95,6 +95,10 @@ class Membership:
         process was stopped for longer, False until a beat was answered. For each turn: it costs a look at the clock."""
         return not self.superseded and monotonic_s() - self._beat_sent_s < LEASE_S
 
+    def lease_age_s(self) -> float:
+        """Since the last answered beat was sent; 0 before the first."""
+        return monotonic_s() - self._beat_sent_s if self.incarnation else 0.0
+
     def well(self) -> bool:
         """Whether the store takes what this node writes, as far as the last beat tells."""
         return not self.refused and self.holds_lease()

@@ -15,6 +15,7 @@ from broker.log import get_logger
 from cluster.redis.replies import NOT_HERE
 from cluster.redis.requests import Request, Then, run
 from cluster.redis.wire import Wire, reason
+from cluster.telemetry import LinkCounters
 
 if TYPE_CHECKING:
     from cluster.api import Poller
@@ -48,8 +49,11 @@ class Pipeline:
         poller: Poller,
         on_down: Callable[[Exception], None] | None,
         on_push: Callable[[list[object]], None] | None,
+        counters: LinkCounters | None = None,
     ) -> None:
         self.address = address
+        #: Those of others too, if they are given.
+        self.counters = counters or LinkCounters()
         #: Smoothed time from a flush to the reply of its last command.
         self.round_trip_ms = 0.0
         self._poller = poller
@@ -171,6 +175,7 @@ class Pipeline:
         if not self._out:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self.counters.batch.observe(len(self._out))
         self._out.clear()
         self._out_bytes = 0
         if self._sample is None and self._unanswered and self._unanswered[-1].allow_s == 0.0:
@@ -260,14 +265,13 @@ class Pipeline:
         """Gives one reply to the request it belongs to; False if the connection was dropped instead."""
         if type(reply) is hiredis.PushNotification:
             return self._push(cast("list[object]", reply))
-        if (
-            isinstance(reply, hiredis.ReplyError)
-            and (self._up or self._subscribing())
-            and str(reply).startswith(self._elsewhere)
-        ):
-            # Not executed, nor is what follows: a failover or a restart. Look for the primary again.
-            self._drop(self._unavailable(str(reply)))
-            return False
+        if isinstance(reply, hiredis.ReplyError):
+            text = str(reply)
+            self.counters.failed(text)
+            if (self._up or self._subscribing()) and text.startswith(self._elsewhere):
+                # Not executed, nor is what follows: a failover or a restart. Look for the primary again.
+                self._drop(self._unavailable(text))
+                return False
         if not self._unanswered:
             self._drop(self._unavailable("a reply without a request"))
             return False
@@ -281,7 +285,9 @@ class Pipeline:
     def _settle(self, request: Request, reply: object) -> None:
         if request is self._sample:
             self._sample = None
-            took_ms = (time.perf_counter() - self._sampled_at) * 1000
+            took_s = time.perf_counter() - self._sampled_at
+            self.counters.round_trip.observe(took_s)
+            took_ms = took_s * 1000
             self.round_trip_ms = took_ms if self.round_trip_ms == 0.0 else 0.8 * self.round_trip_ms + 0.2 * took_ms
         if request.durable and self.barrier is not None:
             self._kept.append((request, reply))

@@ -69,6 +69,13 @@ class RedisRegistry:
         reply = await self._function(function, self._keys.members, *arguments, resend=True, durable=True)
         return cast(int, reply)
 
+    async def create(self, kind: str, name: str, document: bytes) -> bool:
+        """See `Registry`."""
+        reply = await self._function(
+            "rk1_create_document", self._keys.members, kind, encoded(name), document, durable=True
+        )
+        return bool(reply)
+
     async def remove(self, kind: str, documents: Mapping[str, bytes]) -> int:
         """See `Registry`."""
         arguments = [part for name, value in documents.items() for part in (encoded(name), b"=" + value)]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cluster.redis.pipeline import Part
     from cluster.redis.routes import Routes
 
+_JOIN = "rk1_group_join"
+
 
 class Repair:
     """Brings routes and group membership of persistent sessions in line with their subscriptions.
@@ -35,7 +37,7 @@ class Repair:
         """Filters with packed subscriptions were stored."""
         filters = [topic_filter for topic_filter, _ in records]
         # Whoever sees the route finds the group.
-        await self._groups("rk1_group_join", session_id, birth, filters)
+        await self._groups(_JOIN, session_id, birth, filters)
         await self._routes.set(session_id, birth, client_id, records)
         # Nothing waits for the mark to go.
         self._link.command(self._done(session_id, 0, [(name, birth) for name in filters]), None, resend=True)
@@ -95,6 +97,7 @@ class Repair:
                     group_id,
                     session_id,
                     birth,
+                    *((topic_filter,) if function == _JOIN else ()),
                     resend=True,
                     durable=True,
                 )

@@ -125,9 +125,9 @@ class Sessions:
         try:
             with trio.move_on_after(ATTACH_S):
                 try:
-                    reply = await self._function("rk1_attach_as", prefix, arguments)
+                    reply = await self._function("rk1_attach_numbered", prefix, arguments)
                 except StoreFull:
-                    reply = await self._function("rk1_attach_as_full", prefix, arguments)
+                    reply = await self._function("rk1_attach_numbered_full", prefix, arguments)
                 answered = True
             if not answered:
                 raise StoreUnavailable("a session was not safe in time: the store is slow, or lacks replicas")
@@ -144,12 +144,12 @@ class Sessions:
         return cast("list[object]", reply)
 
     async def _function(self, name: str, prefix: bytes, arguments: tuple[Part, ...]) -> object:
-        """A library that looks at nobody's identity has not got the function."""
+        """A library that looks at nobody's identity, or numbers nobody's connections, has not got the function."""
         return await patched(self._link, lambda: self._link.call("FCALL", name, 1, prefix, *arguments, durable=True))
 
     @staticmethod
     def _attachment(client_id: str, session_id: bytes, token: bytes, answer: list[object]) -> Attachment:
-        _, present, birth, last_seq, lowest, sent, subscribed, releasing, inbound, will, ended = answer
+        _, present, birth, last_seq, lowest, sent, subscribed, releasing, inbound, will, ended, epoch = answer
         seqs = sorted(int(seq) for seq in cast("list[bytes]", releasing))
         found = cast("list[bytes]", inbound)
         ended_will = unpack_will(cast(bytes, will)) if will else None
@@ -164,6 +164,7 @@ class Sessions:
             {int(packet_id): message_id for packet_id, message_id in zip(found[::2], found[1::2], strict=True)},
             None if ended_will is None else ended_will[1],
             subscriptions_of(ended),
+            cast(int, epoch),
         )
 
     async def connected(self, client_id: str, identity: str) -> bool:

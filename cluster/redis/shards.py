@@ -24,6 +24,7 @@ from cluster.redis.link import RedisLink
 from cluster.redis.pipeline import Part
 from cluster.redis.requests import Caller, Then, result, run
 from cluster.redis.slots import SLOTS, Place, read_map, slot_of, slot_of_command
+from cluster.telemetry import LinkCounters
 
 #: How often the map is read while all is well, and how soon again while it is not.
 _CALM_S = 30.0
@@ -56,8 +57,10 @@ class ClusterLink:
         on_part: Callable[[], None] | None = None,
         answer_timeout_s: float = 5.0,
         name: str = "rookery",
+        counters: LinkCounters | None = None,
     ) -> None:
         self.address = address
+        self._counters = counters or LinkCounters()
         self._poller = poller
         self._on_up, self._on_ready, self._on_down, self._on_part = on_up, on_ready, on_down, on_part
         self._answer_timeout_s = answer_timeout_s
@@ -224,7 +227,10 @@ class ClusterLink:
         for start, end, place in ranges:
             slots[start : end + 1] = [self._shard(place)] * (end + 1 - start)
         self._slots = slots
-        self._owners = {shard for shard in set(slots) if shard is not None}
+        owners = {shard for shard in set(slots) if shard is not None}
+        if self._owners:
+            self._counters.failovers += len(owners - self._owners)
+        self._owners = owners
         self._retire()
         self._look()
 
@@ -244,6 +250,7 @@ class ClusterLink:
                 answer_timeout_s=self._answer_timeout_s,
                 name=self._name,
                 serves=self._serves,
+                counters=self._counters,
             )
             if self._nursery is not None:
                 self._nursery.start_soon(shard.stay_connected)
@@ -303,6 +310,7 @@ class ClusterLink:
     def moved(self, slot: int, place: Place) -> None:
         """A server says who has the slot now."""
         shard = self._slots[slot] = self._shard(place)
+        self._counters.failovers += shard not in self._owners
         self._owners.add(shard)
         self._visited[place] = trio.current_time()
         if not shard.up:

@@ -25,6 +25,7 @@ from cluster.api import (
     StoredSubscription,
     StoreHealth,
 )
+from cluster.inspection import Inspection
 from cluster.keys import (
     OWNER_STREAM,
     ROUTES_VERSION,
@@ -46,6 +47,7 @@ from cluster.redis.following import make_feeds
 from cluster.redis.fullness import Fullness
 from cluster.redis.generations import Generations
 from cluster.redis.groups import Groups
+from cluster.redis.inspection import RedisInspection
 from cluster.redis.lanes import Outbox
 from cluster.redis.late_poller import LatePoller
 from cluster.redis.link import RedisLink
@@ -65,6 +67,7 @@ from cluster.redis.timers import Timers
 from cluster.redis.verify import Verifier
 from cluster.redis.versions import Versions
 from cluster.registry import Registry
+from cluster.telemetry import LinkCounters, Telemetry
 
 _LEAVE_S = 0.5
 _DEFAULT_DEMAND = Demand()
@@ -90,9 +93,11 @@ class RedisCluster:
         self._keys = Keys(namespace, partitions)
         self._count = partitions
         self._poller = LatePoller()
+        self._counters = LinkCounters()
         self._link = make_link(
             address,
             self._poller,
+            counters=self._counters,
             demand=demand,
             namespace=namespace,
             on_up=self._up,
@@ -143,6 +148,10 @@ class RedisCluster:
         self._sessions = Sessions(
             self._keys, self._link, self._member, self._repair, self._takeover, self._generations, limits
         )
+        self.inspection: Inspection = RedisInspection(
+            self._keys, self._link, self._poller, self._member, self._sessions, self._repair, self._versions,
+            lambda: self._events,
+        )  # fmt: skip
         self._timers = Timers(self._keys, self._link, self._poller, self._member, self._repair)
         self._verifier = Verifier(
             self._keys, self._link, self._member, limits, self._takeover, self._attached, self._sessions,
@@ -350,6 +359,11 @@ class RedisCluster:
             self._groups.states,
         )
 
+    def telemetry(self) -> Telemetry:
+        """See `Cluster.telemetry`."""
+        link = self._link
+        return Telemetry(self._counters, link.unanswered, link.pending_bytes, self._member.lease_age_s(), link.short_s)
+
     def alone(self) -> bool:
         """See `Cluster.alone`."""
         return self._member.alone()
@@ -490,6 +504,10 @@ class RedisCluster:
     def retained_match(self, topic_filter: str) -> Iterator[str | None]:
         """See `Cluster.retained_match`."""
         return self._retained.index.scan(topic_filter)
+
+    def retained_children(self, prefix: Sequence[str]) -> Iterator[tuple[str, bool, int]]:
+        """See `Cluster.retained_children`."""
+        return self._retained.index.children(prefix)
 
     async def retained_values(self, topics: Sequence[str]) -> list[Message | None]:
         """See `Cluster.retained_values`."""

@@ -256,8 +256,9 @@ def test_flags(functions: Functions) -> None:
         fields = _fields(entry)
         found[cast(bytes, fields[b"name"]).decode().removeprefix("rk1_")] = list(cast("list[bytes]", fields[b"flags"]))
     adding = {"attach", "attach_as", "subscribe", "enqueue", "push", "retain", "set_routes", "delay"}
-    adding |= {"change_documents", "count", "draw"}
+    adding |= {"change_documents", "create_document", "count", "draw", "attach_numbered", "change_subscriptions"}
     reading = {"outcome", "routes_wanted", "page", "unseen", "group_held", "group_info", "verify"}
+    reading |= {"session_states", "group_states", "delayed"}
     assert {name for name, flags in found.items() if not flags} == adding
     assert {name for name, flags in found.items() if flags == [b"no-writes"]} == reading
     rest = {name for name, flags in found.items() if flags == [b"allow-oom"]}
@@ -266,6 +267,7 @@ def test_flags(functions: Functions) -> None:
             "generation",
             "attach_full",
             "attach_as_full",
+            "attach_numbered_full",
             "detach",
             "unsubscribe",
             "routes_done",
@@ -277,6 +279,7 @@ def test_flags(functions: Functions) -> None:
         *("join", "beat", "leave", "buried", "due", "expire", "done"),
         *("group_join", "group_leave", "group_members", "group_settle"),
         *("remove_documents", "occupy", "vacate", "recount", "unplace"),
+        *("end_session", "remove_subscriptions", "cancel_delayed"),
     }
 
 

@@ -199,4 +199,6 @@ def older(library: bytes) -> bytes:
     """Without what came with identities: the argument is not known, nor the functions that look at it."""
     found = library.replace(b"args[14]", b"nil")
     assert found != library
-    return b"\n".join(line for line in found.splitlines() if b"rk1_attach_as" not in line)
+    return b"\n".join(
+        line for line in found.splitlines() if b"rk1_attach_as" not in line and b"rk1_attach_numbered" not in line
+    )

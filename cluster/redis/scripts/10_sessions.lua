@@ -22,12 +22,22 @@ local function mark_routes(p, sid, birth, filters, due)
   redis.call('ZADD', p .. 'tr', due, sid)
 end
 
--- Deletes a session but for its will; returns how many filters it had.
-local function wipe(p, sid, birth, now)
+-- Keeps a session's client id in the zset 'ix', which lists the persistent ones, if it is one (expiry over 0).
+local function list_session(p, client, expiry)
+  if tonumber(expiry) > 0 then
+    redis.call('ZADD', p .. 'ix', 0, client)
+  else
+    redis.call('ZREM', p .. 'ix', client)
+  end
+end
+
+-- Deletes a session but for its will; returns how many filters it had. client: its client id.
+local function wipe(p, sid, birth, now, client)
   local filters = redis.call('HKEYS', p .. 'sub:' .. sid)
   mark_routes(p, sid, birth, filters, now + LEASE_MS)
   redis.call('UNLINK', p .. 's:' .. sid, p .. 'sub:' .. sid, p .. 'q:' .. sid, p .. 'rel:' .. sid, p .. 'in:' .. sid)
   redis.call('ZREM', p .. 't', 'e' .. sid)
+  redis.call('ZREM', p .. 'ix', client)
   return #filters
 end
 
@@ -127,7 +137,7 @@ local function attach(keys, args)
       ended_will = redis.call('HGET', will, 'm') or ''
     end
     ended = redis.call('HGETALL', p .. 'sub:' .. sid)
-    wipe(p, sid, s[1], now)
+    wipe(p, sid, s[1], now, args[2])
   end
   if s[3] and s[3] ~= owner then
     redis.call('SREM', p .. 'own:' .. s[3], sid)
@@ -142,11 +152,12 @@ local function attach(keys, args)
     redis.call('HSET', will, 'm', args[8], 'd', args[9])
   end
   redis.call('SADD', p .. 'own:' .. owner, sid)
+  list_session(p, args[2], args[7])
   local gen = tonumber(args[12])
   if not present then
     local birth = redis.call('HINCRBY', p .. 'fence', 'births', 1)
     redis.call('HSET', key, 'c', struct.pack(COUNTERS, birth, 0, 0, 0, 0, 0, gen, 0), 'owner', owner, 'birth', birth,
-      'token', args[3], 'expiry', args[7], 'lo', 1, 'client', args[2])
+      'token', args[3], 'expiry', args[7], 'lo', 1, 'client', args[2], 'created', string.format('%.0f', now))
     if identity ~= '' then
       redis.call('HSET', key, 'identity', identity)
     end
@@ -174,12 +185,31 @@ local function attach(keys, args)
     redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {} }
 end
 
--- As attach, for a full store: only an existing session may be taken; {2} if there is none.
-local function attach_full(keys, args)
+-- As attach, and behind its answer the number of this connection: higher than that of any the client had before, here or
+-- elsewhere, also where the session was not kept, and where the store lost its last writes (it is not below its clock).
+local function attach_numbered(keys, args)
+  local answer = attach(keys, args)
+  if answer[1] == 0 then
+    local fence = keys[1] .. 'fence'
+    local epoch = math.max(tonumber(redis.call('HGET', fence, 'epoch') or 0) + 1, now_ms())
+    redis.call('HSET', fence, 'epoch', string.format('%.0f', epoch))
+    answer[12] = epoch
+  end
+  return answer
+end
+
+-- As attach_numbered, for a full store: only an existing session may be taken; {2} if there is none.
+local function numbered_full(keys, args)
   if redis.call('EXISTS', keys[1] .. 's:' .. args[1]) == 0 then
     return { 2 }
   end
-  return attach(keys, args)
+  return attach_numbered(keys, args)
+end
+
+local function attach_full(keys, args)
+  local answer = numbered_full(keys, args)
+  answer[12] = nil
+  return answer
 end
 
 -- args: sid, token, expiry s, sent seq, 1 to keep the will.
@@ -187,7 +217,7 @@ end
 local function detach(keys, args)
   local p, sid, expiry = keys[1], args[1], tonumber(args[3])
   local key, will = p .. 's:' .. sid, p .. 'will:' .. sid
-  local s = redis.call('HMGET', key, 'token', 'birth', 'owner', 'c')
+  local s = redis.call('HMGET', key, 'token', 'birth', 'owner', 'c', 'client')
   if s[1] ~= args[2] then
     return { 0, 0, 0 }
   end
@@ -207,9 +237,10 @@ local function detach(keys, args)
     end
   end
   if expiry == 0 then
-    return { 1, fired, wipe(p, sid, s[2], now) }
+    return { 1, fired, wipe(p, sid, s[2], now, s[5]) }
   end
   redis.call('HDEL', key, 'token', 'owner')
+  list_session(p, s[5], expiry)
   local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, s[4])
   sent = math.max(sent, tonumber(args[4]))
   redis.call('HSET', key, 'expiry', expiry, 'c',
@@ -294,12 +325,14 @@ local function routes_done(keys, args)
 end
 
 redis.register_function { function_name = 'rk1_generation', callback = generation, flags = { 'allow-oom' } }
--- Nodes of the version before call the first two, and do not tell an identity. The names of the others say that it is
--- looked at: a library that does not look has not got them.
+-- Nodes of versions before call the first four; the first two do not tell an identity. The names of the others say that
+-- it is looked at, and that the answer has a number: a library that does not know that has not got them.
 redis.register_function('rk1_attach', attach)
 redis.register_function { function_name = 'rk1_attach_full', callback = attach_full, flags = { 'allow-oom' } }
 redis.register_function('rk1_attach_as', attach)
 redis.register_function { function_name = 'rk1_attach_as_full', callback = attach_full, flags = { 'allow-oom' } }
+redis.register_function('rk1_attach_numbered', attach_numbered)
+redis.register_function { function_name = 'rk1_attach_numbered_full', callback = numbered_full, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_detach', callback = detach, flags = { 'allow-oom' } }
 redis.register_function('rk1_subscribe', subscribe)
 redis.register_function { function_name = 'rk1_unsubscribe', callback = unsubscribe, flags = { 'allow-oom' } }

@@ -2,7 +2,7 @@
 -- the cluster, "<node>:<inc>", and two that stand for nobody: 'o' holds orphans, entries that came back, 'k' those that
 -- belong to a session. Further the sessions that subscribed (hash gm:<gid>), the session that an entry belongs to for
 -- good (hash ga:<gid>) and, in gn:<gid>, how entries are given out: msgpack of {strategy, last entry given out, entries
--- of 'o', entries of 'k', sticky sid or '', turn, member, ...}.
+-- of 'o', entries of 'k', sticky sid or '', turn, member, ...}. What the groups are called stands in the hash 'gt'.
 -- Entries are given out by what changes something: an entry that is added, acknowledged or returned, members that
 -- come, go or die. So nobody asks, and no member has more than it has room for.
 
@@ -26,6 +26,13 @@ local function save_group(p, group)
     group.sticky, group.turn, unpack(group.members) }))
 end
 
+-- What a group is called: its id is a hash. Nodes of the version before do not tell.
+local function name_group(p, gid, name)
+  if name and redis.call('HEXISTS', p .. 'gt', gid) == 0 then
+    redis.call('HSET', p .. 'gt', gid, name)
+  end
+end
+
 local function new_group(p, gid)
   redis.call('XGROUP', 'CREATE', p .. 'g:' .. gid, 'm', '0', 'MKSTREAM')
   redis.call('SADD', p .. 'gs', gid)
@@ -37,6 +44,7 @@ end
 local function end_group(p, gid, group)
   redis.call('UNLINK', p .. 'g:' .. gid, p .. 'gm:' .. gid, p .. 'gn:' .. gid, p .. 'ga:' .. gid)
   redis.call('SREM', p .. 'gs', gid)
+  redis.call('HDEL', p .. 'gt', gid)
   for _, m in ipairs(group.members) do
     redis.call('SREM', p .. 'ng:' .. m[NAME], gid)
   end

@@ -1,7 +1,7 @@
 -- Shared subscriptions: the functions.
 
 -- A persistent session is a member from now on, connected or not; the group's queue is there then.
--- args: gid, sid, birth. Returns 1; 0 if a younger session has its place.
+-- args: gid, sid, birth, `$share/name/filter` (optional). Returns 1; 0 if a younger session has its place.
 local function group_join(keys, args)
   local p, gid, sid, birth = keys[1], args[1], args[2], tonumber(args[3])
   local record, at = redis.call('HGET', p .. 'gm:' .. gid, sid), ''
@@ -17,6 +17,7 @@ local function group_join(keys, args)
   if not load_group(p, gid) then
     save_group(p, new_group(p, gid))
   end
+  name_group(p, gid, args[4])
   return 1
 end
 
@@ -98,7 +99,7 @@ local function keep_or_end(p, group)
 end
 
 -- All connected sessions of a group at a member. args: gid, node, inc, strategy, msgpack of a list of {sid, birth,
--- persistent 0/1, window}. Returns {1 if fenced, depth (-2: the group has no members at all), entries of the caller as
+-- persistent 0/1, window}, `$share/name/filter` (optional). Returns {1 if fenced, depth (-2: the group has no members at all), entries of the caller as
 -- in rk1_group_settle}; these come by its partition stream if it has one, so that a lost answer loses none.
 local function group_members(keys, args)
   local p, gid, caller = keys[1], args[1], args[2] .. ':' .. args[3]
@@ -114,6 +115,7 @@ local function group_members(keys, args)
   end
   local window, sessions = connect_sessions(p, gid, caller, batch)
   if sessions > 0 then
+    name_group(p, gid, args[6])
     group.strategy = args[4]
     redis.call('SADD', p .. 'ng:' .. caller, gid)
   end

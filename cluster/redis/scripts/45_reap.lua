@@ -2,7 +2,7 @@
 
 local function reap_session(p, sid, owner, grace, margin, publish, now)
   local key, will = p .. 's:' .. sid, p .. 'will:' .. sid
-  local s = redis.call('HMGET', key, 'owner', 'expiry', 'birth', 'c')
+  local s = redis.call('HMGET', key, 'owner', 'expiry', 'birth', 'c', 'client')
   if s[1] ~= owner then
     return
   end
@@ -15,7 +15,7 @@ local function reap_session(p, sid, owner, grace, margin, publish, now)
     redis.call('ZADD', p .. 't', now + due, 'w' .. sid)
   end
   if expiry == 0 then
-    wipe(p, sid, s[3], now)
+    wipe(p, sid, s[3], now, s[5])
     return
   end
   local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, s[4])

@@ -93,7 +93,7 @@ end
 -- Returns 1 if it is gone, now or since an earlier call; 0 if it was taken or armed anew meanwhile.
 local function expire(keys, args)
   local p, sid = keys[1], args[1]
-  local s = redis.call('HMGET', p .. 's:' .. sid, 'birth', 'token')
+  local s = redis.call('HMGET', p .. 's:' .. sid, 'birth', 'token', 'client')
   if s[1] ~= args[2] then
     return 1
   end
@@ -101,7 +101,7 @@ local function expire(keys, args)
   if s[2] or not due_at or tonumber(due_at) ~= tonumber(args[3]) then
     return 0
   end
-  wipe(p, sid, s[1], now_ms())
+  wipe(p, sid, s[1], now_ms(), s[3])
   return 1
 end
 

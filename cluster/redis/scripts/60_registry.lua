@@ -33,6 +33,17 @@ local function change_documents(keys, args)
   return next_version(p, args[1])
 end
 
+-- Sets a document unless there is one of this name. args: kind, name, value. Returns 1 if it was set, else 0.
+local function create_document(keys, args)
+  local p = keys[1]
+  if redis.call('HEXISTS', p .. 'doc:' .. args[1], args[2]) == 1 then
+    return 0
+  end
+  redis.call('HSET', p .. 'doc:' .. args[1], args[2], args[3])
+  next_version(p, args[1])
+  return 1
+end
+
 -- Removes documents of a kind, in a full store too: those that still are as told ('=' and the value), and whatever ('')
 -- they are. args: kind, then name, value ... Returns the version.
 local function remove_documents(keys, args)
@@ -152,6 +163,7 @@ local function unplace(keys, args)
 end
 
 redis.register_function('rk1_change_documents', change_documents)
+redis.register_function('rk1_create_document', create_document)
 redis.register_function { function_name = 'rk1_remove_documents', callback = remove_documents, flags = { 'allow-oom' } }
 redis.register_function('rk1_count', count)
 redis.register_function('rk1_draw', draw)
