@@ -132,7 +132,8 @@ def _host_name() -> str:
 
 _NODE, _LISTEN, _STORE, _ACCESS, _LIMITS = "Node", "Listeners", "Store", "Access", "Limits"
 _HTTP = "HTTP"
-_QUEUES, _SESSION, _MQTT, _DRAIN, _LOGS = "Queues", "Sessions", "MQTT features", "Stopping", "Logs"
+_QUEUES, _SESSION, _MQTT, _DRAIN = "Queues", "Sessions", "MQTT features", "Stopping"
+_TOLD, _LOGS = "Events", "Logs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +217,9 @@ class Settings:
         "Where rules about topics come from, in this order, until one says yes or no. Repeatable.")
     no_match: str = _setting(_ACCESS, Choice("deny", "allow"), "deny",
         "What a topic is that no rule applies to; without any rule source everything is allowed.", reload=True)
+    sys_access: str = _setting(_ACCESS, Choice("rules", "all"), "rules",
+        "Who may subscribe below $SYS/: only clients that a rule allows it (and superusers), or also all that no rule "
+        "applies to.")
     deny_action: str = _setting(_ACCESS, Choice("ignore", "disconnect"), "ignore",
         "What happens to a client that publishes what it may not: the message is refused, or the client as well.",
         reload=True)
@@ -350,6 +354,15 @@ class Settings:
     server_reference: str = _setting(_DRAIN, Text(), "",
         "Where MQTT 5 clients that are sent away should go (Server Reference), such as other.example:1883; empty: "
         "none.", reload=True)
+
+    sys_interval_s: float = _setting(_TOLD, Duration(), "10s",
+        "How often the values below $SYS/broker/ and $SYS/brokers/ are published to those who subscribe to them; "
+        "0: there are none.", at_least=0, at_most=86400, reload=True)
+    slow_threshold_s: float = _setting(_TOLD, Duration(), "500ms",
+        "A client that leaves a message unacknowledged, or its output untaken, for longer is listed as a slow "
+        "subscriber; 0: none is.", at_least=0, at_most=3600, reload=True)
+    slow_expiry_s: float = _setting(_TOLD, Duration(), "5m",
+        "How long a slow subscriber stays in the list after it was slow last.", at_least=1, at_most=86400, reload=True)
 
     log_level: str = _setting(_LOGS, Choice("debug", "info", "warning", "error"), "info",
         "Least important events that are logged.", reload=True)
