@@ -204,7 +204,14 @@ class Dispatch(Table):
 
     # -- messages of clients of this node
 
-    def publish(self, message: Message, route: Route, slot: AckSlot | None, deduplicate: bool = False) -> bool:
+    def publish(
+        self,
+        message: Message,
+        route: Route,
+        slot: AckSlot | None,
+        deduplicate: bool = False,
+        delivery: type[Delivery] = Delivery,
+    ) -> bool:
         """Deliver a message. True if it may be acknowledged at once; otherwise `slot.settle` is called later.
 
         `deduplicate`: it may have been published before, here or by another node. The store knows who has it already
@@ -227,7 +234,7 @@ class Dispatch(Table):
                 return True
             if not message.accepted_at_ms:
                 message.accepted_at_ms = self.cluster.now_ms()
-            self.cluster.publish(Delivery(self, message, None, route, (), (), deduplicate, slot))
+            self.cluster.publish(delivery(self, message, None, route, (), (), deduplicate, slot))
             return False
         encoding = Encoding(message, message.expiry_s)
         if not qos:
@@ -267,7 +274,7 @@ class Dispatch(Table):
             return True
         if not message.accepted_at_ms:
             message.accepted_at_ms = self.cluster.now_ms()
-        self.cluster.publish(Delivery(self, message, encoding, route, targets or (), entries or (), deduplicate, slot))
+        self.cluster.publish(delivery(self, message, encoding, route, targets or (), entries or (), deduplicate, slot))
         return False
 
     def _publish_qos0(self, message: Message, route: Route, encoding: Encoding, before: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from broker.errors import MalformedPacket
 from broker.extensions.delayed import PREFIX as DELAYED
 from broker.extensions.delayed import Delay
+from broker.extensions.system_filters import PREFIX as SYSTEM
+from broker.extensions.system_filters import SystemFilters
 from broker.given import Given
 from broker.groups import Group
 from broker.metrics import Metrics
@@ -69,8 +71,21 @@ class Table:
         self._max_levels = self._max_bytes = MAX_BYTES
         self._strategy_of = strategy_of
         self._trie: TopicTrie[bytes, Subscription | Group | RemoteNode] = TopicTrie()
+        self.system = SystemFilters()
         #: Starts a task of the node; set before the first client.
         self.spawn: Callable[[Callable[[], Awaitable[None]]], None]
+
+    def _enter(self, topic_filter: str, key: bytes, value: Subscription | Group | RemoteNode) -> None:
+        self._trie.set(topic_filter, key, value)
+        self.routes.invalidate(topic_filter)
+        if topic_filter.startswith(SYSTEM):
+            self.system.add(topic_filter, key)
+
+    def _leave(self, topic_filter: str, key: bytes) -> None:
+        self._trie.discard(topic_filter, key)
+        self.routes.invalidate(topic_filter)
+        if topic_filter.startswith(SYSTEM):
+            self.system.discard(topic_filter, key)
 
     # -- sessions
 
@@ -92,8 +107,7 @@ class Table:
         if share_name:
             self._group(topic_filter).join(GroupMember(subscriber, subscription))
         else:
-            self._trie.set(plain, subscriber.session_id, subscription)
-            self.routes.invalidate(plain)
+            self._enter(plain, subscriber.session_id, subscription)
         return known is None
 
     def set_persistent(self, subscriber: Subscriber, persistent: bool) -> None:
@@ -114,8 +128,7 @@ class Table:
             group.part(subscriber)
             self.tidy(group)
         else:
-            self._trie.discard(plain, subscriber.session_id)
-            self.routes.invalidate(plain)
+            self._leave(plain, subscriber.session_id)
         self._forget(subscriber)
 
     def drop(self, subscriber: Subscriber) -> None:
@@ -162,8 +175,7 @@ class Table:
             group = self.groups[group_id] = Group(group_id, self, share_name, plain, self._strategy_of(share_name))
         if not group.routed:
             group.routed = True
-            self._trie.set(group.topic_filter, group_id, group)
-            self.routes.invalidate(group.topic_filter)
+            self._enter(group.topic_filter, group_id, group)
         return group
 
     def tidy(self, group: Group) -> None:
@@ -172,8 +184,7 @@ class Table:
             return
         if group.routed:
             group.routed = False
-            self._trie.discard(group.topic_filter, group.group_id)
-            self.routes.invalidate(group.topic_filter)
+            self._leave(group.topic_filter, group.group_id)
         if not group.announcing.busy and self.groups.get(group.group_id) is group:
             del self.groups[group.group_id]
 
@@ -225,8 +236,7 @@ class Table:
         if is_shared(topic_filter):
             self._group(topic_filter).node_came(route.node)
         else:
-            self._trie.set(topic_filter, route.node, node)
-            self.routes.invalidate(topic_filter)
+            self._enter(topic_filter, route.node, node)
 
     def _remove_node_route(self, member: bytes, topic_filter: str) -> None:
         node = self.nodes.get(member)
@@ -240,8 +250,7 @@ class Table:
             group.node_left(member)
             self.tidy(group)
         else:
-            self._trie.discard(topic_filter, member)
-            self.routes.invalidate(topic_filter)
+            self._leave(topic_filter, member)
 
     def remove_node(self, member: bytes) -> None:
         """Another node is gone."""
@@ -302,5 +311,6 @@ class Table:
                 route = Route(name, topic, (), (), (), delay, refusal, text)
             else:
                 route = merge(name, topic, self._trie.match(name), refusal, text)
-            self.routes.put(topic, route)
+            if not topic.startswith(b"$SYS/"):  # as many topics as there are clients, which take the place of others
+                self.routes.put(topic, route)
         return route
