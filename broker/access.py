@@ -57,7 +57,7 @@ class Access:
         cache = Cache(settings.authentication_cache_size, settings.authentication_cache_s)
         self.hooks = Hooks([each for each in settings.hooks if isinstance(each, Hook)], metrics)
         authenticators = [*self.hooks.authenticators(), *make_authenticators(settings, registry)]
-        self.chain = Chain(settings.allow_anonymous, authenticators, attributes, cache)
+        self.chain = Chain(settings.allow_anonymous, authenticators, attributes, cache, metrics)
         _check_names(settings, set(self.chain.authenticators))
         every: tuple[str, ...] = ()
         sources: list[tuple[RuleSource, Sequence[str]]] = [(each, every) for each in self.hooks.sources()]

@@ -162,11 +162,15 @@ class Opening:
     async def _exchange(
         self, connection: Connection, request: ConnectRequest, exchange: Exchange, method: str, data: bytes
     ) -> None:
+        counted = self._server.metrics.authentication
         try:
             step = await exchange.step(data)
         except PeerError as error:
+            counted[f"{connection.authenticator},{'error' if error.reason_code == 0x88 else 'deny'}"] += 1
             await self._server.guard.failed(request, error)
             raise
+        if step.done:
+            counted[f"{connection.authenticator},allow"] += 1
         if connection.machine.state == CLOSED:
             return
         properties = Properties()

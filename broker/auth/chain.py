@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from broker.auth.api import (
     ALLOW,
     ANONYMOUS,
     DENY,
+    IGNORE,
     Authenticator,
     BackendError,
     ConnectRequest,
@@ -25,12 +27,15 @@ from broker.auth.scram import Scram
 from broker.auth.template import Template, Unresolved, lookup_of
 from broker.errors import ConfigError, PeerError
 from broker.log import get_logger
+from broker.metrics import Metrics
 from broker.options.authentication import ClientAttribute
 from broker.options.listener import ListenerOptions
 
 _log = get_logger("authentication")
 
 _OFF = ("off",)
+
+_RESULTS = {ALLOW: "allow", DENY: "deny", IGNORE: "ignore"}
 
 
 class Chain:
@@ -42,7 +47,9 @@ class Chain:
         authenticators: Sequence[Authenticator] = (),
         attributes: Sequence[ClientAttribute] = (),
         cache: Cache | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = Metrics() if metrics is None else metrics
         self.allow_anonymous = allow_anonymous
         self.cache = Cache(0, 0.0) if cache is None else cache
         self.authenticators = {each.name: each for each in authenticators}
@@ -97,13 +104,19 @@ class Chain:
         key = self.cache.key(request, asked)
         generation = self.cache.generation
         if key is not None and (known := self.cache.get(key)) is not None:
+            self.count(known[0], "remembered")
             return self.principal(request, known[1], known[0])
         remembered = key is not None
         for index, each in enumerate(asked):
+            began = time.perf_counter()
             try:
                 verdict = await each.authenticate(request)
             except BackendError as error:
+                self.count(each.name, "error")
                 raise _unavailable(each, error) from None
+            finally:
+                self.metrics.authentication_seconds[each.name].observe(time.perf_counter() - began)
+            self.count(each.name, _RESULTS[verdict.decision])
             remembered = remembered and remembers(each)
             if verdict.decision == ALLOW:
                 if key is not None and remembered:
@@ -114,10 +127,15 @@ class Chain:
                 break
         else:
             if self._lets_strangers_in(request, options, bool(asked)):
+                self.count("anonymous", "allow")
                 return self.principal(request, Verdict(ALLOW, ANONYMOUS), "")
         if request.username is None and request.password is None:
             raise PeerError(0x87, "credentials are needed here")
         raise PeerError(0x86, "bad user name or password")
+
+    def count(self, authenticator: str, result: str) -> None:
+        """An authenticator answered."""
+        self.metrics.authentication[f"{authenticator},{result}"] += 1
 
     async def _spend(self, request: ConnectRequest, others: Sequence[Authenticator]) -> None:
         """A refusal takes as long as if nobody had known the user."""

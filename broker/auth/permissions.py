@@ -7,6 +7,7 @@ asked about, nor is anybody where there are no rules at all.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -35,7 +36,8 @@ class Authorization:
         self.sources = sources
         #: The answer where no rule applies.
         self.no_match_allows = no_match_allows
-        self._counted = (Metrics() if metrics is None else metrics).authorization
+        metrics = Metrics() if metrics is None else metrics
+        self._counted, self._seconds = metrics.authorization, metrics.authorization_seconds
         self._unavailable: set[str] = set()
 
     async def permissions(self, principal: Principal) -> Permissions:
@@ -59,6 +61,10 @@ class Authorization:
     def count(self, action: int, answer: str) -> None:
         """Count an answer: allow, deny or error."""
         self._counted[f"{_ACTION_NAMES[action]},{answer}"] += 1
+
+    def took(self, source: str, seconds: float) -> None:
+        """A source that had to be asked answered, or failed, after so long."""
+        self._seconds[source].observe(seconds)
 
     def failed(self, source: str, error: BackendError) -> None:
         """A source could not be asked: logged when it begins."""
@@ -260,12 +266,15 @@ class Permissions:
         for name, judge, _ in self._judges:
             decision = judge.decide(action, topic, qos, retain)
             if decision is None:
+                began = time.perf_counter()
                 try:
                     decision = await judge.ask(action, topic, qos, retain)
                 except BackendError as error:
                     self._authorization.failed(name, error)
                     self._authorization.count(action, "error")
                     raise
+                finally:
+                    self._authorization.took(name, time.perf_counter() - began)
                 self._authorization.answered(name)
             if decision != IGNORE:
                 allowed = decision == ALLOW
