@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from broker.admin import nodes
+from broker.admin import keys, nodes
 
 #: Modules of operations, in the order of the documentation.
-SUBJECTS: Final[tuple[ModuleType, ...]] = (nodes,)
+SUBJECTS: Final[tuple[ModuleType, ...]] = (nodes, keys)

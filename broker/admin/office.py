@@ -19,7 +19,8 @@ from broker.admin.api import (
 )
 from broker.admin.asking import PATIENCE_S, Asking
 from broker.admin.catalogue import SUBJECTS
-from broker.admin.operations import OPERATIONS, Operation
+from broker.admin.keyring import KeyRing
+from broker.admin.operations import INTERNAL, OPERATIONS, Operation
 from broker.admin.questions import Answers
 from broker.config import Settings
 from broker.errors import ClusterError, StoreFull
@@ -71,6 +72,7 @@ class Office:
         self.registry: Registry = server.cluster.registry
         self.inspection: Inspection = server.cluster.inspection
         self.inside = server.inside
+        self.keys = KeyRing(self.registry, node.settings, self.cluster.now_ms)
         self._asking = Asking(self)
         assert SUBJECTS, "what they declare is declared"
 
@@ -151,6 +153,8 @@ async def _plain(items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
 
 def _operation(name: str, caller: Caller) -> Operation[Any]:
     declared = OPERATIONS.get(name)
+    if declared is None and not caller.name:
+        declared = INTERNAL.get(name)
     if declared is None:
         raise AdminError(NOT_FOUND, "no such operation", f"there is no operation {name!r}")
     if not permits(caller.scope, declared.scope):

@@ -102,6 +102,9 @@ class Operation(Generic[A]):
 #: By name. Complete once `broker.admin.catalogue` is imported.
 OPERATIONS: Final[dict[str, Operation[Any]]] = {}
 
+#: What HTTP servers ask of nodes on their own behalf: no operator can, there is no way to these. By name.
+INTERNAL: Final[dict[str, Operation[Any]]] = {}
+
 Answering = Callable[["Office", A], Awaitable[Any]]
 Telling = Callable[["Office", A], AbstractAsyncContextManager[AsyncIterator[Any]]]
 
@@ -134,6 +137,17 @@ def events(
 
     def declare(handler: Telling[A]) -> Telling[A]:
         _add(Operation(name, scope, "GET", path, summary, arguments, item, handler, events=True))
+        return handler
+
+    return declare
+
+
+def internal(name: str, arguments: type[A], result: Any) -> Callable[[Answering[A]], Answering[A]]:
+    """Declares what only the HTTP server of the node, or of the parent of workers, may ask."""
+
+    def declare(handler: Answering[A]) -> Answering[A]:
+        assert name not in INTERNAL, f"{name} is declared twice"
+        INTERNAL[name] = Operation(name, "admin", "GET", "", "", arguments, result, handler)
         return handler
 
     return declare

@@ -1,0 +1,338 @@
+"""Who may ask for what: API keys and logins of the whole cluster, as one node checks them.
+
+A key that was deleted counts for `FRESH_S` more. While the store cannot be reached, keys and logins that were seen
+lately go on counting: operators need to see most when something is broken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from broker.admin.api import FORBIDDEN, TOO_MANY, UNAUTHORIZED, UNAVAILABLE, AdminError, Scope
+from broker.admin.key_document import ADMIN_KEY, KeyDocument, fast_hash, new_secret
+from broker.auth.checking import Busy, Checks
+from broker.auth.hashes import PasswordHash, credential_of, default_decoy, make_pbkdf2, parse_hash
+from broker.config import Settings
+from broker.errors import ClusterError, ConfigError
+from broker.log import get_logger
+from cluster.registry import KEYS, LOGINS, Registry
+
+#: How long a document that was read counts without asking the store.
+FRESH_S: Final = 1.0
+#: How long a right answer about a secret that was chosen counts without hashing it again.
+REMEMBERED_S: Final = 60.0
+#: How long what was read goes on counting while the store cannot be reached.
+STALE_S: Final = 600.0
+#: Wrong secrets of one address within a minute; then only what needs no hashing is looked at.
+FAILURES: Final = 20
+FAILURES_WINDOW_S: Final = 60.0
+#: Logins of all keys.
+LOGINS_MAX: Final = 1000
+#: Of each memory below.
+_KEPT: Final = 2000
+
+_log = get_logger("admin")
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Somebody who proved who he is: the name of the key, its scope, and until when (seconds since the epoch). `csrf`
+    is set for logins."""
+
+    name: str
+    scope: Scope
+    expires: float | None = None
+    csrf: str | None = None
+
+
+class Login(msgspec.Struct, frozen=True):
+    """A new one. `token` goes into a cookie, `csrf` into a header of each request that changes something."""
+
+    token: str
+    csrf: str
+    name: str
+    scope: Scope
+    expires: float
+
+
+class FirstKey(msgspec.Struct, frozen=True):
+    """What the nodes had to make: shown once."""
+
+    name: str
+    secret: str
+
+
+class _LoginDocument(msgspec.Struct, kw_only=True):
+    """`of` is a digest of the hash of the key: a login ends when the secret of its key changes."""
+
+    key: str
+    of: str
+    expires: float
+    version: int = 1
+
+
+class KeyRing:
+    """Of one life of a node. `now_ms` is the store's clock."""
+
+    def __init__(self, registry: Registry, settings: Settings, now_ms: Callable[[], int]) -> None:
+        self._registry = registry
+        self._now_ms = now_ms
+        self._admin_secret = admin_secret(settings)
+        self._login_s = settings.http_login_s
+        self._checks = Checks(threads=1, waiting=16)
+        self._decoy = default_decoy()
+        self._documents: dict[tuple[str, str], tuple[float, bytes]] = {}
+        self._right: dict[bytes, float] = {}
+        self._refused: dict[str, float] = {}
+
+    @property
+    def now_s(self) -> float:
+        """By the store's clock, since the epoch."""
+        return self._now_ms() / 1000
+
+    @property
+    def admin_is_set(self) -> bool:
+        """Whether the settings say what the secret of `admin` is."""
+        return bool(self._admin_secret)
+
+    # -- keys
+
+    async def identify(self, name: str, secret: str, origin: str) -> Identity:
+        """Whoever has the secret of a key; `origin` is where he asks from. Raises AdminError (401, 429, 503) and
+        ClusterError. A wrong secret, a name that does not exist and a key that expired look the same."""
+        document, raw = await self._key(name)
+        if document is not None and self._is_cheap(name, document, secret):
+            return Identity(name, document.scope, document.expires)
+        is_set = name == ADMIN_KEY and self.admin_is_set
+        digest = credential_of(name.encode(), secret.encode(), b"" if is_set else raw)
+        now = trio.current_time()
+        if self._right.get(digest, 0.0) > now and (is_set or document is not None):
+            return Identity(name, "admin") if document is None else Identity(name, document.scope, document.expires)
+        if self._refused.get(origin, 0.0) > now:
+            raise AdminError(TOO_MANY, "too many wrong secrets", "wait a minute")
+        if is_set and self._is_set(secret):
+            _keep(self._right, digest, now + REMEMBERED_S)
+            return Identity(name, "admin")
+        if await self._check(self._slow_hash(name, document), secret) and document is not None:
+            _keep(self._right, digest, now + REMEMBERED_S)
+            return Identity(name, document.scope, document.expires)
+        await self._failed(origin)
+        raise unauthorized()
+
+    def _is_cheap(self, name: str, document: KeyDocument, secret: str) -> bool:
+        if name == ADMIN_KEY and self.admin_is_set:
+            return False
+        return document.is_generated_secret(secret)
+
+    def _is_set(self, secret: str) -> bool:
+        given, wanted = (hashlib.sha256(text.encode()).digest() for text in (secret, self._admin_secret))
+        return bool(self._admin_secret) and hmac.compare_digest(given, wanted)
+
+    def _slow_hash(self, name: str, document: KeyDocument | None) -> PasswordHash:
+        if document is None or document.generated or (name == ADMIN_KEY and self.admin_is_set):
+            return self._decoy
+        try:
+            return parse_hash(document.hash)
+        except (ValueError, ConfigError):
+            _log.warning("admin.key_unreadable", name=name)
+            return self._decoy
+
+    async def _check(self, found: PasswordHash, secret: str) -> bool:
+        try:
+            return await self._checks.check(found, secret.encode())
+        except Busy:
+            raise AdminError(UNAVAILABLE, "too many secrets are checked", "try again in some seconds") from None
+
+    async def _failed(self, origin: str) -> None:
+        try:
+            count = await self._registry.count(f"api_failures:{origin}", FAILURES_WINDOW_S)
+        except ClusterError:
+            return
+        _log.info("admin.refused", ip=origin, failures=count)
+        if count >= FAILURES:
+            _keep(self._refused, origin, trio.current_time() + FAILURES_WINDOW_S)
+
+    async def _key(self, name: str) -> tuple[KeyDocument | None, bytes]:
+        """The key of this name, None if there is none that counts; and its document."""
+        raw = await self._document(KEYS, name)
+        if raw is None:
+            return None, b""
+        try:
+            document = KeyDocument.read(raw)
+        except ValueError as error:
+            _log.warning("admin.key_unreadable", name=name, error=str(error)[:200])
+            return None, b""
+        return (None if document.is_over(self.now_s) else document), raw
+
+    async def _document(self, kind: str, name: str) -> bytes | None:
+        now = trio.current_time()
+        known = self._documents.get((kind, name))
+        if known is not None and now - known[0] < FRESH_S:
+            return known[1]
+        try:
+            raw = await self._registry.document(kind, name)
+        except ClusterError:
+            if known is not None and now - known[0] < STALE_S:
+                return known[1]
+            raise
+        if raw is None:
+            self._documents.pop((kind, name), None)
+        else:
+            _keep(self._documents, (kind, name), (now, raw))
+        return raw
+
+    def forget(self, kind: str, name: str) -> None:
+        """A document was changed here."""
+        self._documents.pop((kind, name), None)
+
+    # -- logins
+
+    async def open(self, name: str) -> Login:
+        """A login for a key whose secret was checked. Raises AdminError, ClusterError."""
+        document, _ = await self._key(name)
+        if document is None:
+            raise unauthorized()
+        await self._make_room()
+        token = secrets.token_hex(32)
+        expires = self.now_s + self._login_s
+        if document.expires is not None:
+            expires = min(expires, document.expires)
+        login = _LoginDocument(key=name, of=_digest(document.hash), expires=expires)
+        await self._registry.change(LOGINS, {_digest(token): msgspec.json.encode(login)})
+        return Login(token, _csrf(token), name, document.scope, expires)
+
+    async def whose(self, token: str) -> Identity:
+        """Whose login this is. Raises AdminError (401), ClusterError."""
+        raw = await self._document(LOGINS, _digest(token))
+        login = _read_login(raw)
+        if login is None or login.expires <= self.now_s:
+            raise unauthorized()
+        document, _ = await self._key(login.key)
+        if document is None or not hmac.compare_digest(_digest(document.hash), login.of):
+            raise unauthorized()
+        return Identity(login.key, document.scope, login.expires, _csrf(token))
+
+    async def close(self, token: str) -> None:
+        """The end of a login. Idempotent. Raises ClusterError."""
+        await self._registry.change(LOGINS, {_digest(token): None})
+        self.forget(LOGINS, _digest(token))
+
+    async def tidy(self) -> None:
+        """Remove logins that expired. Raises ClusterError."""
+        logins = await self._registry.documents(LOGINS)
+        over = {name: raw for name, raw in logins.items() if _expiry(raw) <= self.now_s}
+        if over:
+            await self._registry.remove(LOGINS, over)
+
+    async def _make_room(self) -> None:
+        """Who logs in without end loses the logins that end first."""
+        logins = await self._registry.documents(LOGINS)
+        if len(logins) >= LOGINS_MAX:
+            first = sorted(logins, key=lambda name: _expiry(logins[name]))[: len(logins) - LOGINS_MAX + 1]
+            await self._registry.remove(LOGINS, {name: logins[name] for name in first})
+
+    # -- the first key
+
+    async def begin(self) -> FirstKey | None:
+        """See that there is a way in: the key `admin` with the secret of the settings, or else, where there is no key
+        of the scope admin, one with a secret that is made now. Raises ClusterError."""
+        if self._admin_secret:
+            await self._take_setting()
+            return None
+        keys = await self._registry.documents(KEYS)
+        if any(_is_admin(raw) for raw in keys.values()):
+            return None
+        secret = new_secret()
+        document = KeyDocument(scope="admin", hash=fast_hash(secret), created=self.now_s)
+        if not await self._registry.create(KEYS, ADMIN_KEY, document.write()):
+            return None  # another node was first
+        _log.warning("admin.first_key", name=ADMIN_KEY)
+        return FirstKey(ADMIN_KEY, secret)
+
+    async def _take_setting(self) -> None:
+        raw = await self._registry.document(KEYS, ADMIN_KEY)
+        if raw is not None:
+            try:
+                known = KeyDocument.read(raw)
+                same = known.lasts() and not known.generated and parse_hash(known.hash)
+            except (ValueError, ConfigError):
+                same = False
+            if same and await self._check(same, self._admin_secret):
+                return
+        made = await trio.to_thread.run_sync(make_pbkdf2, self._admin_secret)
+        document = KeyDocument(scope="admin", hash=made, created=self.now_s)
+        await self._registry.change(KEYS, {ADMIN_KEY: document.write()})
+        self.forget(KEYS, ADMIN_KEY)
+
+
+def admin_secret(settings: Settings) -> str:
+    """The one of the settings, "" for none. Raises ConfigError if its file cannot be read."""
+    path = settings.admin_secret_file
+    return settings.admin_secret if path is None else _first_line(path)
+
+
+def unauthorized() -> AdminError:
+    """Nobody we know."""
+    return AdminError(UNAUTHORIZED, "not authenticated", "give an API key or log in")
+
+
+def wrong_csrf() -> AdminError:
+    """A request of a login that a page of somebody else's may have sent."""
+    return AdminError(FORBIDDEN, "no proof of origin", "requests with a cookie need the header X-CSRF-Token")
+
+
+def _first_line(path: Path) -> str:
+    try:
+        secret = path.read_text("utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"admin_secret_file = {str(path)!r}: cannot read it: {error}") from None
+    if len(secret) < 8:
+        raise ConfigError(f"admin_secret_file = {str(path)!r}: its first line must have at least 8 characters")
+    return secret
+
+
+def _is_admin(raw: bytes) -> bool:
+    try:
+        return KeyDocument.read(raw).lasts()
+    except ValueError:
+        return False
+
+
+def _read_login(raw: bytes | None) -> _LoginDocument | None:
+    try:
+        return None if raw is None else msgspec.json.decode(raw, type=_LoginDocument)
+    except msgspec.DecodeError:
+        return None
+
+
+def _expiry(raw: bytes) -> float:
+    login = _read_login(raw)
+    return 0.0 if login is None else login.expires
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _csrf(token: str) -> str:
+    """Follows from the token, and the token cannot be had from it."""
+    return hmac.new(token.encode(), b"csrf", "sha256").hexdigest()
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _keep(memory: dict[K, V], key: K, value: V) -> None:
+    """What was kept longest goes first."""
+    memory.pop(key, None)
+    if len(memory) >= _KEPT:
+        del memory[next(iter(memory))]
+    memory[key] = value
