@@ -12,7 +12,7 @@ import trio
 from cluster.policy import ClusterLimits
 from cluster.redis.library import source
 from cluster.redis.store import RedisCluster
-from cluster.registry import BANS, RULES, USERS, Occupied, Registry
+from cluster.registry import BANS, KEYS, LOGINS, RULES, TOPICS, USERS, Occupied, Registry
 from tests.kit.cluster_world import Maker, World, served
 from tests.kit.redis_server import RedisServer, ServerCluster
 from tests.kit.store_functions import execute
@@ -76,6 +76,20 @@ async def test_each_kind_has_a_version(registry: Registry) -> None:
     assert await registry.versions() == {USERS: users, BANS: bans}
     bans = await registry.remove(BANS, {"a": b"1"})
     assert await registry.versions() == {USERS: users, BANS: bans}
+
+
+async def test_a_document_is_created_once(registry: Registry) -> None:
+    assert await registry.create(KEYS, "admin", b"1")
+    version = await registry.version()
+    assert version > 0
+    assert not await registry.create(KEYS, "admin", b"2")
+    assert await registry.versions() == {KEYS: version}
+    assert await registry.documents(KEYS) == {"admin": b"1"}
+    assert await registry.create(LOGINS, "admin", b"")
+    assert await registry.document(LOGINS, "admin") == b""
+    for name in NAMES:
+        assert await registry.create(TOPICS, name, b"x")
+    assert set(await registry.documents(TOPICS)) == set(NAMES)
 
 
 async def test_many_documents_are_read_in_portions(registry: Registry) -> None:
