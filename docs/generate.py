@@ -123,12 +123,12 @@ _METRICS_HEAD = """# Metrics
 <!-- Generated from broker/metrics_catalogue.py by `make generate`. -->
 
 `http` serves them at `/metrics`, in the text format of Prometheus or, to whoever asks for it, in that of OpenMetrics.
-`deploy/prometheus` has a scrape configuration, recording rules and alerts with their tests, `deploy/grafana` a dashboard.
+`deploy/prometheus` has a scrape configuration, recording rules and alerts with tests, `deploy/grafana` a dashboard.
 
 - No label has a client id, a user name, a topic or an address of a client: ask the API for these.
 - There is no label for the node: Prometheus adds `instance`. With `workers` the parent tells the values of its workers
   together: the column *workers* says how. What they count goes on when one of them is started again.
-- What begins with `mqtt_cluster_` is about the whole cluster, and every node tells the same: use `max()`, never `sum()`.
+- What begins with `mqtt_cluster_` is about the whole cluster, and every node tells the same: use `max()`, not `sum()`.
 - A session that ends with its connection is ephemeral, any other is persistent. All subscriptions of a cluster are
   `sum(mqtt_subscriptions) + max(mqtt_cluster_subscriptions)`.
 - `mqtt_delivery_seconds`: what is passed on at once is measured by the turn of the event loop in which it was read and
@@ -136,8 +136,8 @@ _METRICS_HEAD = """# Metrics
   store time at which its node accepted it, in milliseconds; two nodes know that time to about half a round trip. QoS 0
   from other nodes carries no time and is not measured. All end when the receiver's socket was given the message.
 - Counters of a reason or result that never occurred are not there yet, gauges of what is not known neither.
-- A node that is not ready tells why at `/readyz`. It is overloaded, and not ready, when the event loop was a second late
-  three times in a row (twice a second is looked), or when a quarter of the memory of the machine (or of its control
+- A node that is not ready tells why at `/readyz`. It is overloaded, and not ready, when the event loop was a second
+  late three times in a row (it looks twice a second), or when a quarter of the memory of the machine (or of its control
   group) waits for receivers that do not take it; and no more once it was less than 250 ms late for three seconds, and
   less than an eighth waits.
 - A scrape looks at all connections, 200 at a time; one that takes longer than 100 ms is given again for a second.
