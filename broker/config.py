@@ -38,6 +38,9 @@ __all__ = [
 
 DEFAULT = "default"
 
+#: What `rookery ctl` reads: no settings of a node, but they may stand in the same environment.
+_OF_CLIENTS = {"ROOKERY_API_URL", "ROOKERY_API_KEY", "ROOKERY_API_KEY_FILE"}
+
 #: Kubernetes describes every service to every container: a service called `rookery-mqtt` makes ROOKERY_MQTT_PORT.
 _SERVICE_LINK = re.compile(
     r"ROOKERY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
@@ -70,6 +73,8 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], toml_path: P
     for variable, text in environ.items():
         if variable in by_variable:
             raw[by_variable[variable].attribute] = (text, f"environment {variable}")
+        elif variable in _OF_CLIENTS:
+            continue
         elif variable.startswith(ENVIRONMENT_PREFIX) and not _is_service_link(variable, text):
             raise ConfigError(f"{variable} (environment): unknown setting{_nearest(variable, by_variable)}")
     for setting in SETTINGS:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 
 import click
 
 from broker import __version__
-from broker.cli.bans import bans
+from broker.cli.ctl import ctl
 from broker.cli.migrate import import_mosquitto
 from broker.cli.passwords import passwd
-from broker.cli.rules import rules
 from broker.cli.settings import SettingsCommand, check_files, load_options
-from broker.cli.users import users
 from broker.config import DEFAULT
 from broker.errors import BrokerError, ConfigError
 from broker.values import hide_password
@@ -37,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"; see `{error.ctx.command_path} --help`" if error.ctx is not None else ""
         return _fail(error.format_message().rstrip(".") + hint, EXIT_CONFIGURATION)
     except click.ClickException as error:
-        return _fail(error.format_message(), EXIT_FAILED)
+        return _fail(error.format_message(), error.exit_code)
     except BrokenPipeError:
         # Whoever read our output has left; keep the interpreter from failing again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -126,34 +122,7 @@ def show_config(**options: object) -> None:
 cli.add_command(passwd)
 
 
-@cli.group()
-def ctl() -> None:
-    """Ask a running node, and manage what the nodes of a cluster share."""
-
-
-@ctl.command()
-@click.option(
-    "--http", default="http://127.0.0.1:18083", show_default=True, metavar="URL", help="HTTP server of the node."
-)
-@click.option("--timeout", default=5.0, show_default=True, type=click.FloatRange(0.1, 60), help="Seconds to wait.")
-def health(http: str, timeout: float) -> int:
-    """Print what /readyz says; exit status 0 if the node is ready."""
-    url = (http if "://" in http else f"http://{http}").rstrip("/") + "/readyz"
-    if not url.startswith(("http://", "https://")):
-        raise click.UsageError(f"{http!r} is no HTTP address")
-    try:
-        # No proxy: the node is addressed directly, whatever http_proxy says.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=timeout) as response:
-            body, ready = response.read(65536), True
-    except urllib.error.HTTPError as error:
-        body, ready = error.read(65536), False
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"no answer from {url}: {getattr(error, 'reason', error)}") from None
-    print(body.decode("utf-8", "replace").rstrip("\n"))
-    return 0 if ready else EXIT_FAILED
-
-
+cli.add_command(ctl)
 cli.add_command(import_mosquitto)
 
 
@@ -161,8 +130,3 @@ cli.add_command(import_mosquitto)
 def version() -> None:
     """Print the version."""
     print(f"rookery {__version__}")
-
-
-ctl.add_command(users)
-ctl.add_command(rules)
-ctl.add_command(bans)

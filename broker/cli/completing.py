@@ -1,0 +1,76 @@
+"""Completion for shells: the script, and names that a running node knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from broker.cli.api_client import Api, ApiFailure, take_api
+
+#: A shell waits for it.
+PATIENCE_S: Final = 1.0
+NAMES_MAX: Final = 50
+
+Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+#: Argument -> operation that lists, the argument by which it lists what begins so, and the field with the name.
+_SOURCES: Final = {
+    "client_id": ("clients.list", "client_id_prefix", "client_id"),
+    "node": ("nodes.list", "", "node"),
+    "username": ("users.list", "", "username"),
+}
+
+
+def completion_of(argument: str) -> Completion | None:
+    """How values of an argument are completed; None if nobody knows."""
+    source = _SOURCES.get(argument)
+    if source is None:
+        return None
+
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        try:
+            api = take_api(dict(ctx.params))
+            return [CompletionItem(name) for name in _names(api, *source, incomplete)]
+        except (click.ClickException, ValueError, TypeError, AttributeError, KeyError):
+            return []  # a shell shows no error between the words of a command
+
+    return complete
+
+
+def _names(api: Api, operation: str, prefix: str, field: str, incomplete: str) -> list[str]:
+    from broker.cli.manifest import described
+    from broker.cli.operate import ask
+
+    hasty = Api(api.url, api.key, api.ca_file, PATIENCE_S)
+    known = described().get(operation)
+    if known is None:
+        return []
+    arguments: dict[str, Any] = {}
+    accepted = {argument.name for argument in known.arguments}
+    if incomplete and prefix in accepted:
+        arguments[prefix] = incomplete
+    if "limit" in accepted:
+        arguments["limit"] = NAMES_MAX
+    found = [str(item[field]) for item in ask(hasty, operation, arguments)["items"]]
+    return [name for name in found if name.startswith(incomplete) and name.isprintable()][:NAMES_MAX]
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes `rookery` in a shell.
+
+    bash: source <(rookery ctl completion bash), in ~/.bashrc. zsh: the same, in ~/.zshrc after compinit. fish: rookery
+    ctl completion fish > ~/.config/fish/completions/rookery.fish. Client ids, nodes and users are completed from the
+    node of ROOKERY_API_URL.
+    """
+    from broker.cli import cli
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise ApiFailure(f"no completion for {shell}", 1)
+    made = kind(cli, {}, "rookery", "_ROOKERY_COMPLETE")
+    print(made.source_template % made.source_vars())

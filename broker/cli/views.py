@@ -1,0 +1,86 @@
+"""What people want to see first of each thing: columns of tables, lines of events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from broker.cli.manifest import Described
+from broker.cli.tables import BOLD, DIM, GREEN, RED, YELLOW, cell, fields_of, painted, plain
+
+#: Columns, by operation; those that no row has a value for are left out.
+_COLUMNS: Final[dict[str, str]] = {
+    "nodes.list": "node status version uptime_s connections store store_version durability store_round_trip_ms",
+    "clients.list": "client_id username ip port node connected protocol keep_alive connected_at_ms queued in_flight",
+    "sessions.list": "client_id node connected expires_at_ms queued queued_bytes oldest_at_ms subscriptions identity",
+    "subscriptions.list": "client_id topic_filter qos share_name no_local retain_as_published node",
+}
+
+#: A table without a choice above has at most so many columns.
+COLUMNS_MAX: Final = 9
+
+_EVENT_COLOURS: Final = {
+    "connected": GREEN,
+    "disconnected": YELLOW,
+    "activate": RED,
+    "activated": RED,
+    "deactivate": GREEN,
+    "deactivated": GREEN,
+}
+
+
+def shown_fields(operation: Described, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of a table of such rows."""
+    chosen = _COLUMNS.get(operation.name, "").split()
+    known = chosen or [name for name, kind in operation.fields.items() if kind != "object"] or fields_of(rows)
+    if not rows:
+        return known[:COLUMNS_MAX]
+    present = [name for name in known if any(row.get(name) not in (None, "", []) for row in rows)]
+    if chosen and not present:
+        present = fields_of(rows)
+    return present if chosen else present[:COLUMNS_MAX]
+
+
+def event_line(name: str, value: Any, colour: bool) -> str:
+    """An event in one line: when, what, and the rest as `field=value`."""
+    if not isinstance(value, dict):
+        return plain(str(value))
+    rest = dict(value)
+    words = [painted(_clock(rest), DIM, colour)]
+    for field in ("node", "severity", "event", "client_id", "clientid", "name"):
+        text = rest.pop(field, None)
+        if text:
+            code = _EVENT_COLOURS.get(str(text), BOLD if field in ("client_id", "clientid", "name") else "")
+            words.append(painted(plain(str(text)), code, colour) if code else plain(str(text)))
+    for field in ("text", "message", "detail"):
+        text = rest.pop(field, None)
+        if text:
+            words.append(plain(str(text)))
+    if not name.startswith("trace."):
+        # Moments that went before: the line has its own.
+        rest = {field: each for field, each in rest.items() if not field.endswith("_at_ms")}
+    for field, each in rest.items():
+        if field == "fields" and isinstance(each, dict):
+            words += [f"{plain(str(key))}={cell(str(key), part)}" for key, part in each.items()]
+        elif each not in (None, "", [], {}):
+            words.append(f"{plain(str(field))}={cell(field, each)}")
+    return " ".join(word for word in words if word)
+
+
+def _clock(value: dict[str, Any]) -> str:
+    """The local time of an event, which is taken out of it: the latest moment that it tells."""
+    moments = {
+        field: each
+        for field, each in value.items()
+        if isinstance(each, (int, float)) and not isinstance(each, bool) and field.endswith(("at_ms", "at", "ts"))
+    }
+    if not moments:
+        return datetime.fromtimestamp(time.time()).strftime("%H:%M:%S.%f")[:-3]
+    field = max(moments, key=lambda each: moments[each])
+    number = value.pop(field)
+    try:
+        return datetime.fromtimestamp(number / 1000 if number > 1e11 else number).strftime("%H:%M:%S.%f")[:-3]
+    except (OverflowError, ValueError, OSError):
+        return str(number)
