@@ -63,6 +63,7 @@ class Access:
         sources: list[tuple[RuleSource, Sequence[str]]] = [(each, every) for each in self.hooks.sources()]
         sources += [(make_source(each, registry), listeners_of(each)) for each in settings.authorization]
         self.authorization = Authorization(sources, settings.no_match == "allow", metrics)
+        self.authorization.system_open = settings.sys_access == "all"
 
     @property
     def sources(self) -> list[RuleSource]:

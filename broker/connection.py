@@ -57,6 +57,8 @@ class Connection(Paced):
         "agreement",
         "authenticator",
         "bridge",
+        "connected_at_ms",
+        "epoch",
         "exchange",
         "expiry_s",
         "finished",
@@ -79,6 +81,9 @@ class Connection(Paced):
         self.expiry_s = 0
         self.bridge = False
         self.has_will = False
+        #: Store time of CONNACK, and the number of this connection among those of the client id; 0 before.
+        self.connected_at_ms = 0
+        self.epoch = 0
         self.exchange: Exchange | None = None
         #: Whose exchange it is.
         self.authenticator = ""
@@ -121,6 +126,14 @@ class Connection(Paced):
                 self._process(data, PACKETS_PER_TURN)
             else:
                 self._process_metered(data, self.meter)
+
+    def begin_work(self) -> bool:
+        """Let further packets wait for a task that is not of this connection, until `work_done`; False if it is not open,
+        or waits for a task already."""
+        if self._working or self.machine.state != OPEN:
+            return False
+        self._busy = self._working = True
+        return True
 
     def work_done(self) -> None:
         """A task that held this connection has finished: its further packets may go on."""
@@ -290,6 +303,7 @@ class Connection(Paced):
             self.send_will = effect.send_will
             if effect.expiry_s >= 0:
                 self.expiry_s = min(effect.expiry_s, self._server.quotas.session_expiry_max_s)
+            self.close_code = effect.reason_code
             self._end("normal" if effect.reason_code == 0 else reason_name(effect.reason_code))
             self.stream.close()
 

@@ -25,7 +25,7 @@ _DISCONNECT_CODES = {0x86: 0x87, 0x88: 0x89, 0x8A: 0x98, 0x8C: 0x87}
 class Ending(Output):
     """A connection as far as its end is concerned. All of it is idempotent: the first reason counts."""
 
-    __slots__ = ("_server", "client_id", "close_reason", "machine")
+    __slots__ = ("_server", "client_id", "close_code", "close_reason", "machine")
 
     def __init__(self, stream: Stream, server: Services) -> None:
         super().__init__(stream, server.metrics)
@@ -33,6 +33,8 @@ class Ending(Output):
         self.machine = ConnectionMachine()
         self.client_id = ""
         self.close_reason = ""
+        #: The reason code of MQTT where there is one.
+        self.close_code: int | None = None
 
     def fail(self, error: PeerError) -> None:
         """The peer did something wrong: tell it as far as its version allows, and close."""
@@ -60,6 +62,7 @@ class Ending(Output):
             self.send(Connack(False, 0x84))  # [MQTT-3.1.2-2]
         elif state != NEW and state != OPEN:
             self.send(Connack(False, error.reason_code, self.reason_properties(error.text)))
+        self.close_code = error.reason_code
         self._end(name)
         self.stream.close()
 
@@ -73,6 +76,7 @@ class Ending(Output):
                 properties = properties or Properties()
                 properties.server_reference = server_reference
             self.send(Disconnect(_DISCONNECT_CODES.get(reason_code, reason_code), properties))
+        self.close_code = reason_code
         self._end(reason_name(reason_code))
         self.stream.close()
 

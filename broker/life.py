@@ -98,6 +98,7 @@ class Life:
             delayed_available=settings.delayed_available,
             node_name=settings.node_name,
             session_owner_any=settings.session_owner == "any",
+            system_open=settings.sys_access == "all",
             will_grace_s=settings.will_failover_grace_s if settings.will_failover == "cancel" else 0.0,
         )
         self.measuring = Measuring(self.server)

@@ -294,12 +294,17 @@ class Opening:
     async def _check_restored(self, connection: Connection, attachment: Attachment) -> None:
         """Subscriptions that the session had before, and the client may not have any more, are gone before CONNACK."""
         permissions = connection.permissions
-        if permissions is None or not attachment.subscriptions:
+        if not attachment.subscriptions:
             return
         refused: list[str] = []
         try:
             for stored in attachment.subscriptions:
-                if not await permissions.may_subscribe(split_shared(stored.topic_filter)[1], stored.options & 3):
+                plain = split_shared(stored.topic_filter)[1]
+                if permissions is None:
+                    allowed = self._server.subscribing.may_see(connection, plain)
+                else:
+                    allowed = await permissions.may_subscribe(plain, stored.options & 3)
+                if not allowed:
                     refused.append(stored.topic_filter)
         except BackendError:  # logged
             if not connection.expiry_s:  # it would end with this connection, which never was
@@ -368,6 +373,9 @@ class Opening:
         self._server.metrics.connects["success"] += 1
         if attachment.session_present:
             self._server.metrics.sessions_resumed += 1
+        connection.connected_at_ms = self._server.now_ms
+        connection.epoch = attachment.epoch
+        self._server.presence.connected(connection, agreement, attachment.session_present)
         self._server.log.debug("client.connected", client_id=ref.client_id, peer=str(connection.stream.peer))
         if persistent:
             # Stored after the store answered `attach`, and answered before this task came to run.

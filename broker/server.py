@@ -16,6 +16,7 @@ from broker.codec.packets import Subscribe, Unsubscribe
 from broker.connection import Connection
 from broker.dispatch import Dispatch
 from broker.errors import ClusterError, PeerError, SessionLost, StoreUnavailable
+from broker.extensions.presence import Presence
 from broker.extensions.sys import SystemTopics
 from broker.gaps import Gaps
 from broker.groups import Group
@@ -68,6 +69,7 @@ class Server(ClusterSide):
         node_name: str = "",
         session_owner_any: bool = False,
         will_grace_s: float = 10.0,
+        system_open: bool = True,
     ) -> None:
         super().__init__()
         self.reactor = reactor
@@ -75,6 +77,8 @@ class Server(ClusterSide):
         self.metrics = metrics
         self.quotas = quotas
         self.access = access
+        #: Clients without rules may subscribe below `$SYS/`.
+        self.system_open = system_open
         #: Any identity may go on with the session of a client id (G19).
         self.session_owner_any = session_owner_any
         self.guard: Guard = NoGuard()
@@ -93,6 +97,7 @@ class Server(ClusterSide):
         self.opener = Opening(self)
         self.system_topics = SystemTopics(cluster, node_name)
         self.inside = Inside(self)
+        self.presence = Presence(self, node_name)
         self._gaps = Gaps(self.start)
         self.connections: set[Connection] = set()
         #: The connection that owns each client id here, from CONNECT until its session was let go.
@@ -184,6 +189,7 @@ class Server(ClusterSide):
         if self.hooks is not None and self.hooks.disconnects and connection.principal is not None:
             self.hooks.disconnected(connection.principal, connection.close_reason)
         self.log.debug("client.disconnected", client_id=connection.client_id, reason=connection.close_reason)
+        self.presence.disconnected(connection)
         if subscriber.session is session:
             subscriber.session = None
             subscriber.connection = None
@@ -271,6 +277,7 @@ class Server(ClusterSide):
     async def _detach(self, connection: Connection, keep_will: bool) -> None:
         ref = connection.ref
         assert ref is not None
+        await self.presence.gone(connection)
         sent_seq = connection.session.sent_seq if connection.session is not None else 0
         delay = 0.1
         while True:

@@ -11,6 +11,7 @@ from broker.admin.inside import PRIVATE
 from broker.auth.api import BackendError
 from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
 from broker.errors import PeerError, SessionLost, StoreFull, StoreUnavailable
+from broker.extensions.system_filters import is_system
 from broker.message import Message
 from broker.metrics import Metrics
 from broker.mount import Mount
@@ -95,7 +96,15 @@ class Subscribing:
         else:
             await self._unsubscribe(connection, packet)
 
-    async def _subscribe(self, connection: Connection, packet: Subscribe) -> None:
+    async def on_behalf(self, connection: Connection, packet: Subscribe | Unsubscribe) -> Sequence[int]:
+        """Carry out what the client did not ask for: a packet with the id 0, which is not answered. Returns the reason
+        codes of the answer, none if the connection was closed meanwhile. `connection.begin_work` comes before."""
+        assert not packet.packet_id
+        if isinstance(packet, Subscribe):
+            return await self._subscribe(connection, packet)
+        return await self._unsubscribe(connection, packet)
+
+    async def _subscribe(self, connection: Connection, packet: Subscribe) -> Sequence[int]:
         server = self._server
         dispatch = server.dispatch
         subscriber = connection.subscriber
@@ -111,7 +120,7 @@ class Subscribing:
         rechecks, version = connection.rechecks, server.rechecking.version
         count = len(subscriber.subscriptions)
         for request in packet.subscriptions:
-            code = self._check(request)
+            code = self.check(request)
             if code < 0x80:
                 # From here on the real filter.
                 topic_filter = request.topic_filter
@@ -124,7 +133,7 @@ class Subscribing:
                     count += is_new
             codes.append(code)
         if connection.machine.state == CLOSED:
-            return
+            return ()
         # In force here first, then everywhere. Messages may come before SUBACK: MQTT allows it.
         before = {each.topic_filter: subscriber.subscriptions.get(each.topic_filter) for each in accepted}
         for stored in accepted:
@@ -141,7 +150,7 @@ class Subscribing:
         except StoreUnavailable:
             # Closed meanwhile. Nobody was told, but the store may have them, and the session goes on without its
             # connection: what it finds when it comes back decides.
-            return
+            return ()
         except (StoreFull, SessionLost) as error:
             self._take_back(connection, subscriber, before)
             if isinstance(error, SessionLost):
@@ -150,11 +159,14 @@ class Subscribing:
             new = [name for name, known in before.items() if known is None]
             if new:
                 await self._until_known(connection, lambda: server.cluster.unsubscribe(ref, new, persistent))
-            connection.send(Suback(packet.packet_id, [code if code >= 0x80 else 0x97 for code in codes]))
-            return
-        if connection.machine.state != CLOSED:
-            new_names = {name for name, known in before.items() if known is None}
-            await self._subscribed(connection, subscriber, packet.packet_id, codes, accepted, new_names)
+            codes = [code if code >= 0x80 else 0x97 for code in codes]
+            _answer(connection, Suback(packet.packet_id, codes))
+            return codes
+        if connection.machine.state == CLOSED:
+            return ()
+        new_names = {name for name, known in before.items() if known is None}
+        await self._subscribed(connection, subscriber, packet.packet_id, codes, accepted, new_names)
+        return codes
 
     async def _until_known(self, connection: Connection, call: Callable[[], Awaitable[None]]) -> None:
         """Ask again while the store is away: nothing was answered, and trying again does no harm.
@@ -204,7 +216,7 @@ class Subscribing:
             handling = stored.options >> 4 & 3
             if not is_shared(stored.topic_filter) and (handling == 0 or (handling == 1 and stored.topic_filter in new)):
                 feeds.append((stored.topic_filter, stored.options & 3, stored.subscription_identifier))
-        connection.send(Suback(packet_id, codes))  # [MQTT-3.8.4-1]
+        _answer(connection, Suback(packet_id, codes))  # [MQTT-3.8.4-1]
         self._server.log.debug("client.subscribed", client_id=connection.client_id, filters=len(accepted))
         for stored in accepted:
             if is_shared(stored.topic_filter):
@@ -215,7 +227,7 @@ class Subscribing:
         if feeds:
             await self._start_feed(connection, subscriber, feeds)
 
-    def _check(self, request: SubscriptionRequest) -> int:
+    def check(self, request: SubscriptionRequest) -> int:
         """The SUBACK reason code of one filter as the client sent it."""
         quotas = self._server.quotas
         topic_filter = request.topic_filter
@@ -241,6 +253,8 @@ class Subscribing:
         if count >= quotas.max_subscriptions:
             return 0x97
         permissions = connection.permissions
+        if permissions is None and not self.may_see(connection, plain):
+            return 0x87
         try:
             if permissions is not None and not await permissions.may_subscribe(plain, qos):
                 return 0x87
@@ -248,7 +262,12 @@ class Subscribing:
             return 0x83
         return qos
 
-    async def _unsubscribe(self, connection: Connection, packet: Unsubscribe) -> None:
+    def may_see(self, connection: Connection, plain: str) -> bool:
+        """Whether a client that has no rules may subscribe to a filter, without `$share/NAME/`."""
+        principal = connection.principal
+        return self._server.system_open or not is_system(plain) or (principal is not None and principal.superuser)
+
+    async def _unsubscribe(self, connection: Connection, packet: Unsubscribe) -> Sequence[int]:
         server = self._server
         subscriber = connection.subscriber
         ref = connection.ref
@@ -272,7 +291,7 @@ class Subscribing:
                         dispatch.add(subscriber, StoredSubscription(name, known.options, known.identifier))
                 if isinstance(error, SessionLost):
                     raise
-                return
+                return ()
         left = set(before)
         codes = []
         for topic_filter in names:
@@ -282,7 +301,8 @@ class Subscribing:
             for topic_filter in before:
                 connection.gate.forget(topic_filter)
             connection.update_plain()
-        connection.send(Unsuback(packet.packet_id, codes))  # [MQTT-3.10.4-4]
+        _answer(connection, Unsuback(packet.packet_id, codes))  # [MQTT-3.10.4-4]
+        return codes
 
     # -- retained messages
 
@@ -406,6 +426,11 @@ class Subscribing:
             await last.told.wait()
         else:
             await trio.lowlevel.checkpoint()
+
+
+def _answer(connection: Connection, packet: Suback | Unsuback) -> None:
+    if packet.packet_id:  # else the client did not ask
+        connection.send(packet)
 
 
 def _mounted(mount: Mount, topic_filter: str) -> str:

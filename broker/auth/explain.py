@@ -8,7 +8,7 @@ import trio
 
 from broker.auth.api import ALLOW, IGNORE, SUBSCRIBE, BackendError, Judge, Principal, RuleSource
 from broker.auth.judging import EntriesJudge
-from broker.auth.permissions import Authorization
+from broker.auth.permissions import Authorization, Permissions
 
 _WORDS: Final = {True: "allow", False: "deny"}
 
@@ -48,7 +48,7 @@ async def explain(
         if action == SUBSCRIBE and decision == ALLOW:
             notes.append(_of_deliveries(permissions.covers(topic)))
         return Explanation(decision == ALLOW, f"{source}: {origin}" if origin else f"{source} says so", notes)
-    allowed = authorization.no_match_allows
+    allowed = authorization.no_match(topic)
     return Explanation(allowed, f"no rule applies, and no_match = {_WORDS[allowed]}", notes)
 
 
@@ -68,6 +68,23 @@ async def _asked(judge: Judge, action: int, topic: str, qos: int, retain: bool) 
     if decision is None:
         decision = await judge.ask(action, topic, qos, retain)
     return decision, ""
+
+
+def explain_now(
+    authorization: Authorization, permissions: Permissions, action: int, topic: str, qos: int, retain: bool
+) -> str:
+    """Where the answer comes from that the permissions of a connection just gave; nobody is asked again."""
+    for name, judge in permissions.judges():
+        source = name or "rules of the credentials"
+        if isinstance(judge, EntriesJudge):
+            entry = judge.find(action, topic, qos, retain)
+            if entry is not None:
+                return f"{source}: {entry.origin}" if entry.origin else source
+            if judge.otherwise != IGNORE:
+                return f"{source}: whatever no rule before decides"
+        elif judge.decide(action, topic, qos, retain) != IGNORE:
+            return source  # None: the answer is not kept, so it was this one
+    return f"no rule applies, and no_match = {_WORDS[authorization.no_match_allows]}"
 
 
 async def explain_once(

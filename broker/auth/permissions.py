@@ -16,6 +16,7 @@ from broker.auth.asking import AskingJudge
 from broker.auth.judging import EntriesJudge
 from broker.auth.memory import Memory
 from broker.auth.rules import judge_of
+from broker.extensions.system_filters import is_system
 from broker.log import get_logger
 from broker.metrics import Metrics
 
@@ -34,11 +35,16 @@ class Authorization:
         metrics: Metrics | None = None,
     ) -> None:
         self.sources = sources
-        #: The answer where no rule applies.
+        #: The answer where no rule applies; and whether that is so below `$SYS/` too, which else needs a rule.
         self.no_match_allows = no_match_allows
+        self.system_open = True
         metrics = Metrics() if metrics is None else metrics
         self._counted, self._seconds = metrics.authorization, metrics.authorization_seconds
         self._unavailable: set[str] = set()
+
+    def no_match(self, topic: str) -> bool:
+        """The answer about a topic or filter that no rule applies to."""
+        return self.no_match_allows and (self.system_open or not is_system(topic))
 
     async def permissions(self, principal: Principal) -> Permissions:
         """What a client may do. Raises BackendError if a source has to be asked and cannot be."""
@@ -245,7 +251,7 @@ class Permissions:
             # What a later source says counts only where this one is silent.
             if not (isinstance(judge, EntriesJudge) and judge.silent(topic_filter)):
                 return False
-        return self._authorization.no_match_allows
+        return self._authorization.no_match(topic_filter)
 
     # -- answers
 
@@ -259,10 +265,10 @@ class Permissions:
                 return None, False
             if decision != IGNORE:
                 return decision == ALLOW, all_steady
-        return self._authorization.no_match_allows, all_steady
+        return self._authorization.no_match(topic), all_steady
 
     async def _ask(self, action: int, topic: str, qos: int, retain: bool) -> bool:
-        allowed = self._authorization.no_match_allows
+        allowed = self._authorization.no_match(topic)
         for name, judge, _ in self._judges:
             decision = judge.decide(action, topic, qos, retain)
             if decision is None:

@@ -18,7 +18,6 @@ from cluster.api import (
     GroupMemberState,
     NodeRoute,
     NodeTarget,
-    Poller,
     Publication,
     QueuedMessage,
     Route,
@@ -87,11 +86,12 @@ class FaultyCluster(MemoryCluster):
         self.subscribing = Gate()
         self.subscribed = Gate()
         self.publications = 0
-        self.events: ClusterEvents
 
-    async def serve(self, events: ClusterEvents, poller: Poller, *, task_status: object) -> None:
-        self.events = events
-        await super().serve(events, poller, task_status=task_status)
+    @property
+    def events(self) -> ClusterEvents:
+        """The broker."""
+        assert self._events is not None
+        return self._events
 
     def alone(self) -> bool:
         return self.single
