@@ -99,7 +99,7 @@ class Presence:
         self._marked = trio.Event()
         #: Of connections that have ended and are not given back yet.
         self._endings: dict[Connection, _Event] = {}
-        server.inside.listen(MARK, self._heard)
+        self._listening = False
 
     def wanted(self) -> bool:
         """Whether anybody wants to know."""
@@ -193,6 +193,9 @@ class Presence:
         if not own or cluster.alone():
             await trio.lowlevel.checkpoint()
             return
+        if not self._listening:
+            self._listening = True
+            self._server.inside.listen(MARK, self._heard)
         self._mark, self._marked = os.urandom(8), trio.Event()
         cluster.publish(Publication(Message(MARK.encode(), self._mark, 0, False), nodes=[NodeTarget(own[0].encode())]))
         self._server.reactor.wake()
