@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -51,6 +52,10 @@ class Caller(msgspec.Struct, frozen=True):
 
     name: str = ""
     scope: Scope = ADMIN
+
+
+#: Who asked for what is carried out now.
+CALLER: Final[ContextVar[Caller]] = ContextVar("caller", default=Caller())
 
 
 class Desk(Protocol):

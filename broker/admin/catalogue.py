@@ -5,7 +5,14 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from broker.admin import keys, nodes
+from broker.admin import clients, keys, messages, nodes, sessions, subscriptions
 
 #: Modules of operations, in the order of the documentation.
-SUBJECTS: Final[tuple[ModuleType, ...]] = (nodes, keys)
+SUBJECTS: Final[tuple[ModuleType, ...]] = (
+    nodes,
+    clients,
+    sessions,
+    subscriptions,
+    messages,
+    keys,
+)

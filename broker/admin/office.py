@@ -10,6 +10,7 @@ import msgspec
 
 from broker.admin.api import (
     BAD_REQUEST,
+    CALLER,
     FORBIDDEN,
     NOT_FOUND,
     UNAVAILABLE,
@@ -122,6 +123,7 @@ class Office:
         if declared.events:
             raise AdminError(BAD_REQUEST, "not an answer", f"{operation} is a stream of events")
         read = declared.read(arguments)
+        CALLER.set(caller)
         try:
             result = await declared.handler(self, read)
         except ClusterError as error:

@@ -1,0 +1,393 @@
+"""Subscriptions: who has which, and changes of them on behalf of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+import trio
+
+from broker.admin.api import BAD_REQUEST, CONFLICT, FORBIDDEN, NOT_FOUND, OPERATOR, UNAVAILABLE, VIEWER, AdminError
+from broker.admin.clients import connected_here, no_client
+from broker.admin.inside import PRIVATE
+from broker.admin.operations import Nothing, Page, operation
+from broker.admin.paging import (
+    LIMIT,
+    Cursor,
+    Limit,
+    Part,
+    Smallest,
+    Text,
+    cursor_of,
+    key_of,
+    merged,
+    packed,
+    portions,
+    unpacked,
+)
+from broker.admin.questions import question
+from broker.codec.packets import Properties, Subscribe, SubscriptionRequest, Unsubscribe
+from broker.errors import PeerError, SessionConnected, SessionLost
+from broker.reasons import reason_name
+from broker.routes import Subscriber
+from broker.topics.names import check_topic_filter, check_topic_name, matches, split_shared
+from cluster import keys
+from cluster.api import StoredSubscription
+
+if TYPE_CHECKING:
+    from broker.admin.office import Office
+
+#: How long a client's own work is waited for, before its subscriptions are changed.
+_WAIT_S: Final = 1.5
+_STEP_S: Final = 0.01
+
+#: Reason codes of SUBACK that are not 422 (what the node does not support or allow).
+_STATUS: Final = {0x83: UNAVAILABLE, 0x87: FORBIDDEN, 0x8F: BAD_REQUEST}
+
+
+class SubscriptionOptions(msgspec.Struct, kw_only=True):
+    """How a client is subscribed to a filter. `retain_handling`: retained messages are sent 0 always, 1 if the
+    subscription is new, 2 never. `subscription_identifier` null: none."""
+
+    qos: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
+    no_local: bool = False
+    retain_as_published: bool = False
+    retain_handling: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
+    subscription_identifier: Annotated[int, msgspec.Meta(ge=1, le=268_435_455)] | None = None
+
+
+class Subscription(SubscriptionOptions, kw_only=True):
+    """A subscription. `topic_filter` is the real one, a mountpoint included, with `$share/NAME/`."""
+
+    topic_filter: str
+
+
+class ListedSubscription(Subscription, kw_only=True):
+    """Whose it is. `node`: where the client is connected, empty if it is not."""
+
+    client_id: str
+    node: str = ""
+    persistent: bool = False
+
+
+class SubscriptionFilter(msgspec.Struct, kw_only=True):
+    """Which subscriptions; all that is given must hold. `topic`: their filters match this topic name. `share`: this
+    share name. `prefix`: the filter behind `$share/NAME/` begins so."""
+
+    client_id: Text = ""
+    topic: Text = ""
+    topic_filter: Text = ""
+    share: Text = ""
+    prefix: Text = ""
+    limit: Limit = LIMIT
+    cursor: Cursor = ""
+
+
+class OfClient(msgspec.Struct, frozen=True):
+    """Whose."""
+
+    client_id: Text
+
+
+class Subscriptions(msgspec.Struct, kw_only=True):
+    """All subscriptions of a client, by filter."""
+
+    items: list[Subscription]
+
+
+class Adding(SubscriptionOptions, kw_only=True, forbid_unknown_fields=True):
+    """A subscription for a client."""
+
+    client_id: Text
+    topic_filter: Text
+
+
+class Removing(msgspec.Struct, frozen=True):
+    """A subscription of a client."""
+
+    client_id: Text
+    topic_filter: Text
+
+
+# -- what a node knows
+
+
+def _subscription(topic_filter: str, options: int, identifier: int) -> dict[str, Any]:
+    return {
+        "topic_filter": topic_filter,
+        "qos": options & 3,
+        "no_local": bool(options & 4),
+        "retain_as_published": bool(options & 8),
+        "retain_handling": options >> 4 & 3,
+        "subscription_identifier": identifier or None,
+    }
+
+
+@question("subscriptions.of")
+def _of(office: Office, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Those of a client that is connected here."""
+    connection = connected_here(office, arguments["client_id"])
+    if connection is None or connection.subscriber is None:
+        return None
+    return [
+        _subscription(topic_filter, each.options, each.identifier)
+        for topic_filter, each in connection.subscriber.subscriptions.items()
+    ]
+
+
+def _candidates(office: Office, filters: SubscriptionFilter) -> Iterable[Subscriber]:
+    """Whoever may have subscriptions that pass."""
+    dispatch = office.server.dispatch
+    if filters.client_id:
+        one = dispatch.subscribers.get(keys.session_id(filters.client_id))
+        return [] if one is None else [one]
+    if filters.topic:
+        route = dispatch.route(filters.topic.encode())
+        found = {entry.subscriber.session_id: entry.subscriber for entry in route.entries}
+        for group in route.groups:
+            found.update((key, member.subscriber) for key, member in group.members.items())
+        return list(found.values())
+    return list(dispatch.subscribers.values())
+
+
+@question("subscriptions.page")
+async def _page(office: Office, arguments: dict[str, Any]) -> dict[str, object]:
+    """A part of the subscriptions of clients that are connected here; with `stored` of all persistent sessions, too."""
+    filters = msgspec.convert(arguments["filters"], SubscriptionFilter)
+    return packed(await _part(office, filters, arguments["stored"]))
+
+
+async def _part(office: Office, filters: SubscriptionFilter, stored: bool) -> Part[dict[str, Any]]:
+    found: Smallest[dict[str, Any]] = Smallest(filters.limit + 1, key_of(filters.cursor, 2))
+    async for portion in portions(list(_candidates(office, filters))):
+        for subscriber in portion:
+            here = subscriber.connection is not None
+            if subscriber.client_id.startswith(PRIVATE) or not (here or (stored and subscriber.persistent)):
+                continue
+            for topic_filter, each in subscriber.subscriptions.items():
+                key = (subscriber.client_id, topic_filter)
+                if found.wants(key) and _passes(filters, topic_filter):
+                    shown = _subscription(topic_filter, each.options, each.identifier)
+                    shown["client_id"] = subscriber.client_id
+                    shown["node"] = office.name if here else ""
+                    shown["persistent"] = subscriber.persistent
+                    found.put(key, shown)
+    return found.part()
+
+
+def _passes(filters: SubscriptionFilter, topic_filter: str) -> bool:
+    if filters.topic_filter and topic_filter != filters.topic_filter:
+        return False
+    share_name, plain = split_shared(topic_filter)
+    if filters.share and share_name != filters.share:
+        return False
+    return plain.startswith(filters.prefix) and (not filters.topic or matches(plain, filters.topic))
+
+
+@question("subscriptions.change")
+async def _change(office: Office, arguments: dict[str, Any]) -> list[int] | None:
+    """Subscribe or unsubscribe for a client that is connected here; returns reason codes, None: it is not here."""
+    client_id, topic_filter = arguments["client_id"], arguments["topic_filter"]
+    until = trio.current_time() + _WAIT_S
+    while (connection := connected_here(office, client_id)) is not None and not connection.begin_work():
+        if trio.current_time() > until:
+            raise AdminError(CONFLICT, "busy", f"client {client_id!r:.200} waits for something else")
+        await trio.sleep(_STEP_S)
+    if connection is None:
+        return None
+    try:
+        mount = connection.mount
+        if mount is not None:
+            seen = mount.seen(topic_filter)
+            if mount.filter(seen) != topic_filter:
+                raise AdminError(422, "not subscribed", f"all topics of the client are below {mount.text!r:.200}")
+            topic_filter = seen
+        if arguments["options"] is None:
+            packet: Subscribe | Unsubscribe = Unsubscribe(0, [topic_filter])
+        else:
+            packet = _subscribe(topic_filter, msgspec.convert(arguments["options"], SubscriptionOptions))
+        return list(await office.server.subscribing.on_behalf(connection, packet)) or None
+    except SessionLost:
+        return None
+    except PeerError as error:
+        raise AdminError(422, "not subscribed", error.text) from None
+    finally:
+        connection.work_done()
+        office.server.reactor.wake()
+
+
+def _subscribe(topic_filter: str, options: SubscriptionOptions) -> Subscribe:
+    properties = None
+    if options.subscription_identifier is not None:
+        properties = Properties()
+        properties.subscription_identifiers = [options.subscription_identifier]
+    return Subscribe(0, [_request(topic_filter, options)], properties)
+
+
+def _request(topic_filter: str, options: SubscriptionOptions) -> SubscriptionRequest:
+    return SubscriptionRequest(
+        topic_filter, options.qos, options.no_local, options.retain_as_published, options.retain_handling
+    )
+
+
+# -- of the whole cluster
+
+
+@operation(
+    "subscriptions.list",
+    VIEWER,
+    "GET",
+    "/subscriptions",
+    "List subscriptions of all clients",
+    SubscriptionFilter,
+    Page[ListedSubscription],
+)
+async def list_subscriptions(office: Office, arguments: SubscriptionFilter) -> Page[ListedSubscription]:
+    """Subscriptions of connected clients and of persistent sessions, by client id and filter."""
+    filters = arguments
+    key_of(filters.cursor, 2)
+    if filters.topic:
+        try:
+            check_topic_name(filters.topic)
+        except PeerError as error:
+            raise AdminError(BAD_REQUEST, "invalid topic", error.text) from None
+    asked = {"filters": msgspec.to_builtins(filters), "stored": False}
+    answers = await office.everywhere("subscriptions.page", asked)
+    parts = [unpacked(told, ListedSubscription) for told in answers.by_node.values()]
+    own = await _part(office, filters, True)
+    parts.append(Part([(key, msgspec.convert(item, ListedSubscription)) for key, item in own.items], own.until))
+    items, until = merged(parts, filters.limit)
+    return Page(items=items, cursor=cursor_of(until), missing_nodes=answers.missing)
+
+
+@operation(
+    "subscriptions.of_client",
+    VIEWER,
+    "GET",
+    "/clients/{client_id}/subscriptions",
+    "List the subscriptions of a client",
+    OfClient,
+    Subscriptions,
+)
+async def subscriptions_of_client(office: Office, arguments: OfClient) -> Subscriptions:
+    """All that a client has, connected or not."""
+    client_id = arguments.client_id
+    state = await office.inspection.session(client_id)
+    if state is None:
+        raise no_client(client_id)
+    found = None
+    if state.node:
+        found = await office.at(state.node, "subscriptions.of", {"client_id": client_id})
+    if found is None:
+        stored = await office.inspection.subscriptions(client_id)
+        found = [_subscription(each.topic_filter, each.options, each.subscription_identifier) for each in stored or ()]
+    items = msgspec.convert(found, list[Subscription])
+    return Subscriptions(items=sorted(items, key=lambda each: each.topic_filter))
+
+
+@operation(
+    "subscriptions.add",
+    OPERATOR,
+    "POST",
+    "/clients/{client_id}/subscriptions",
+    "Subscribe a client to a filter",
+    Adding,
+    Subscription,
+    status=201,
+)
+async def add_subscription(office: Office, arguments: Adding) -> Subscription:
+    """Subscribes as if the client had done it, with the same checks, rules included; retained messages are sent as
+    `retain_handling` says. When the answer comes, all nodes know of it. For a client that is not connected its session
+    is changed: rules are asked when it is back, and retained messages are not sent. The filter is the real one, a
+    mountpoint included."""
+    client_id, topic_filter = arguments.client_id, arguments.topic_filter
+    options = SubscriptionOptions(
+        qos=arguments.qos,
+        no_local=arguments.no_local,
+        retain_as_published=arguments.retain_as_published,
+        retain_handling=arguments.retain_handling,
+        subscription_identifier=arguments.subscription_identifier,
+    )
+    _check_filter(topic_filter)
+    if options.no_local and split_shared(topic_filter)[0]:
+        raise AdminError(BAD_REQUEST, "invalid arguments", "no_local is not possible for a shared subscription")
+    code = await _changed(office, client_id, topic_filter, options)
+    if code >= 0x80:
+        raise AdminError(_STATUS.get(code, 422), "not subscribed", reason_name(code).replace("_", " "))
+    return msgspec.convert({**msgspec.structs.asdict(options), "topic_filter": topic_filter, "qos": code}, Subscription)
+
+
+@operation(
+    "subscriptions.remove",
+    OPERATOR,
+    "DELETE",
+    "/clients/{client_id}/subscriptions",
+    "Unsubscribe a client from a filter",
+    Removing,
+    Nothing,
+)
+async def remove_subscription(office: Office, arguments: Removing) -> None:
+    """Unsubscribes as if the client had done it; it is not told. 404: it has no such subscription."""
+    client_id, topic_filter = arguments.client_id, arguments.topic_filter
+    if await _changed(office, client_id, topic_filter, None):
+        raise AdminError(
+            NOT_FOUND, "no such subscription", f"client {client_id!r:.200} is not subscribed to {topic_filter!r:.200}"
+        )
+
+
+def _check_filter(topic_filter: str) -> None:
+    try:
+        check_topic_filter(topic_filter)
+    except PeerError as error:
+        raise AdminError(BAD_REQUEST, "invalid topic filter", error.text) from None
+
+
+async def _changed(office: Office, client_id: str, topic_filter: str, options: SubscriptionOptions | None) -> int:
+    """The reason code; `options` None: unsubscribe. A client that comes or goes meanwhile is looked for again."""
+    asked = {"client_id": client_id, "topic_filter": topic_filter, "options": msgspec.to_builtins(options)}
+    for attempt in range(5):
+        state = await office.inspection.session(client_id)
+        if state is None:
+            raise no_client(client_id)
+        if state.node:
+            codes = await office.at(state.node, "subscriptions.change", asked)
+            if codes:
+                return int(codes[0])
+        else:
+            try:
+                return await _change_stored(office, client_id, topic_filter, options)
+            except SessionConnected:
+                pass
+        await trio.sleep(0.05 * attempt)
+    raise AdminError(CONFLICT, "busy", f"client {client_id!r:.200} comes and goes")
+
+
+async def _change_stored(office: Office, client_id: str, topic_filter: str, options: SubscriptionOptions | None) -> int:
+    stored = await office.inspection.subscriptions(client_id)
+    if stored is None:
+        raise no_client(client_id)
+    known = any(each.topic_filter == topic_filter for each in stored)
+    if options is None:
+        if not known:
+            return 0x11
+        done = await office.inspection.change_subscriptions(client_id, [], [topic_filter])
+        code = 0
+    else:
+        quotas = office.server.quotas
+        code = office.server.subscribing.check(_request(topic_filter, options))
+        plain = split_shared(topic_filter)[1]
+        if plain.count("/") >= quotas.max_topic_levels or len(topic_filter.encode()) > quotas.max_topic_bytes:
+            code = 0x8F
+        elif not known and len(stored) >= quotas.max_subscriptions:
+            code = 0x97
+        elif options.subscription_identifier is not None and not quotas.subscription_ids_available:
+            code = 0xA1
+        if code >= 0x80:
+            return code
+        flags = code | options.no_local << 2 | options.retain_as_published << 3 | options.retain_handling << 4
+        new = StoredSubscription(topic_filter, flags, options.subscription_identifier or 0)
+        done = await office.inspection.change_subscriptions(client_id, [new], [])
+    if not done:
+        raise no_client(client_id)
+    return code
