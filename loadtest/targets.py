@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -31,10 +31,12 @@ log_type error
 
 @dataclass(frozen=True)
 class Running:
-    """A broker that accepts clients; `pids` are its processes without their children, none if unknown."""
+    """A broker that accepts clients; `pids` are its processes without their children, none if unknown. `http` is where
+    it answers operators, if it does."""
 
     address: tuple[str, int]
     pids: tuple[int, ...]
+    http: tuple[str, int] | None = None
 
 
 def mosquitto_path() -> str | None:
@@ -65,13 +67,13 @@ def _process(command: list[str], folder: Path, address: Callable[[], tuple[str, 
 
 
 @contextmanager
-def rookery() -> Iterator[Running]:
+def rookery(arguments: Sequence[str] = ("--http", "off")) -> Iterator[Running]:
     """Start this broker on its embedded store."""
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         folder = Path(name)
         ready = folder / "ready"
         command = [sys.executable, "-m", "broker", "serve", "--store", "embedded", "--data-dir", str(folder / "data")]
-        command += ["--listen", "tcp://127.0.0.1:0", "--http", "off", "--ready-file", str(ready)]
+        command += ["--listen", "tcp://127.0.0.1:0", "--ready-file", str(ready), *arguments]
 
         def address() -> tuple[str, int] | None:
             if not ready.exists():
@@ -79,7 +81,8 @@ def rookery() -> Iterator[Running]:
             return host_port(json.loads(ready.read_text("utf-8"))["listeners"][0].removeprefix("tcp://"))
 
         with _process(command, folder, address) as running:
-            yield running
+            http = json.loads(ready.read_text("utf-8"))["http"]
+            yield replace(running, http=host_port(http) if http else None)
 
 
 @contextmanager
