@@ -152,6 +152,9 @@ async def test_out_of_memory_is_store_full(server: RedisServer) -> None:
         try:
             with pytest.raises(StoreFull):
                 await link.call("SET", "a", "b")
+            with pytest.raises(ClusterError):
+                await link.call("NO", "SUCH")
+            assert link.counters.errors == {"OOM": 1, "ERR": 1}
         finally:
             await link.call("CONFIG", "SET", "maxmemory", "0")
 
@@ -244,6 +247,8 @@ async def test_after_kill_9_setup_goes_first_then_what_was_unanswered_then_newer
                 assert isinstance(stored, list)
                 assert stored[stored.index(b"up") + 1 :] == [str(i).encode() for i in range(200)]
                 assert link.pending_bytes == 0
+                assert (link.counters.reconnects, link.counters.failovers) == (1, 0)
+                assert link.counters.batch.sum >= 200
 
 
 async def test_callers_learn_of_a_lost_connection() -> None:

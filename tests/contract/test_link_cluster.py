@@ -20,6 +20,7 @@ from cluster.redis.durability import Demand
 from cluster.redis.link import RedisLink
 from cluster.redis.requests import result
 from cluster.redis.slots import slot_of_command
+from cluster.telemetry import LinkCounters
 from tests.kit.link_world import Expected, connected, reactor
 from tests.kit.redis_server import ServerCluster, free_port, make_certificate, server_cluster, valkey_binary
 
@@ -278,10 +279,12 @@ async def test_a_primary_that_is_killed(capsys: pytest.CaptureFixture[str]) -> N
         tags = [tag_at(servers, number) for number in range(3)]
         async with reactor() as poller:
             states: list[bool] = []
+            counters = LinkCounters()
             link = make_link(
                 servers.address,
                 poller,
                 demand=Demand("replicated", timeout_s=0.5),
+                counters=counters,
                 on_ready=lambda: states.append(True),
                 on_down=lambda error: states.append(False),
             )
@@ -305,6 +308,7 @@ async def test_a_primary_that_is_killed(capsys: pytest.CaptureFixture[str]) -> N
                 gap_s = trio.current_time() - began_s
                 assert await link.call("GET", tags[0] + b"k") == b"v"
                 assert states == [True, False, True]
+                assert counters.failovers == 1
                 # What must be on a replica is not answered: this primary has none now.
                 late = Expected(1)
                 link.command(("SET", tags[0] + b"k", "w"), late.then, durable=True)

@@ -18,6 +18,7 @@ from cluster.redis.durability import Demand
 from cluster.redis.link import RedisLink
 from cluster.redis.links import Link
 from cluster.redis.sentinel import find_primary
+from cluster.telemetry import LinkCounters
 from tests.kit.link_world import connected, reactor
 from tests.kit.redis_server import Replicated, free_port, replicated_server, sentinels
 
@@ -114,6 +115,7 @@ async def test_a_failover_under_load_needs_no_restart(capsys: pytest.CaptureFixt
     with replicated_server(2) as store, sentinels(store) as address:
         ports: list[int] = []
         states: list[bool] = []
+        counters = LinkCounters()
 
         async def on_up(link: RedisLink) -> None:
             ports.append(link.address.port)
@@ -125,8 +127,10 @@ async def test_a_failover_under_load_needs_no_restart(capsys: pytest.CaptureFixt
                 on_up=on_up,
                 on_ready=lambda: states.append(True),
                 on_down=lambda error: states.append(False),
+                counters=counters,
             )
             async with connected(link, poller):
+                assert (counters.reconnects, counters.failovers) == (0, 0)
                 writers = Writers(link)
                 async with trio.open_nursery() as nursery:
                     for writer in range(WRITERS):
@@ -141,6 +145,7 @@ async def test_a_failover_under_load_needs_no_restart(capsys: pytest.CaptureFixt
                         found = set(await oracle.zrange(f"w{writer}", 0, -1))
                         assert found >= {f"{writer}.{number}".encode() for number in acknowledged[before[writer] :]}
                 assert states == [True, False, True]
+                assert (counters.reconnects, counters.failovers) == (1, 1)
         with capsys.disabled():
             sys.stdout.write(f" (longest gap {writers.longest_gap_s:.2f} s, {writers.unknown} outcomes unknown) ")
 

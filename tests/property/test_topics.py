@@ -135,8 +135,22 @@ def test_retained_equals_a_set(kept: set[str], removed: set[str], filters: list[
     for topic_filter in [*filters, "#", "a/+/b", "+/a/#"]:
         found = list(index.match(topic_filter))
         assert sorted(found) == sorted(topic for topic in model if _by_definition(topic_filter, topic))
+    for topic in [*topics, "never/there"]:
+        levels = topic.split("/")
+        for depth in range(len(levels) + 1):
+            assert sorted(index.children(levels[:depth])) == _children(model, levels[:depth])
     for topic in model:
         assert index.discard(topic)
+    assert list(index.children(())) == []
+
+
+def _children(topics: set[str], prefix: list[str]) -> list[tuple[str, bool, int]]:
+    """What is next after these levels, by looking at each topic."""
+    rests = [levels[len(prefix) :] for topic in topics if (levels := topic.split("/"))[: len(prefix)] == prefix]
+    found = {rest[0] for rest in rests if rest}
+    return sorted(
+        (name, [name] in rests, sum(rest[0] == name and len(rest) > 1 for rest in rests if rest)) for name in found
+    )
 
 
 CHANGES = st.lists(
