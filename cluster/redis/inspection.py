@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final, cast
+
+import trio
 
 from broker.errors import SessionConnected
 from cluster import keys as names
@@ -21,7 +23,7 @@ from cluster.redis.links import Link
 from cluster.redis.membership import Membership
 from cluster.redis.pipeline import Part
 from cluster.redis.repair import Repair
-from cluster.redis.sessions import Sessions, subscriptions_of
+from cluster.redis.sessions import ATTACH_S, Sessions, subscriptions_of
 from cluster.redis.versions import Versions
 
 #: Sessions in one call: none holds the store up for long.
@@ -159,7 +161,9 @@ class RedisInspection:
         if events is not None:
             await events.session_ended(client_id, session_id, birth, ended)
         if ended:
-            await self._repair.repair(self._sessions.prefix(session_id), session_id)
+            # Nobody waits for long: they are marked, and the timers go on with them.
+            with trio.move_on_after(ATTACH_S):
+                await self._sessions.repair_gone(self._sessions.prefix(session_id), session_id)
         return True
 
     async def change_subscriptions(
@@ -174,7 +178,13 @@ class RedisInspection:
         answer = await self._change(function, client_id, session_id, len(gone), *gone, *fields)
         if answer is None:
             return False
-        birth = cast(int, answer[1])
+        await self._asking.within(self._complete(client_id, session_id, cast(int, answer[1]), records, gone))
+        return True
+
+    async def _complete(
+        self, client_id: str, session_id: bytes, birth: int, records: Mapping[bytes, bytes], gone: Sequence[bytes]
+    ) -> None:
+        """What follows a change of subscriptions; should it take too long, the timers go on with it."""
         await self._follow(client_id, session_id, birth, list(records.items()), gone)
         # The client may have connected meanwhile, and changed its mind about the same filters: its word counts.
         touched = [*records, *gone]
@@ -186,7 +196,6 @@ class RedisInspection:
             await self._follow(client_id, session_id, birth, back, [each for each in records if stored[each] is None])
         # The table here has it from the log, as on the other nodes.
         await self._versions.caught_up(self._poller.wake)
-        return True
 
     async def _follow(
         self,

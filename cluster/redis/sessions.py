@@ -93,7 +93,7 @@ class Sessions:
         if attachment.ended_subscriptions:
             # Nobody waits for long: they are marked, and the timers go on with them.
             with trio.move_on_after(ATTACH_S):
-                await self._repair_gone(self.prefix(session_id), session_id)
+                await self.repair_gone(self.prefix(session_id), session_id)
         return attachment
 
     async def _attach(
@@ -196,10 +196,10 @@ class Sessions:
             self._takeover.detached(ref.session_id)
         _, fired, routes = cast("list[int]", reply)
         if routes:
-            await self._repair_gone(prefix, ref.session_id)
+            await self.repair_gone(prefix, ref.session_id)
         return bool(fired)
 
-    async def _repair_gone(self, prefix: bytes, session_id: bytes) -> None:
+    async def repair_gone(self, prefix: bytes, session_id: bytes) -> None:
         """The routes of a session that is gone; their births are, so nobody is harmed while they stay."""
         try:
             await self._repair.repair(prefix, session_id)
