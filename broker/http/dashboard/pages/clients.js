@@ -1,0 +1,114 @@
+// Who is connected: search, look at one, send it away.
+import { call, can } from "../api.js";
+import { fill, h } from "../dom.js";
+import { age } from "../format.js";
+import { ask, attempt, badge, button, facts, failed, form, field, formDialog, heading, missing, notice, paged, table } from "../ui.js";
+import { messagesOf } from "./sessions.js";
+
+const FILTERS = [
+  { name: "client_id", label: "Client ID begins with", type: "search" },
+  { name: "username", label: "User" },
+  { name: "ip", label: "IP" },
+  { name: "node", label: "Node" },
+  { name: "connected", label: "State", type: "select", options: [["", "any"], ["true", "connected"], ["false", "not connected"]] },
+];
+
+export const link = (clientId) => h("a", { href: `#/clients/${encodeURIComponent(clientId)}` }, clientId);
+
+export function kick(clientId, done) {
+  formDialog(`Disconnect ${clientId}?`, [
+    { name: "ban_s", label: "Keep it out for (seconds)", type: "number", min: 1, placeholder: "not at all", "data-first": true },
+  ], "Disconnect", async (given) => {
+    await call("clients.kick", { client_id: clientId, ...given });
+    await attempt(async () => done?.(), `${clientId} was disconnected.`);
+  }, { danger: true });
+}
+
+export default async function clients(place, { rest, query, whenLeft }) {
+  if (rest.length) return one(place, rest[0], whenLeft);
+  const initial = Object.fromEntries([...query].filter(([key]) => FILTERS.some((filter) => filter.name === key)));
+  const columns = [
+    { label: "Client ID", show: (client) => link(client.client_id) },
+    { label: "State", show: (client) => (client.connected ? badge("connected", "good") : badge("not connected")) },
+    { label: "Node", show: (client) => client.node },
+    { label: "User", show: (client) => client.username },
+    { label: "Peer", show: (client) => client.peer ?? client.ip },
+    { label: "Protocol", show: (client) => client.protocol },
+    { label: "Connected", show: (client) => age(client.connected_at_ms) },
+  ];
+  const list = paged({
+    filters: FILTERS,
+    initial,
+    fetch: (given) => call("clients.list", given),
+    draw: (items) => table("Clients", columns, items, {
+      empty: "No such client.",
+      actions: can("clients.kick") ? (client) => (client.connected
+        ? button("Kick", () => kick(client.client_id, list.reload), { "aria-label": `Kick ${client.client_id}` }) : null) : null,
+    }),
+  });
+  place.append(heading("Clients"), list.element);
+}
+
+async function one(place, clientId, whenLeft) {
+  let gone = false;
+  whenLeft(() => (gone = true));
+  const body = h("div");
+  const load = async () => {
+    const client = await call("clients.show", { client_id: clientId });
+    if (gone) return;
+    const { session, ...connection } = client;
+    fill(body, missing(client),
+      h("section", { class: "panel" }, facts(connection, ["missing_nodes"], {
+        connected: (yes) => (yes ? badge("connected", "good") : badge("not connected")),
+      })),
+      session ? h("section", { class: "panel" }, h("h2", null, "Session"), facts(session, ["client_id"])) : null,
+      subscriptions(clientId), queue(clientId));
+    fill(actions,
+      button("Refresh", () => load().catch(failed)),
+      can("trace.start") ? h("a", { class: "button", href: `#/trace?client_id=${encodeURIComponent(clientId)}` }, "Trace") : null,
+      can("sessions.delete") ? button("Delete session", () => ask(`Delete the session of ${clientId}?`,
+        "It is disconnected; its subscriptions and the messages that wait for it are gone.", "Delete", async () => {
+          await call("sessions.delete", { client_id: clientId });
+          location.hash = "#/clients";
+        }), { class: "danger" }) : null,
+      can("clients.kick") && client.connected ? button("Kick", () => kick(clientId, load), { class: "danger" }) : null);
+  };
+  const actions = h("div", { class: "actions" });
+  place.append(h("p", null, h("a", { href: "#/clients" }, "← Clients")), heading(clientId, actions), body);
+  try {
+    await load();
+  } catch (error) {
+    fill(body, notice(error.message, error.status === 404 ? "warn" : "bad"));
+  }
+}
+
+function subscriptions(clientId) {
+  const body = h("div");
+  const load = async () => {
+    const answer = await call("subscriptions.of_client", { client_id: clientId });
+    fill(body, table("Subscriptions", [
+      { label: "Filter", show: (item) => h("span", { class: "mono" }, item.topic_filter) },
+      { key: "qos" }, { key: "no_local" }, { key: "retain_as_published" }, { label: "ID", show: (item) => String(item.subscription_id || "–") },
+    ].filter((column) => !column.key || answer.items.some((item) => column.key in item)), answer.items, {
+      empty: "None.",
+      actions: can("subscriptions.remove") ? (item) => button("Remove", () => attempt(
+        () => call("subscriptions.remove", { client_id: clientId, topic_filter: item.topic_filter }), "Removed.").then(load),
+      { "aria-label": `Remove ${item.topic_filter}` }) : null,
+    }));
+  };
+  load().catch((error) => fill(body, notice(error.message, error.status === 404 ? "" : "bad")));
+  return h("section", { class: "panel" }, h("h2", null, "Subscriptions"), body,
+    can("subscriptions.add") ? form([
+      field({ name: "topic_filter", label: "Subscribe it to", required: true, placeholder: "a/+/b" }),
+      field({ name: "qos", label: "QoS", type: "select", options: ["0", "1", "2"], value: "1" }),
+    ], "Add", async (given, element) => {
+      await call("subscriptions.add", { client_id: clientId, topic_filter: given.topic_filter, qos: Number(given.qos) });
+      element.reset();
+      await load();
+    }, { inline: true }) : null);
+}
+
+function queue(clientId) {
+  if (!can("sessions.messages")) return null;
+  return h("section", { class: "panel" }, h("h2", null, "Messages that wait"), messagesOf(clientId));
+}

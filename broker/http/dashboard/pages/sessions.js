@@ -1,0 +1,56 @@
+// Sessions that outlive their connections, and what waits in them.
+import { call, can } from "../api.js";
+import { h } from "../dom.js";
+import { bytes, number, value, when } from "../format.js";
+import { ask, attempt, badge, button, dialog, facts, heading, paged, payloadView, table } from "../ui.js";
+import { link } from "./clients.js";
+
+/** The queue of a session, part by part. */
+export function messagesOf(clientId) {
+  return paged({
+    limit: 20,
+    fetch: (given) => call("sessions.messages", { client_id: clientId, ...given }),
+    draw: (items) => table("Messages that wait", [
+      { label: "Topic", show: (item) => h("span", { class: "mono" }, item.topic) },
+      { label: "QoS", show: (item) => String(item.qos ?? "–") },
+      { label: "Size", num: true, show: (item) => bytes(item.size ?? item.payload_size ?? item.payload_bytes) },
+      { label: "Since", show: (item) => when(item.at_ms ?? item.queued_at_ms ?? item.stored_at_ms ?? item.published_at_ms) },
+    ], items, {
+      empty: "No message waits.",
+      actions: (item) => button("Show", () => message(item), { "aria-label": `Show the message on ${item.topic}` }),
+    }),
+  }).element;
+}
+
+export function message(item, title = item.topic) {
+  const { payload, payload_encoding: encoding, ...rest } = item;
+  dialog(title, () => [payload === undefined ? null : payloadView(item), h("h2", null, "Properties"), facts(rest, ["topic"])], true);
+}
+
+export default async function sessions(place) {
+  const list = paged({
+    filters: [{ name: "client_id", label: "Client ID begins with", type: "search" }],
+    fetch: (given) => call("sessions.list", given),
+    draw: (items) => table("Sessions", [
+      { label: "Client ID", show: (item) => link(item.client_id) },
+      { label: "State", show: (item) => (item.connected ? badge("connected", "good") : badge("not connected")) },
+      { label: "Node", show: (item) => item.node },
+      { label: "Subscriptions", num: true, show: (item) => number(item.subscriptions) },
+      { label: "Queued", num: true, show: (item) => number(item.queued) },
+      { label: "Bytes", num: true, show: (item) => bytes(item.queued_bytes) },
+      { label: "Oldest", num: true, show: (item) => (item.queued ? value("oldest_ms", item.oldest_ms) : "–") },
+      { label: "In flight", num: true, show: (item) => number(item.in_flight) },
+      { label: "Expires", show: (item) => (item.expires_at_ms ? value("expires_at_ms", item.expires_at_ms) : `after ${value("expiry_s", item.expiry_s)}`) },
+    ], items, {
+      empty: "No such session.",
+      actions: (item) => [
+        can("sessions.messages") ? button("Queue", () => dialog(`Queue of ${item.client_id}`, () => messagesOf(item.client_id), true), { "aria-label": `Queue of ${item.client_id}` }) : null,
+        can("sessions.delete") ? button("Delete", () => ask(`Delete the session of ${item.client_id}?`,
+          "Whoever is connected with it is disconnected; its subscriptions and messages are gone.", "Delete",
+          () => attempt(() => call("sessions.delete", { client_id: item.client_id }), "Deleted.").then(list.reload)),
+        { class: "danger", "aria-label": `Delete the session of ${item.client_id}` }) : null,
+      ],
+    }),
+  });
+  place.append(heading("Sessions and queues"), list.element);
+}
