@@ -92,6 +92,8 @@ class Inside:
         self._subscriber: Subscriber | None = None
         self._ref: SessionRef | None = None
         self._watching: dict[str, list[Watching]] = {}
+        #: Topics of `listen`.
+        self._listening = 0
         self._changing = trio.Lock()
 
     def listen(self, topic: str, hear: Callable[[Message], None]) -> None:
@@ -101,6 +103,7 @@ class Inside:
         listener = Subscriber(os.urandom(16), PRIVATE + topic, 0, False)
         listener.connection = Ear(hear, _ignore)
         self._server.dispatch.add(listener, StoredSubscription(topic, 0))
+        self._listening += 1
 
     @asynccontextmanager
     async def subscription(self, topic_filter: str) -> AsyncIterator[Watching]:
@@ -161,7 +164,7 @@ class Inside:
 
     def subscription_count(self) -> int:
         """Subscriptions of its own, which no client has."""
-        return len(self._subscriber.subscriptions) if self._subscriber is not None else 0
+        return self._listening + (len(self._subscriber.subscriptions) if self._subscriber is not None else 0)
 
     def reset(self) -> None:
         """What the cluster knew of it is gone: whoever watches has to begin anew."""
