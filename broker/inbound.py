@@ -170,7 +170,7 @@ class Inbound:
                 route = dispatch.route(message.topic)
         server.metrics.messages_received[qos] += 1
         if refusal:
-            self._refused(qos, refusal, reason, route)
+            self._refused(message, refusal, reason, route)
             if not qos:
                 return
         if qos == 1:
@@ -178,7 +178,7 @@ class Inbound:
         elif qos == 2:
             self._publish2(message, route, packet_id, refusal)
         elif dispatch.suspended:
-            server.metrics.dropped["store_unavailable"] += 1
+            self._suspended(message)
         else:
             dispatch.publish(message, route, None)
 
@@ -186,6 +186,12 @@ class Inbound:
 
     def _clear(self, message: Message, route: Route, packet_id: int) -> Answer | None:
         """What rules and hooks say; None: they have to be waited for."""
+        answer = self._judge(message, route, packet_id)
+        if answer is not None and self._server.tracer is not None:
+            self._server.tracer.cleared(self._connection, message, route, answer)
+        return answer
+
+    def _judge(self, message: Message, route: Route, packet_id: int) -> Answer | None:
         connection = self._connection
         answer = connection.take_answer()
         if answer is not None:
@@ -243,8 +249,16 @@ class Inbound:
         entry = None if self._ids is None else self._ids.get(packet_id)
         return entry is not None and entry.state != _RESUMED
 
-    def _refused(self, qos: int, refusal: int, reason: str, route: Route) -> None:
+    def _suspended(self, message: Message) -> None:
+        self._server.metrics.dropped["store_unavailable"] += 1
+        if self._server.tracer is not None:
+            self._server.tracer.dropped(self._connection, message, "store_unavailable")
+
+    def _refused(self, message: Message, refusal: int, reason: str, route: Route) -> None:
         """Count a message that is not published; PeerError where that ends the connection."""
+        qos = message.qos
+        if self._server.tracer is not None:
+            self._server.tracer.refused(self._connection, message, refusal, reason, route.text)
         if refusal == NOT_AUTHORIZED:
             self._server.metrics.dropped[reason] += 1
             if self._server.quotas.deny_disconnects:

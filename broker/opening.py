@@ -58,6 +58,8 @@ class Opening:
 
     def open(self, connection: Connection, connect: Connect) -> None:
         """Carry out a CONNECT."""
+        if self._server.tracer is not None:
+            self._server.tracer.opening(connection, connect)
 
         async def work() -> None:
             await self._answered(connection, self._open(connection, connect))
@@ -233,6 +235,8 @@ class Opening:
         if principal.client_id != agreement.client_id:
             agreement.client_id = connection.client_id = principal.client_id
             agreement.assigned = True
+        if server.tracer is not None:
+            server.tracer.identified(connection)
         await server.guard.admit(connection)
         if connection.machine.state == CLOSED:
             server.guard.left(connection)  # what was taken after it had left
@@ -240,6 +244,8 @@ class Opening:
         permissions = await self._permissions(principal)
         connection.mount = mount_of(principal, connection.listener.options.mountpoint)
         server.rechecking.restrict(connection, permissions)
+        if server.tracer is not None:
+            server.tracer.restricted(connection)
         will = await self._stored_will(connection, connect, agreement)
         rechecking = server.rechecking
         if rechecking.version != connection.rules_version and not await server.access.chain.still_valid(principal):

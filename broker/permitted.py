@@ -56,16 +56,20 @@ class Permitted(Watched):
         self.mount = mount
         self.hooks = hooks
         self.guarded = permissions is not None or hooks is not None
-        if mount is not None or hooks is not None:
-            self._allowed = NOTHING
-        else:
-            self._allowed = None if permissions is None else permissions.allowed0
+        self.choose_way()
         free = permissions is None and mount is None and told is None
         self.gate = None if free else Gate(permissions, mount, told)
         if self.gate is not None and self.subscriber is not None:
             for topic_filter in self.subscriber.subscriptions:
                 self.gate.watch(topic_filter)
         self.update_plain()
+
+    def choose_way(self) -> None:
+        """Which of its messages take the direct way."""
+        if self.mount is not None or self.hooks is not None:
+            self._allowed = NOTHING
+        else:
+            self._allowed = None if self.permissions is None else self.permissions.allowed0
 
     def watch(self, topic_filter: str) -> None:
         """A subscription is about to be in force."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from broker.session.session import GroupDelivery, Session, StoredDelivery
 from broker.session_side import SessionSide
 from broker.subscribing import Subscribing
 from broker.table import round_robin
+from broker.tracing.traces import Traces
 from broker.transport.api import Nobody, Stream
 from broker.transport.reactor import Reactor
 from cluster.api import LEASE_S, PAGE_LIMIT, Cluster, GroupEntry, StoredWill
@@ -95,11 +97,15 @@ class Server(ClusterSide):
         self.subscribing = Subscribing(self)
         self.rechecking = Rechecking(self)
         self.opener = Opening(self)
-        self.system_topics = SystemTopics(cluster, node_name)
+        self.started_s = time.monotonic()
+        self.system_topics = SystemTopics(self, node_name)
         self.inside = Inside(self)
         self.presence = Presence(self, node_name)
         self._gaps = Gaps(self.start)
         self.connections: set[Connection] = set()
+        self.traces = Traces(self, node_name)
+        #: Looked at on slow ways only; None while no trace runs.
+        self.tracer: Traces | None = None
         #: The connection that owns each client id here, from CONNECT until its session was let go.
         self.clients: dict[str, Connection] = {}
         #: Nobody is let in, and those who are here are sent away; with `stopping` the node leaves after that.
@@ -146,6 +152,10 @@ class Server(ClusterSide):
         self.quotas = quotas
         self.dispatch.limit_topics(quotas.max_topic_levels, quotas.max_topic_bytes)
 
+    def authenticators(self, connection: Connection) -> list[str]:
+        """Who is asked about a client of this listener, in order."""
+        return [each.name for each in self.access.chain.asked(connection.listener.options)]
+
     def recheck(self) -> None:
         """Users, rules or bans changed: whoever may not stay has to go, and what may not be read is not any more.
 
@@ -163,12 +173,16 @@ class Server(ClusterSide):
             reason = self.guard.accepts(stream, listener)
         if reason:
             self.metrics.rejected[reason] += 1
+            if self.tracer is not None:
+                self.tracer.rejected(stream, reason)
             stream.start(Nobody())
             stream.abort()
             return
         connection = Connection(stream, self, listener)
         self.connections.add(connection)
         self.metrics.connections += 1
+        if self.tracer is not None:
+            self.tracer.accepted(connection)
         stream.start(connection)
 
     # -- the end of a connection

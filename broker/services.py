@@ -18,6 +18,7 @@ from cluster.api import Cluster
 if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.session_side import SessionSide
+    from broker.tracing.traces import Traces
 
 
 class Opener(Protocol):
@@ -41,6 +42,8 @@ class Services(Protocol):
     quiet: Quiet
     connect_timeout_s: float
     stall_timeout_s: float
+    #: While traces run.
+    tracer: Traces | None
 
     @property
     def opener(self) -> Opener:
@@ -49,6 +52,9 @@ class Services(Protocol):
     @property
     def now_ms(self) -> int:
         """Store time."""
+
+    def authenticators(self, connection: Connection) -> list[str]:
+        """Who is asked about a client of this listener, in order."""
 
     def start(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` as a task; its errors are logged and touch nobody else."""

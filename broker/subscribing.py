@@ -128,6 +128,8 @@ class Subscribing:
                     topic_filter = connection.mount.filter(topic_filter)
                 is_new = topic_filter not in subscriber.subscriptions
                 code = await self._admit(connection, topic_filter, code, count if is_new else 0)
+                if server.tracer is not None:
+                    server.tracer.subscribed(connection, topic_filter, code)
                 if code < 0x80:
                     accepted.append(StoredSubscription(topic_filter, _options(connection, request, code), identifier))
                     count += is_new
