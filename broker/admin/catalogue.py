@@ -5,7 +5,18 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from broker.admin import clients, keys, messages, nodes, sessions, subscriptions
+from broker.admin import (
+    clients,
+    delayed,
+    groups,
+    keys,
+    messages,
+    nodes,
+    retained,
+    sessions,
+    subscriptions,
+    topics,
+)
 
 #: Modules of operations, in the order of the documentation.
 SUBJECTS: Final[tuple[ModuleType, ...]] = (
@@ -13,6 +24,10 @@ SUBJECTS: Final[tuple[ModuleType, ...]] = (
     clients,
     sessions,
     subscriptions,
+    topics,
     messages,
+    retained,
+    groups,
+    delayed,
     keys,
 )

@@ -80,15 +80,9 @@ class Smallest(Generic[V]):
         """Whether an item of this key may be among them."""
         return (self._after is None or key > self._after) and (self._cut is None or key <= self._cut)
 
-    def get(self, key: Key, new: Callable[[], V]) -> V | None:
-        """The item of this key, made if there was none; None if it is not wanted."""
-        if not self.wants(key):
-            return None
-        found = self._found.get(key)
-        if found is None:
-            found = new()
-            self.put(key, found)
-        return found
+    def get(self, key: Key) -> V | None:
+        """The item of this key that was put."""
+        return self._found.get(key)
 
     def put(self, key: Key, value: V) -> None:
         """One more, which is wanted."""
@@ -108,16 +102,19 @@ class Smallest(Generic[V]):
         return Part([(key, self._found[key]) for key in keys], until)
 
 
-def merged(parts: Iterable[Part[T]], limit: int) -> tuple[list[T], Key | None]:
+def merged(
+    parts: Iterable[Part[T]], limit: int, added: Callable[[T, T], T] | None = None
+) -> tuple[list[T], Key | None]:
     """One part of several, with at most `limit` items, and the key to go on behind. Of several items of one key the
-    first counts."""
+    first counts, or what `added` makes of them."""
     parts = list(parts)
     until = min((part.until for part in parts if part.until is not None), default=None)
     found: dict[Key, T] = {}
     for part in parts:
         for key, item in part.items:
-            if until is None or key <= until:
-                found.setdefault(key, item)
+            if until is not None and key > until:
+                continue
+            found[key] = item if key not in found else found[key] if added is None else added(found[key], item)
     keys = sorted(found)
     if len(keys) > limit:
         keys = keys[:limit]

@@ -1,0 +1,85 @@
+"""Delayed messages: those that wait for their time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+
+from broker.admin.api import BAD_REQUEST, NOT_FOUND, OPERATOR, VIEWER, AdminError
+from broker.admin.operations import Nothing, Page, operation
+from broker.admin.paging import Cursor, cursor_of, key_of
+from broker.admin.payloads import Shown, shown
+from cluster.inspection import LIST_LIMIT, DelayedMessage
+
+if TYPE_CHECKING:
+    from broker.admin.office import Office
+
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_WHOLE: Final = 1024 * 1024
+
+
+class DelayedFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the list, and how much of each payload is shown."""
+
+    max_payload_bytes: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 256
+    limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
+    cursor: Cursor = ""
+
+
+class NamedDelayed(msgspec.Struct, frozen=True):
+    """Which message."""
+
+    id: _Id
+
+
+class Delayed(Shown, kw_only=True):
+    """A message that is published to its topic at `due_at_ms` (epoch)."""
+
+    id: str
+    due_at_ms: int
+
+
+def _shown(office: Office, found: DelayedMessage, limit: int) -> dict[str, Any]:
+    return shown(found.message, office.server.now_ms, limit, id=found.delayed_id, due_at_ms=found.due_ms)
+
+
+@operation("delayed.list", VIEWER, "GET", "/delayed", "List delayed messages", DelayedFilter, Page[Delayed])
+async def list_delayed(office: Office, arguments: DelayedFilter) -> Page[Delayed]:
+    """Messages that were published to `$delayed/SECONDS/TOPIC`, by the time that they are due."""
+    key = key_of(arguments.cursor)
+    try:
+        found = await office.inspection.delayed("" if key is None else key[0], arguments.limit)
+    except ValueError:
+        raise AdminError(BAD_REQUEST, "invalid arguments", "the cursor is not one of this list") from None
+    items = [Delayed(**_shown(office, each, arguments.max_payload_bytes)) for each in found]
+    return Page(items=items, cursor=cursor_of((found[-1].delayed_id,)) if len(found) == arguments.limit else None)
+
+
+@operation("delayed.show", VIEWER, "GET", "/delayed/{id}", "Show a delayed message", NamedDelayed, Delayed)
+async def show_delayed(office: Office, arguments: NamedDelayed) -> dict[str, Any]:
+    """One of them."""
+    after = ""
+    while found := await office.inspection.delayed(after, LIST_LIMIT):
+        for each in found:
+            if each.delayed_id == arguments.id:
+                return _shown(office, each, _WHOLE)
+        after = found[-1].delayed_id
+        if after > arguments.id:
+            break
+    raise _none(arguments.id)
+
+
+@operation("delayed.delete", OPERATOR, "DELETE", "/delayed/{id}", "Take a delayed message back", NamedDelayed, Nothing)
+async def delete_delayed(office: Office, arguments: NamedDelayed) -> None:
+    """It will not be published. 404: there is none of this id (any more)."""
+    try:
+        done = await office.inspection.cancel_delayed(arguments.id)
+    except ValueError:
+        done = False
+    if not done:
+        raise _none(arguments.id)
+
+
+def _none(delayed_id: str) -> AdminError:
+    return AdminError(NOT_FOUND, "no such message", f"there is no delayed message {delayed_id!r:.200}")
