@@ -1,25 +1,42 @@
-"""Health and counters over HTTP: `/healthz`, `/readyz`, `/metrics`."""
+"""The HTTP server of a node, or of the parent of workers: health, metrics, the API and the dashboard."""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any
+import sys
+from functools import cached_property
+from typing import Any, Final
 
-import hypercorn.config
-import hypercorn.trio
+import msgspec
 import trio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, Router
 
-from broker.admin.api import Desk
+from broker.admin.api import AdminError, Desk
+from broker.admin.catalogue import SUBJECTS
+from broker.admin.key_document import token_of
+from broker.admin.keyring import FirstKey
+from broker.admin.operations import OPERATIONS
 from broker.config import Endpoint, Settings
 from broker.errors import ConfigError
+from broker.http import files, operations, serving
+from broker.http.credentials import INSIDE, Credentials
+from broker.http.front import Front, Methods, not_found
+from broker.http.login import Logins
+from broker.http.openapi import document
 from broker.http.report import READY, Report, Source, ready
 from broker.http.scraping import Scrapes
+from broker.log import get_logger
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+#: How often the desk is asked to see that there is an admin's key, and to forget logins that are over.
+_TIDY_S: Final = 60.0
+_RETRY_S: Final = 0.25
+
+assert SUBJECTS, "what they declare is served"
+
+_log = get_logger("http")
 
 
 class HttpServer:
@@ -30,56 +47,102 @@ class HttpServer:
         self._scrapes = Scrapes(source)
         self._desk = desk
         self._settings = settings
+        self._credentials = Credentials(desk, settings.http_rate)
         family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
         try:
             self._socket = socket.create_server((endpoint.host, endpoint.port), family=family, backlog=128)
         except OSError as error:
             raise ConfigError(f"http = {endpoint.authority}: {error.strerror or error}") from None
+        self._socket.setblocking(False)
         host, port = self._socket.getsockname()[:2]
         self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._app = Front(Router(self._routes(), redirect_slashes=False, default=not_found))
 
-    async def serve(self, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves until cancelled."""
-        config = hypercorn.config.Config()
-        config.bind = [f"fd://{self._socket.fileno()}"]
-        config.accesslog = None
-        config.errorlog = None
-        config.graceful_timeout = 0.5
-        await hypercorn.trio.serve(self._app, config, task_status=task_status, mode="asgi")  # type: ignore[arg-type]
+        with self._socket:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serving.serve, self._app, self._socket)
+                nursery.start_soon(self._look_after_keys)
+                task_status.started()
 
-    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            while True:
-                message = await receive()
-                await send({"type": message["type"] + ".complete"})
-                if message["type"] == "lifespan.shutdown":
-                    return
-        if scope["type"] != "http":
-            return
-        status, kind, body = await self._answer(scope["method"], scope["path"])
-        headers = [
-            (b"content-type", kind),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
+    def _routes(self) -> list[BaseRoute]:
+        credentials = self._credentials
+        logins = Logins(self._desk, credentials)
+        prefix = operations.PREFIX
+        return [
+            Route("/healthz", Methods(GET=self._healthz)),
+            Route("/readyz", Methods(GET=self._readyz)),
+            Route("/metrics", Methods(GET=self._metrics)),
+            Route(f"{prefix}/openapi.json", Methods(GET=self._openapi)),
+            Route(f"{prefix}/login", Methods(POST=logins.login)),
+            Route(f"{prefix}/logout", Methods(POST=logins.logout)),
+            Route(f"{prefix}/whoami", Methods(GET=logins.whoami)),
+            *operations.routes(OPERATIONS.values(), self._desk, credentials, self._settings.http_max_body),
+            *files.routes("reference", "/api/docs", credentials),
+            *files.routes("dashboard", "", credentials),
         ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _answer(self, method: str, path: str) -> tuple[int, bytes, bytes]:
-        if path not in ("/healthz", "/readyz", "/metrics"):
-            return 404, b"text/plain", b"try /healthz, /readyz or /metrics\n"
-        if method not in ("GET", "HEAD"):
-            return 405, b"text/plain", b"only GET\n"
-        if path == "/metrics":
-            text, kind = await self._scrapes.answer()
-            return 200, kind.encode(), text
+    # -- keys
+
+    async def _look_after_keys(self) -> None:
+        while True:
+            try:
+                first = await self._desk.call("auth.begin", {}, INSIDE)
+                if first is not None:
+                    _show(msgspec.convert(first, FirstKey))
+                await self._desk.call("auth.tidy", {}, INSIDE)
+            except AdminError:  # no node has joined yet, or the store cannot be reached
+                await trio.sleep(_RETRY_S)
+                continue
+            except Exception:
+                _log.exception("http.keys_failed")
+            await trio.sleep(_TIDY_S)
+
+    # -- answers
+
+    async def _healthz(self, request: Request) -> Response:
+        reports = await self._source.reports()
+        # Alive is whoever answers: what /readyz complains about is not mended by a restart.
+        shown = _shown(self._source.name, ready(reports), reports)
+        return _json({**shown, "status": "alive", "readiness": shown["status"]}, 200)
+
+    async def _readyz(self, request: Request) -> Response:
         reports = await self._source.reports()
         status = ready(reports)
-        shown = _shown(self._source.name, status, reports)
-        if path == "/healthz":  # alive is whoever answers: what /readyz complains about is not mended by a restart
-            shown = {**shown, "status": "alive", "readiness": status}
-        body = json.dumps(shown).encode() + b"\n"
-        return 200 if path == "/healthz" or status == READY else 503, b"application/json", body
+        return _json(_shown(self._source.name, status, reports), 200 if status == READY else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        if self._settings.metrics_access != "open":
+            await self._credentials.caller(request, "viewer")
+        body, kind = await self._scrapes.answer(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": kind, "Cache-Control": "no-store"})
+
+    async def _openapi(self, request: Request) -> Response:
+        self._credentials.admit_stranger(request)
+        return Response(self._document, headers={"Cache-Control": "no-cache"}, media_type="application/json")
+
+    @cached_property
+    def _document(self) -> bytes:
+        return msgspec.json.encode(document(OPERATIONS.values()))
+
+
+def _show(first: FirstKey) -> None:
+    """Once, where only those who run the node look: no log event has a secret."""
+    line = "=" * 78
+    text = (
+        f"{line}\nThere was no API key of the scope admin. One was made; it is shown this once:\n"
+        f"    name    {first.name}\n    secret  {first.secret}\n    token   {token_of(first.name, first.secret)}\n"
+        "Log in with name and secret at the HTTP address, or send the token: Authorization: Bearer TOKEN\n"
+        f"{line}\n"
+    )
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _json(shown: dict[str, Any], status: int) -> Response:
+    headers = {"Cache-Control": "no-store"}
+    return Response(json.dumps(shown).encode() + b"\n", status, headers, "application/json")
 
 
 def _shown(name: str, status: str, reports: list[Report]) -> dict[str, Any]:

@@ -1,0 +1,183 @@
+"""Connections of the HTTP server: hypercorn's HTTP/1.1 over trio, with bounds that it does not have.
+
+- At most `CONNECTIONS_MAX` at a time; further ones wait in the backlog of the system.
+- A request's head must come within `HEAD_S`, and so must the next request on a connection.
+- Bytes that are sent must be taken within `SEND_S`: hypercorn's own sending cannot be cancelled, so that one client
+  that reads nothing would keep the node from stopping.
+- HTTP/2 and upgrades are not offered: what they cost cannot be bounded in the same way.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any, Final
+
+import h11
+import hypercorn.config
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.events import Closed, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from broker.log import get_logger
+
+CONNECTIONS_MAX: Final = 512
+HEAD_S: Final = 10.0
+SEND_S: Final = 20.0
+#: Of the line of the request and its headers.
+HEAD_BYTES: Final = 32 * 1024
+_RECEIVE_BYTES: Final = 65536
+_SEND_BYTES: Final = 65536
+_log = get_logger("http")
+
+#: A pause before the next connection where the system has no descriptor left.
+_OUT_OF_DESCRIPTORS_S: Final = 0.5
+
+
+def make_config() -> hypercorn.config.Config:
+    """What hypercorn is told."""
+    config = hypercorn.config.Config()
+    config.accesslog = None
+    config.errorlog = None
+    config.include_server_header = False
+    config.h11_max_incomplete_size = HEAD_BYTES
+    config.keep_alive_timeout = HEAD_S
+    config.keep_alive_max_requests = 10_000
+    return config
+
+
+async def serve(app: Any, listening: socket.socket) -> None:
+    """Serve an ASGI app on a listening socket until cancelled."""
+    config = make_config()
+    context = WorkerContext(None)
+    wrapped = ASGIWrapper(app)
+    room = trio.CapacityLimiter(CONNECTIONS_MAX)
+    listener = trio.socket.from_stdlib_socket(listening)
+    async with trio.open_nursery() as nursery:
+        while True:
+            slot = object()
+            await room.acquire_on_behalf_of(slot)
+            try:
+                accepted, _ = await listener.accept()
+            except OSError:  # the client left, or there is no descriptor
+                room.release_on_behalf_of(slot)
+                await trio.sleep(_OUT_OF_DESCRIPTORS_S)
+                continue
+            connection = Connection(wrapped, config, context, trio.SocketStream(accepted))
+            nursery.start_soon(_run, connection, room, slot)
+
+
+async def _run(connection: Connection, room: trio.CapacityLimiter, slot: object) -> None:
+    try:
+        await connection.run()
+    except Exception:
+        _log.exception("http.connection_failed")
+    finally:
+        room.release_on_behalf_of(slot)
+
+
+class _Http1(H11Protocol):
+    """Without upgrades."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        pass
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = list(request.headers)
+        kept = [(name, value) for name, value in headers if name != b"upgrade"]
+        if len(kept) != len(headers):
+            request = h11.Request(
+                method=request.method, target=request.target, headers=kept, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
+
+class Connection:
+    """One of them; `run` it as a task. After hypercorn's `TCPServer`."""
+
+    def __init__(
+        self, app: ASGIWrapper, config: hypercorn.config.Config, context: WorkerContext, stream: trio.SocketStream
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._context = context
+        self._stream = stream
+        self._sending = trio.Lock()
+        self._idle = TrioSingleTask()
+        self._tasks: TaskGroup
+        self._protocol: _Http1
+
+    async def run(self) -> None:
+        """Serves requests until either end closes."""
+        taken = self._stream.socket
+        try:
+            async with TaskGroup() as tasks:
+                self._tasks = tasks
+                self._protocol = _Http1(
+                    self._app,
+                    self._config,
+                    self._context,
+                    tasks,
+                    ConnectionState({}),
+                    False,
+                    parse_socket_addr(taken.family, taken.getpeername()),
+                    parse_socket_addr(taken.family, taken.getsockname()),
+                    self._send,
+                )
+                await self._idle.restart(tasks, self._time_out)
+                await self._read()
+        except* OSError:
+            pass
+        finally:
+            taken.close()
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            if not data:
+                break
+            await self._protocol.handle(RawData(bytes(data)))
+        await self._protocol.handle(Closed())
+        await self._idle.stop()
+
+    async def _send(self, event: object) -> None:
+        if isinstance(event, RawData):
+            if not await self._sent(event.data):
+                self._stream.socket.close()
+                await self._protocol.handle(Closed())
+        elif isinstance(event, Closed):
+            await self._finish()
+            await self._protocol.handle(Closed())
+        elif isinstance(event, Updated):
+            if event.idle:
+                await self._idle.restart(self._tasks, self._time_out)
+            else:
+                await self._idle.stop()
+
+    async def _sent(self, data: bytes) -> bool:
+        """Whether the client took all of it in time: each part of it."""
+        try:
+            async with self._sending:
+                for start in range(0, len(data), _SEND_BYTES):
+                    with trio.fail_after(SEND_S):
+                        await self._stream.send_all(data[start : start + _SEND_BYTES])
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            return False
+        return True
+
+    async def _time_out(self) -> None:
+        await trio.sleep(self._config.keep_alive_timeout)
+        self._stream.socket.close()
+
+    async def _finish(self) -> None:
+        with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            await self._stream.send_eof()
+        self._stream.socket.close()
