@@ -102,6 +102,8 @@ class Life:
             will_grace_s=settings.will_failover_grace_s if settings.will_failover == "cancel" else 0.0,
         )
         self.measuring = Measuring(self.server)
+        self.server.system_topics.interval_s = settings.sys_interval_s
+        self.server.system_topics.retained = self._retained
         self.guard = LimitsGuard(settings, cluster, metrics, self.server.start, lambda: self.reactor.now)
         self.server.guard = self.guard
         policy = Policy(self.access, self.guard, cluster.registry, self.server)
@@ -162,6 +164,7 @@ class Life:
             await nursery.start(self.guard.serve)
             await nursery.start(self.policy.serve)
             nursery.start_soon(self.measuring.serve)
+            nursery.start_soon(self.server.system_topics.serve)
             self.joined = True
             self.reactor.hold = self._hold
             web = WebSockets(self.entrance, self.server.start, self.server.accept)
@@ -199,6 +202,10 @@ class Life:
         self.reactor.turn_hooks.clear()
         self.server.abandon("fenced")
         self.reactor.drop_clients()
+
+    def _retained(self) -> tuple[int, int]:
+        """Retained messages and their bytes, as of the last look."""
+        return self.measuring.store.retained or 0, 0
 
     def policy_changed(self) -> None:
         """Users, rules or bans are not what they were: all connections are looked at again."""

@@ -76,6 +76,8 @@ class ClusterSide:
 
     def __init__(self) -> None:
         self.early = Early()
+        #: Those that this node ended.
+        self.sessions_expired = 0
         #: The message of the last `deliver_stored` with its encoding: many sessions in a row get the same one.
         self._last: Encoding | None = None
 
@@ -163,6 +165,7 @@ class ClusterSide:
     ) -> None:
         """A session expired."""
         _log.debug("session.expired", client_id=client_id)
+        self.sessions_expired += 1
         subscriber = self.dispatch.subscribers.get(session_id)
         if subscriber is not None and subscriber.birth == birth:
             self.dispatch.drop(subscriber)

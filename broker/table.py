@@ -93,6 +93,10 @@ class Table:
         """Subscriptions, members of shared ones included."""
         return sum(self.counts)
 
+    def route_count(self) -> int:
+        """Filters of sessions, of other nodes and of shared subscriptions; each as often as somebody has it."""
+        return len(self._trie)
+
     def add(self, subscriber: Subscriber, stored: StoredSubscription) -> bool:
         """Add or replace a subscription; True if the filter is new for this session."""
         topic_filter = stored.topic_filter
