@@ -74,8 +74,6 @@ class Measuring:
 
     def _telemetry(self) -> Samples:
         health = self._server.cluster.health()
-        if not hasattr(self._server.cluster, "telemetry"):
-            return {"mqtt_store_durability_info": {health.durability: 1}}
         told = self._server.cluster.telemetry()
         errors: dict[str, Value] = dict(told.errors)
         return {

@@ -27,7 +27,7 @@ class StoreWatch:
 
     async def serve(self) -> None:
         """Looks every few seconds, until cancelled. What cannot be asked now is told as it was."""
-        while hasattr(self._cluster, "inspection"):
+        while True:
             try:
                 self.memory = await self._cluster.inspection.memory()
                 self.retained = (await self._cluster.inspection.retained_count())[0]
