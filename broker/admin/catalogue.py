@@ -16,6 +16,7 @@ from broker.admin import (
     sessions,
     subscriptions,
     topics,
+    trace,
 )
 
 #: Modules of operations, in the order of the documentation.
@@ -29,5 +30,6 @@ SUBJECTS: Final[tuple[ModuleType, ...]] = (
     retained,
     groups,
     delayed,
+    trace,
     keys,
 )

@@ -125,8 +125,12 @@ class Trace:
             self.add(now_ms, "", "", "trace", "", f"the trace ends: {why}", {"left_out": self.left_out})
             self.ended_at_ms = now_ms
 
+    @property
+    def first(self) -> int:
+        """The number of the oldest line that is still there."""
+        return self.seq - len(self._lines) + 1
+
     def after(self, seq: int, limit: int) -> list[bytes]:
         """Up to `limit` lines behind number `seq` that are still there, in order, as JSON."""
-        first = self.seq - len(self._lines) + 1
-        start = max(0, seq + 1 - first)
+        start = max(0, seq + 1 - self.first)
         return list(islice(self._lines, start, start + limit))

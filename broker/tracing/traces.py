@@ -85,6 +85,8 @@ class Traces:
         self._by_topic: dict[bytes, tuple[Trace, ...]] = {}
         #: Called with the id of a trace and its new lines (JSON, in order), and whether it goes on.
         self.tell: Callable[[str, Sequence[bytes], bool], None] = _nobody
+        #: Members of the cluster that were told of each trace; somebody sees to it that new ones are.
+        self.members: dict[str, set[str]] = {}
 
     # -- traces
 
@@ -97,7 +99,7 @@ class Traces:
         """Start a trace; the one that there is if it is known, ended or not. Raises TooMany, ValueError for an address
         that is none."""
         now_ms = self._server.now_ms
-        self._forget(now_ms)
+        self.forget()
         trace = self.known.get(spec.id)
         if trace is not None:
             return trace
@@ -127,7 +129,9 @@ class Traces:
             self._tell(trace)
         return trace
 
-    def _forget(self, now_ms: int) -> None:
+    def forget(self) -> None:
+        """Traces that ended some time ago are not kept."""
+        now_ms = self._server.now_ms
         for trace in list(self.known.values()):
             if trace.ended_at_ms and now_ms - trace.ended_at_ms > KEEP_MS:
                 del self.known[trace.spec.id]
@@ -152,7 +156,7 @@ class Traces:
     def _tell(self, trace: Trace) -> None:
         while trace.told < trace.seq or trace.ended_at_ms:
             lines = trace.after(trace.told, TELL_LINES)
-            trace.told = min(trace.seq, trace.told + TELL_LINES) if len(lines) == TELL_LINES else trace.seq
+            trace.told = max(trace.told, trace.first - 1) + len(lines)
             more = not trace.ended_at_ms or trace.told < trace.seq
             self.tell(trace.spec.id, lines, more)
             if not more:
