@@ -6,6 +6,8 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+from broker.cli.manifest import written as operations
+from broker.cli.reference import reference
 from broker.config import SETTINGS, Setting
 from broker.metrics_catalogue import CATALOGUE, Family
 from broker.options import Blocks, Option, Options
@@ -161,7 +163,13 @@ def _told(family: Family) -> str:
     return f"{family.text} Buckets: {', '.join(f'{bound:g}' for bound in family.bounds)}."
 
 
-PAGES = {"configuration.md": configuration, "metrics.md": metrics}
+PAGES = {
+    "configuration.md": configuration,
+    "metrics.md": metrics,
+    # What `rookery ctl` knows of the API, and its reference.
+    "../broker/cli/operations.json": operations,
+    "ctl.md": reference,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -175,7 +183,7 @@ def main(arguments: list[str]) -> int:
         stale.append(name)
         if "--check" not in arguments:
             path.write_text(text, "utf-8")
-            print(f"wrote docs/{name}")
+            print(f"wrote {path.resolve().relative_to(FOLDER.parent)}")
     if stale and "--check" in arguments:
         print(f"out of date: {', '.join(stale)}; run `make generate`", file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,11 +15,14 @@ from broker.cli.api_client import Api, ApiFailure, take_api
 PATIENCE_S: Final = 1.0
 NAMES_MAX: Final = 50
 
+#: Shells put names on the command line as they are, and clients choose theirs: nothing that a shell would act upon.
+_HARMLESS: Final = re.compile(r"[A-Za-z0-9_./:@+%,=][A-Za-z0-9_./:@+%,=-]*", re.ASCII)
+
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 #: Argument -> operation that lists, the argument by which it lists what begins so, and the field with the name.
 _SOURCES: Final = {
-    "client_id": ("clients.list", "client_id_prefix", "client_id"),
+    "client_id": ("clients.list", "prefix", "client_id"),
     "node": ("nodes.list", "", "node"),
     "username": ("users.list", "", "username"),
 }
@@ -55,7 +59,7 @@ def _names(api: Api, operation: str, prefix: str, field: str, incomplete: str) -
     if "limit" in accepted:
         arguments["limit"] = NAMES_MAX
     found = [str(item[field]) for item in ask(hasty, operation, arguments)["items"]]
-    return [name for name in found if name.startswith(incomplete) and name.isprintable()][:NAMES_MAX]
+    return [name for name in found if name.startswith(incomplete) and _HARMLESS.fullmatch(name)][:NAMES_MAX]
 
 
 @click.command()

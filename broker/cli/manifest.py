@@ -142,7 +142,7 @@ class _Schemas:
 
     def _argument(self, name: str, raw: dict[str, Any], required: bool, inside: str) -> Argument:
         schema = self._resolved(raw)
-        kind = schema.get("type", "object")
+        kind = _kind(schema)
         return Argument(
             name,
             kind,
@@ -150,7 +150,7 @@ class _Schemas:
             required,
             raw.get("default", schema.get("default")),
             [str(each) for each in schema.get("enum", ())],
-            self._resolved(schema["items"]).get("type", "object") if kind == "array" and "items" in schema else "",
+            _kind(self._resolved(schema["items"])) if kind == "array" and "items" in schema else "",
             inside,
             "password" in name or "secret" in name,
         )
@@ -165,7 +165,7 @@ class _Schemas:
         return VALUE, self._fields(top)
 
     def _fields(self, schema: dict[str, Any]) -> dict[str, str]:
-        return {name: self._resolved(raw).get("type", "object") for name, raw in schema.get("properties", {}).items()}
+        return {name: _kind(self._resolved(raw)) for name, raw in schema.get("properties", {}).items()}
 
     def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Follows references; of something that may be null, what it is else."""
@@ -179,3 +179,8 @@ class _Schemas:
                 schema = {**{key: value for key, value in schema.items() if key != "anyOf"}, **kinds[0]}
             else:
                 return schema
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """The type of values; that of a choice is not told."""
+    return str(schema.get("type") or ("string" if "enum" in schema else "object"))

@@ -26,7 +26,7 @@ PAGE_ITEMS: Final = 500
 #: Arguments that commands look after themselves.
 _PAGING: Final = ("cursor", "limit")
 
-_RESERVED: Final = {"url", "key", "key-file", "ca-file", "timeout", "json", "jsonl", "limit", "all", "help"}
+_RESERVED: Final = {"url", "key", "key-file", "ca-file", "timeout", "json", "jsonl", "all", "help"}
 
 #: How long an operation may take beyond --timeout, by the argument that says so.
 _WAITS: Final = ("timeout_s", "wait_s")
@@ -377,7 +377,7 @@ class Subject(click.Group):
         return OperationCommand(operation) if operation is not None else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        usual = self.usual
+        usual = "" if ctx.resilient_parsing else self.usual  # a shell wants to know what could be said
         if usual and (not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))):
             args = [usual, *args]
         return super().parse_args(ctx, args)

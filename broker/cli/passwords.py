@@ -92,45 +92,24 @@ def passwd(
 
 def checked_name(user: str) -> str:
     """The spelling of a user's name that is kept; UsageError for one that cannot be."""
-    from broker.auth.scram import MAX_SECRET_BYTES
-    from broker.auth.users import canonical
+    from broker.auth.accounts import usable_name
 
-    name = canonical(user)
-    if not name or name != name.strip() or name.startswith("#") or not name.isprintable():
-        raise click.UsageError(
-            f"user name {user!r:.60}: empty, longer than {MAX_SECRET_BYTES} bytes, begins with #, begins or ends with"
-            " a space, or has characters that do not print"
-        )
-    return name
+    try:
+        return usable_name(user)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def hashed(
     password: str, kind: str | None, with_scram: bool, iterations: int | None, had: Sequence[str] = ()
 ) -> list[str]:
-    """The hash and verifiers of a password; `had`: methods that the user has verifiers for.
+    """See `broker.auth.accounts`. UsageError, ConfigError."""
+    from broker.auth import accounts
 
-    Without `kind`, somebody who had nothing but verifiers gets a hash in addition. UsageError, ConfigError."""
-    from broker.auth import hashes, scram
-
-    scram_iterations = max(iterations or scram.DEFAULT_ITERATIONS, scram.MIN_ITERATIONS)
-    methods = dict.fromkeys(had)
-    made: list[str] = []
     try:
-        match kind or HASHES[0]:
-            case "sha512-pbkdf2":
-                made.append(hashes.make_pbkdf2(password, iterations or hashes.DEFAULT_ITERATIONS))
-            case "argon2id":
-                made.append(hashes.make_argon2id(password))
-            case method:
-                methods = {method.upper(): None}
-        if with_scram:
-            methods = dict.fromkeys(scram.MECHANISMS)
-        for method in methods:
-            mechanism = scram.MECHANISMS[method]
-            made.append(scram.make_verifier(password, scram_iterations, mechanism=mechanism))
+        return accounts.hashed(password, kind, with_scram, iterations, had)
     except ValueError as error:
         raise click.UsageError(f"the password cannot be used: {error}") from None
-    return made
 
 
 def asked_password(user: str, from_stdin: bool) -> str:

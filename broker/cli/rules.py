@@ -101,15 +101,12 @@ def add(
 
 
 def _checked(name: str, table: Mapping[str, object]) -> bytes:
-    from broker.auth.rules import rule_from
+    from broker.auth.stored_rules import rule_document
 
-    if not name.strip() or len(name) > 200 or not name.isprintable():
-        raise click.UsageError(f"rule name {name!r:.80}: 1 to 200 printable characters")
     try:
-        rule_from(table)
+        return rule_document(name, table)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return json.dumps(table, ensure_ascii=False).encode()
 
 
 def _attributes(pairs: Sequence[str]) -> dict[str, list[str]]:

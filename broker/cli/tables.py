@@ -12,8 +12,9 @@ from typing import Any, Final
 
 NONE: Final = "-"
 
-#: A cell is cut to this many columns, unless it is the last of its row.
+#: A cell is cut to this many columns; the last of a row may be longer.
 CELL_MAX: Final = 60
+LAST_CELL_MAX: Final = 500
 
 BOLD: Final = "1"
 DIM: Final = "2"
@@ -161,7 +162,7 @@ def cell(field: str, value: Any, *, wide: bool = False) -> str:
 def _number(field: str, value: int | float, wide: bool) -> str:
     if field.endswith("_at_ms") or (field.endswith("_ms") and value > 1e11):
         return moment(value / 1000) if wide else age(value / 1000)
-    if field.endswith(("_at", "_at_s", "until_s", "expires")) and value > 1e8:
+    if (field.endswith(("_at", "_at_s", "until_s")) or field in ("created", "expires", "until")) and value > 1e8:
         return moment(value) if wide else age(value)
     if field.endswith(("bytes", "_bytes_per_s")) or field == "size":
         return size(value)
@@ -199,7 +200,10 @@ class Table:
         """A portion, the first one with the heads of the columns."""
         cells = [[cell(field, row.get(field)) for field in self.fields] for row in rows]
         last = len(self.fields) - 1
-        cells = [[text if column == last else cut(text, CELL_MAX) for column, text in enumerate(row)] for row in cells]
+        cells = [
+            [cut(text, LAST_CELL_MAX if column == last else CELL_MAX) for column, text in enumerate(row)]
+            for row in cells
+        ]
         for row in cells:
             self._widths = [max(had, width(text)) for had, text in zip(self._widths, row, strict=True)]
         right = [

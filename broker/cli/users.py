@@ -52,6 +52,8 @@ def add(
     **store: object,
 ) -> None:
     """Make a user."""
+    from broker.auth.accounts import give_password
+
     name = checked_name(name)
     with documents(store) as opened:
         if opened.document(USERS, name) is not None:
@@ -59,7 +61,7 @@ def add(
         document = _new()
         _give_attributes(document, attributes)
         document.superuser = bool(superuser)
-        _give_password(document, hashed(asked_password(name, from_stdin), kind, scram, iterations))
+        give_password(document, hashed(asked_password(name, from_stdin), kind, scram, iterations))
         opened.change(USERS, {name: document.write()})
 
 
@@ -69,11 +71,13 @@ def add(
 @_name
 def passwd(name: str, kind: str | None, scram: bool, from_stdin: bool, iterations: int | None, **store: object) -> None:
     """Give a user another password."""
+    from broker.auth.accounts import give_password, scram_methods
+
     name = checked_name(name)
     with documents(store) as opened:
         document = _existing(opened, name)
-        had = [text.partition("$")[0] for text in document.scram]
-        _give_password(document, hashed(asked_password(name, from_stdin), kind, scram, iterations, had))
+        had = scram_methods(document)
+        give_password(document, hashed(asked_password(name, from_stdin), kind, scram, iterations, had))
         opened.change(USERS, {name: document.write()})
 
 
@@ -135,31 +139,20 @@ def list_users(**store: object) -> None:
 @_name
 def show(name: str, **store: object) -> None:
     """Print what is known of a user, without the hashes."""
+    from broker.auth.accounts import kind_of, scram_methods
+
     name = checked_name(name)
     with documents(store) as opened:
         document = _existing(opened, name)
     known = {
         "name": name,
-        "password": _kind(document.password),
-        "scram": [text.partition("$")[0] for text in document.scram],
+        "password": kind_of(document.password),
+        "scram": scram_methods(document),
         "superuser": document.superuser,
         "disabled": document.disabled,
         "attributes": document.attributes,
     }
     print(json.dumps(known, indent=2, ensure_ascii=False))
-
-
-def _kind(password: str) -> str | None:
-    """What a hash is, without what could be guessed with."""
-    from broker.auth.hashes import parse_hash
-    from broker.errors import ConfigError
-
-    if not password:
-        return None
-    try:
-        return parse_hash(password).kind
-    except (ValueError, ConfigError):
-        return "unreadable"
 
 
 def user_line(name: str, raw: bytes) -> str:
@@ -193,11 +186,6 @@ def _existing(opened: Opened, name: str) -> UserDocument:
         return UserDocument.read(raw)
     except ValueError as error:
         raise click.ClickException(f"the document of {name!r} cannot be read: {error}; remove it") from None
-
-
-def _give_password(document: UserDocument, made: list[str]) -> None:
-    document.scram = [text for text in made if text.startswith("SCRAM-")]
-    document.password = next((text for text in made if not text.startswith("SCRAM-")), "")
 
 
 def _give_attributes(document: UserDocument, attributes: tuple[str, ...]) -> None:

@@ -13,9 +13,13 @@ from broker.cli.tables import BOLD, DIM, GREEN, RED, YELLOW, cell, fields_of, pa
 #: Columns, by operation; those that no row has a value for are left out.
 _COLUMNS: Final[dict[str, str]] = {
     "nodes.list": "node status version uptime_s connections store store_version durability store_round_trip_ms",
-    "clients.list": "client_id username ip port node connected protocol keep_alive connected_at_ms queued in_flight",
-    "sessions.list": "client_id node connected expires_at_ms queued queued_bytes oldest_at_ms subscriptions identity",
-    "subscriptions.list": "client_id topic_filter qos share_name no_local retain_as_published node",
+    "clients.list": "client_id username ip node connected connected_at_ms protocol_version transport keep_alive_s"
+    " subscriptions in_flight queued output_bytes",
+    "sessions.list": "client_id node connected expires_at_ms created_at_ms subscriptions queued queued_bytes oldest_ms"
+    " in_flight",
+    "sessions.messages": "seq topic delivery_qos retain payload_bytes accepted_at_ms expires_in_s payload",
+    "subscriptions.list": "client_id topic_filter qos no_local retain_as_published subscription_identifier node",
+    "subscriptions.of_client": "topic_filter qos no_local retain_as_published retain_handling subscription_identifier",
 }
 
 #: A table without a choice above has at most so many columns.
