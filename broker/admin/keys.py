@@ -47,15 +47,15 @@ Seconds = Annotated[
 
 
 class Key(msgspec.Struct, kw_only=True):
-    """A key without its secret. Times are seconds since the epoch; `expires` null: never. `set` says that the settings
-    of the node hold the secret: it can be neither deleted nor changed here."""
+    """A key without its secret. `expires_at_ms` null: never. `fixed` says that the settings of the node hold the secret:
+    it can be neither deleted nor changed here."""
 
     name: str
     scope: Scope
-    created: float
-    expires: float | None
+    created_at_ms: int
+    expires_at_ms: int | None
     generated: bool
-    set: bool
+    fixed: bool
 
 
 class Keys(msgspec.Struct):
@@ -71,7 +71,7 @@ class NewKey(msgspec.Struct, kw_only=True):
     scope: Scope
     secret: str
     token: str
-    expires: float | None
+    expires_at_ms: int | None
 
 
 class CreateKey(msgspec.Struct, kw_only=True):
@@ -189,7 +189,11 @@ def _limit(office: Office, document: KeyDocument, expires_in_s: float | None) ->
 
 def _new(name: str, document: KeyDocument, secret: str) -> NewKey:
     return NewKey(
-        name=name, scope=document.scope, secret=secret, token=token_of(name, secret), expires=document.expires
+        name=name,
+        scope=document.scope,
+        secret=secret,
+        token=token_of(name, secret),
+        expires_at_ms=_ms(document.expires),
     )
 
 
@@ -198,11 +202,15 @@ def _shown(office: Office, name: str, raw: bytes) -> Key:
     return Key(
         name=name,
         scope=document.scope,
-        created=document.created,
-        expires=document.expires,
+        created_at_ms=int(document.created * 1000),
+        expires_at_ms=_ms(document.expires),
         generated=document.generated,
-        set=name == ADMIN_KEY and office.keys.admin_is_set,
+        fixed=name == ADMIN_KEY and office.keys.admin_is_set,
     )
+
+
+def _ms(time_s: float | None) -> int | None:
+    return None if time_s is None else int(time_s * 1000)
 
 
 def _read(raw: bytes) -> KeyDocument | None:

@@ -27,12 +27,12 @@ class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 class WhoAmI(msgspec.Struct, kw_only=True):
     """Who asks. `csrf_token` belongs into the header X-CSRF-Token of each request that changes something and has the
-    cookie; it is null for keys. `expires`: seconds since the epoch, null: never."""
+    cookie; it is null for keys. `expires_at_ms` null: never."""
 
     name: str
     scope: Scope
     csrf_token: str | None = None
-    expires: float | None = None
+    expires_at_ms: int | None = None
 
 
 class Logins:
@@ -55,7 +55,9 @@ class Logins:
         arguments = {"name": given.name, "secret": given.secret, "origin": origin(request)}
         opened = msgspec.convert(await self._desk.call("auth.open", arguments, INSIDE), Login)
         answer = json_response(
-            WhoAmI(name=opened.name, scope=opened.scope, csrf_token=opened.csrf, expires=opened.expires)
+            WhoAmI(
+                name=opened.name, scope=opened.scope, csrf_token=opened.csrf, expires_at_ms=int(opened.expires * 1000)
+            )
         )
         _set_cookie(answer, request, opened.token, max(1, int(opened.expires - time.time())))
         return answer
@@ -75,7 +77,12 @@ class Logins:
         """GET: who asks."""
         identity = await self._credentials.identity(request)
         return json_response(
-            WhoAmI(name=identity.name, scope=identity.scope, csrf_token=identity.csrf, expires=identity.expires)
+            WhoAmI(
+                name=identity.name,
+                scope=identity.scope,
+                csrf_token=identity.csrf,
+                expires_at_ms=None if identity.expires is None else int(identity.expires * 1000),
+            )
         )
 
 

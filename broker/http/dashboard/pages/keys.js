@@ -21,10 +21,10 @@ export default async function keys(place) {
     draw: (items) => table("API keys", [
       { label: "Name", show: (key) => h("span", null, key.name, key.name === who?.name ? h("small", null, " (you)") : null) },
       { label: "Scope", show: (key) => badge(key.scope, key.scope === "admin" ? "warn" : "") },
-      { label: "Created", show: (key) => value("created", key.created) },
-      { label: "Expires", show: (key) => (key.expires ? value("expires", key.expires) : "never") },
+      { label: "Created", show: (key) => value("created_at_ms", key.created_at_ms) },
+      { label: "Expires", show: (key) => (key.expires_at_ms ? value("expires_at_ms", key.expires_at_ms) : "never") },
     ], items, {
-      actions: can("keys.create") ? (key) => (key.set ? h("small", null, "from the configuration") : [
+      actions: can("keys.create") ? (key) => (key.fixed ? h("small", null, "from the configuration") : [
         button("Rotate", () => formDialog(`A new secret for ${key.name}`, [secret, expires], "Rotate", async (given) => {
           shown(await call("keys.rotate", { name: key.name, ...given }));
           await list.reload();
