@@ -82,3 +82,11 @@ def stored_rule(name: str, document: bytes) -> Rule:
     if not isinstance(table, dict):
         raise ValueError("JSON that is no object")
     return rule_from(table, f"stored rule {name!r:.80}")
+
+
+def rule_document(name: str, table: Mapping[str, object]) -> bytes:
+    """The document of a rule; ValueError for a name or a table that can be none."""
+    if not name.strip() or len(name) > 200 or not name.isprintable():
+        raise ValueError(f"rule name {name!r:.80}: 1 to 200 printable characters")
+    rule_from(table)
+    return json.dumps(table, ensure_ascii=False).encode()
