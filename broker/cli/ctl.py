@@ -13,6 +13,7 @@ from broker.cli.api_client import DEFAULT_URL, EXIT_FAILED
 from broker.cli.bans import bans
 from broker.cli.completing import completion
 from broker.cli.draining import drain_command
+from broker.cli.keys import keys
 from broker.cli.manifest import described
 from broker.cli.messages import message_command
 from broker.cli.operate import OperationCommand, Subject
@@ -182,5 +183,6 @@ _SHORTCUTS: Final[dict[str, tuple[str, Callable[[], click.Command]]]] = {
 
 ctl.add_command(bans)
 ctl.add_command(completion)
+ctl.add_command(keys)
 ctl.add_command(rules)
 ctl.add_command(users)
