@@ -102,8 +102,10 @@ class Life:
             will_grace_s=settings.will_failover_grace_s if settings.will_failover == "cancel" else 0.0,
         )
         self.measuring = Measuring(self.server)
-        self.server.system_topics.interval_s = settings.sys_interval_s
         self.server.system_topics.retained = self._retained
+        self.server.alarms.memory = lambda: self.measuring.store.memory
+        self.server.alarms.overload = lambda: self.measuring.overload.why
+        self.server.take_events(settings.sys_interval_s, settings.slow_threshold_s, settings.slow_expiry_s)
         self.guard = LimitsGuard(settings, cluster, metrics, self.server.start, lambda: self.reactor.now)
         self.server.guard = self.guard
         policy = Policy(self.access, self.guard, cluster.registry, self.server)
@@ -165,6 +167,9 @@ class Life:
             await nursery.start(self.policy.serve)
             nursery.start_soon(self.measuring.serve)
             nursery.start_soon(self.server.system_topics.serve)
+            nursery.start_soon(self.server.slow.serve)
+            self.server.alarms.certificates = lambda: _expiries(listeners, certificates)
+            nursery.start_soon(self.server.alarms.serve)
             self.joined = True
             self.reactor.hold = self._hold
             web = WebSockets(self.entrance, self.server.start, self.server.accept)
@@ -253,3 +258,13 @@ class Life:
 
 def _nothing() -> None:
     pass
+
+
+def _expiries(listeners: Sequence[Listener], certificates: Sequence[Certificates | None]) -> dict[str, float]:
+    """When certificates end, in seconds since the epoch, by listener and name."""
+    return {
+        f"{listener.name} {name}".strip(): ends_at_s
+        for listener, shown in zip(listeners, certificates, strict=True)
+        if shown is not None
+        for name, ends_at_s in shown.expiries.items()
+    }

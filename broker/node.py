@@ -252,7 +252,7 @@ class Node:
             server.connect_timeout_s = settings.connect_timeout_s
             server.stall_timeout_s = settings.stall_timeout_s
             server.max_connections = settings.max_connections
-            server.system_topics.interval_s = settings.sys_interval_s
+            server.take_events(settings.sys_interval_s, settings.slow_threshold_s, settings.slow_expiry_s)
             self._life.guard.take_settings(settings)
             self._life.entrance.limit(settings.max_connections, settings.connection_rate)
             self._life.access.authorization.no_match_allows = settings.no_match == "allow"

@@ -17,7 +17,9 @@ from broker.codec.packets import Subscribe, Unsubscribe
 from broker.connection import Connection
 from broker.dispatch import Dispatch
 from broker.errors import ClusterError, PeerError, SessionLost, StoreUnavailable
+from broker.extensions.alarms import Alarms
 from broker.extensions.presence import Presence
+from broker.extensions.slow import SlowSubscribers
 from broker.extensions.sys import SystemTopics
 from broker.gaps import Gaps
 from broker.groups import Group
@@ -101,6 +103,8 @@ class Server(ClusterSide):
         self.system_topics = SystemTopics(self, node_name)
         self.inside = Inside(self)
         self.presence = Presence(self, node_name)
+        self.alarms = Alarms(self, node_name)
+        self.slow = SlowSubscribers(self)
         self._gaps = Gaps(self.start)
         self.connections: set[Connection] = set()
         self.traces = Traces(self, node_name)
@@ -155,6 +159,11 @@ class Server(ClusterSide):
     def authenticators(self, connection: Connection) -> list[str]:
         """Who is asked about a client of this listener, in order."""
         return [each.name for each in self.access.chain.asked(connection.listener.options)]
+
+    def take_events(self, sys_interval_s: float, slow_threshold_s: float, slow_expiry_s: float) -> None:
+        """What is told, from now on: how often the values below `$SYS/`, and who counts as slow for how long."""
+        self.system_topics.interval_s = sys_interval_s
+        self.slow.threshold_s, self.slow.expiry_s = slow_threshold_s, slow_expiry_s
 
     def recheck(self) -> None:
         """Users, rules or bans changed: whoever may not stay has to go, and what may not be read is not any more.

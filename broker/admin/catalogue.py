@@ -6,14 +6,17 @@ from types import ModuleType
 from typing import Final
 
 from broker.admin import (
+    alarms,
     clients,
     delayed,
     groups,
     keys,
     messages,
     nodes,
+    presence,
     retained,
     sessions,
+    slow,
     subscriptions,
     topics,
     trace,
@@ -30,6 +33,9 @@ SUBJECTS: Final[tuple[ModuleType, ...]] = (
     retained,
     groups,
     delayed,
+    presence,
+    alarms,
+    slow,
     trace,
     keys,
 )

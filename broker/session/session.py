@@ -200,6 +200,14 @@ class Session:
         """Messages of an ephemeral session that wait in memory."""
         return len(self._queue) if self._queue else 0
 
+    def oldest(self) -> int:
+        """Stays the same as long as the message does that the receiver has owed an answer for longest; 0: none."""
+        for packet_id, value in self.inflight.items():
+            return (value << 16 | packet_id) + 1
+        for packet_id in self._releasing or ():
+            return -packet_id
+        return 0
+
     def idle(self) -> bool:
         """Nothing waits behind the window: more may be offered."""
         return not self.behind and not self._queue and self.credit() > self.promised

@@ -166,6 +166,11 @@ class Reactor:
         if not self.in_turn:
             self.wake()
 
+    @staticmethod
+    def clock() -> float:
+        """Monotonic seconds, where `now` of the last turn is not new enough."""
+        return time.monotonic()
+
     def watch_deadline(self, watched: Watched, at: float) -> None:
         """Call `watched.check_deadline` at `at` (monotonic) or up to a tick later."""
         self._wheel.setdefault(int(at / TICK_S) + 1, []).append(watched)
