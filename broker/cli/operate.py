@@ -14,8 +14,8 @@ import click
 from broker.cli.api_client import EXIT_INCOMPLETE, Api, api_parameters, path_of, take_api
 from broker.cli.completing import completion_of
 from broker.cli.manifest import EVENTS, LIST, NOTHING, PAGE, Argument, Described, described
-from broker.cli.tables import Table, card, use_colour
-from broker.cli.views import event_line, shown_fields
+from broker.cli.tables import Table, card, plain, use_colour
+from broker.cli.views import LINES, event_line, shown_fields, shown_rows
 
 #: Items that a table has without --limit and --all.
 TABLE_ITEMS: Final = 100
@@ -221,8 +221,11 @@ class Result:
             print("\n]" if self._count else "]")
         if cursor and limit is not None:
             print(f"# the first {self._count}; more with --limit N or --all", file=sys.stderr)
+        return self._complete()
+
+    def _complete(self) -> int:
         if self._missing:
-            print(f"# not complete: no answer from {', '.join(self._missing)}", file=sys.stderr)
+            print(f"# not complete: no answer from {', '.join(map(plain, self._missing))}", file=sys.stderr)
             return EXIT_INCOMPLETE
         return 0
 
@@ -235,26 +238,30 @@ class Result:
                 print(",\n" if self._count else "\n", _json(item), sep="", end="")
                 self._count += 1
             return
+        elif self.operation.name in LINES:
+            for item in items:
+                self.event(item)
         elif items or not self._count:
-            if items and not isinstance(items[0], dict):
-                items = [{self.operation.subject: item} for item in items]
+            rows = shown_rows(items, self.operation.subject)
             if self._table is None:
-                self._table = Table(shown_fields(self.operation, items), self._colour)
-            print(*self._table.lines(items), sep="\n")
+                self._table = Table(shown_fields(self.operation, rows), self._colour)
+            print(*self._table.lines(rows), sep="\n")
         self._count += len(items)
 
-    def value(self, raw: bytes) -> None:
+    def value(self, raw: bytes) -> int:
         """One answer."""
+        value = json.loads(raw)
         if self.plain:
             print(raw.decode("utf-8", "replace").rstrip("\n"))
-            return
-        value = json.loads(raw)
-        if isinstance(value, list):
+        elif isinstance(value, list):
             self._portion(value)
         elif isinstance(value, dict):
             print(*card(value, self._colour), sep="\n")
         else:
-            print(value)
+            print(plain(str(value)))
+        if isinstance(value, dict) and self.operation.method == "GET":
+            self._missing.update(dict.fromkeys(value.get("missing_nodes") or ()))
+        return self._complete()
 
     def event(self, value: Any) -> None:
         """One of many, at once."""
@@ -346,9 +353,7 @@ def run(operation: Described, api: Api, arguments: Mapping[str, Any], given: Map
     raw = _raw(api, operation, arguments)
     if operation.answer == LIST:
         return result.items(iter([json.loads(raw)]), None)
-    if raw:
-        result.value(raw)
-    return 0
+    return result.value(raw) if raw else 0
 
 
 class Subject(click.Group):

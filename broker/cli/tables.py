@@ -30,6 +30,12 @@ _BAD: Final = {"critical", "error", "does not answer", "the store cannot be reac
 #: The name of a column, where the field's own would be poor.
 _TITLES: Final = {
     "client_id": "CLIENT",
+    "connected_at_ms": "SINCE",
+    "oldest_ms": "OLDEST",
+    "payload_bytes": "SIZE",
+    "protocol_version": "MQTT",
+    "queued_bytes": "QUEUED BYTES",
+    "subscription_identifier": "SUB ID",
     "ip": "ADDRESS",
     "username": "USER",
     "topic_filter": "FILTER",
@@ -177,11 +183,13 @@ def _number(field: str, value: int | float, wide: bool) -> str:
 
 def title(field: str) -> str:
     """The head of a column."""
+    if field in _TITLES:
+        return _TITLES[field]
     for suffix in ("_at_ms", "_at", "_bytes", "_ms", "_s"):
         if field.endswith(suffix) and not field.endswith("_per_s") and field != suffix[1:]:
             field = field.removesuffix(suffix)
             break
-    return _TITLES.get(field) or field.replace("_per_s", "/s").replace("_", " ").upper()
+    return field.replace("_per_s", "/s").replace("_", " ").upper()
 
 
 # -- tables
@@ -232,7 +240,7 @@ class Table:
 def card(values: Mapping[str, Any], colour: bool) -> list[str]:
     """One thing with all its fields, one per line; lists of things as tables below."""
     short = {key: value for key, value in values.items() if not _is_table(value)}
-    names = {key: plain(key).replace("_", " ") for key in short}
+    names = {key: _label(key, values) for key in short}
     room = max((width(name) for name in names.values()), default=0)
     found = []
     for key, value in short.items():
@@ -245,6 +253,15 @@ def card(values: Mapping[str, Any], colour: bool) -> list[str]:
             found += ["", painted(f"{plain(key).replace('_', ' ')}:", BOLD, colour)]
             found += ["  " + line for line in Table(fields_of(value), colour).lines(value)]
     return found
+
+
+def _label(field: str, values: Mapping[str, Any]) -> str:
+    """A field's name without its unit, which its value has; with it where two would have one name."""
+    for suffix, short in (("_at_ms", "_at"), ("_ms", ""), ("_s", ""), ("_bytes", "")):
+        if field.endswith(suffix) and not field.endswith("_per_s"):
+            label = field.removesuffix(suffix) + short
+            return plain(field if label in values else label).replace("_", " ")
+    return plain(field).replace("_", " ")
 
 
 def fields_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -54,7 +54,7 @@ def _run(**given: Any) -> int:
         seconds = Duration().parse(given["for_"])
     except ValueError as error:
         raise click.UsageError(f"--for {given['for_']!r}: {error}") from None
-    arguments |= {"duration_s": seconds, "payload": given["payload"]}
+    arguments |= {"duration_s": max(1, round(seconds)), "payload": given["payload"]}
     trace = ask(api, "trace.start", arguments)
     result = Result(described()["trace.follow"], given["as_json"], False)
     try:

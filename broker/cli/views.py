@@ -19,8 +19,16 @@ _COLUMNS: Final[dict[str, str]] = {
     " in_flight",
     "sessions.messages": "seq topic delivery_qos retain payload_bytes accepted_at_ms expires_in_s payload",
     "subscriptions.list": "client_id topic_filter qos no_local retain_as_published subscription_identifier node",
+    "retained.list": "topic qos payload_bytes accepted_at_ms expires_in_s payload",
+    "retained.browse": "level has_message below topic",
+    "groups.list": "topic_filter strategy members connected lag pending length oldest_ms",
+    "delayed.list": "id topic due_at_ms qos payload_bytes payload",
+    "trace.list": "id client_id topic_filter ip running started_at_ms ends_at_ms lines left_out",
     "subscriptions.of_client": "topic_filter qos no_local retain_as_published retain_handling subscription_identifier",
 }
+
+#: What is listed as lines, and not as a table.
+LINES: Final = {"trace.lines", "logs.list"}
 
 #: A table without a choice above has at most so many columns.
 COLUMNS_MAX: Final = 9
@@ -47,11 +55,26 @@ def shown_fields(operation: Described, rows: Sequence[Mapping[str, Any]]) -> lis
     return present if chosen else present[:COLUMNS_MAX]
 
 
+def shown_rows(items: Sequence[Any], subject: str) -> list[Mapping[str, Any]]:
+    """Items as rows: what a `message` inside of one has stands beside it; names alone become rows of one field."""
+    rows: list[Mapping[str, Any]] = []
+    for item in items:
+        if not isinstance(item, dict):
+            rows.append({subject: item})
+        elif isinstance(item.get("message"), dict):
+            rows.append({**item, **item["message"]})
+        else:
+            rows.append(item)
+    return rows
+
+
 def event_line(name: str, value: Any, colour: bool) -> str:
     """An event in one line: when, what, and the rest as `field=value`."""
     if not isinstance(value, dict):
         return plain(str(value))
     rest = dict(value)
+    if name.startswith("trace."):
+        return _trace_line(rest, colour)
     words = [painted(_clock(rest), DIM, colour)]
     for field in ("node", "severity", "event", "client_id", "clientid", "name"):
         text = rest.pop(field, None)
@@ -62,15 +85,31 @@ def event_line(name: str, value: Any, colour: bool) -> str:
         text = rest.pop(field, None)
         if text:
             words.append(plain(str(text)))
-    if not name.startswith("trace."):
-        # Moments that went before: the line has its own.
-        rest = {field: each for field, each in rest.items() if not field.endswith("_at_ms")}
     for field, each in rest.items():
         if field == "fields" and isinstance(each, dict):
             words += [f"{plain(str(key))}={cell(str(key), part)}" for key, part in each.items()]
-        elif each not in (None, "", [], {}):
+        elif each not in (None, "", [], {}) and not field.endswith("_at_ms"):  # the line has a time of its own
             words.append(f"{plain(str(field))}={cell(field, each)}")
     return " ".join(word for word in words if word)
+
+
+def _trace_line(value: dict[str, Any], colour: bool) -> str:
+    """When, where, who, which way, what."""
+    kind = str(value.get("kind", ""))
+    way = {"in": "<", "out": ">"}.get(str(value.get("direction", "")), " ")
+    text = plain(str(value.get("text", "")))
+    code = RED if kind in ("drop", "disconnect") else YELLOW if kind in ("acl", "takeover", "will") else ""
+    words = [
+        painted(_clock(value), DIM, colour),
+        plain(str(value.get("node", ""))),
+        painted(plain(str(value.get("client_id") or value.get("peer") or "-")), BOLD, colour),
+        way,
+        painted(text, code, colour) if code else text,
+    ]
+    details = value.get("details")
+    if isinstance(details, dict) and details.get("payload") is not None:
+        words.append(f"payload={plain(str(details['payload']))}")
+    return " ".join(words)
 
 
 def _clock(value: dict[str, Any]) -> str:

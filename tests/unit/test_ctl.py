@@ -355,20 +355,29 @@ def test_trace_begins_follows_and_ends(node: Node, capsys: pytest.CaptureFixture
             "node": "a",
             "seq": 1,
             "client_id": "c\x07",
+            "direction": "in",
             "text": "CONNECT",
             "details": {"x": 1},
         },
-        {"at_ms": 1_700_000_000_456, "node": "b", "seq": 1, "client_id": "c", "text": "PUBLISH", "details": {}},
+        {
+            "at_ms": 1_700_000_000_456,
+            "node": "b",
+            "seq": 1,
+            "client_id": "c",
+            "direction": "out",
+            "text": "PUBLISH",
+            "details": {"payload": "x"},
+        },
     ]
     node.answers["POST /traces"] = (200, {"id": "t1"})
     node.answers["GET /traces/t1/follow"] = (200, _events(*lines))
     node.answers["POST /traces/t1/stop"] = (200, {"id": "t1"})
     assert main(["ctl", "trace", "c", "--for", "2m"]) == 0
-    assert node.requests[0][2] == {"client_id": "c", "duration_s": 120.0, "payload": False}
+    assert node.requests[0][2] == {"client_id": "c", "duration_s": 120, "payload": False}
     assert [path for _, path, _ in node.requests] == [f"/api/v1/traces{end}" for end in ("", "/t1/follow", "/t1/stop")]
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("20.123 a c\\x07 CONNECT")
-    assert second.endswith("20.456 b c PUBLISH")
+    assert first.endswith("20.123 a c\\x07 < CONNECT")
+    assert second.endswith("20.456 b c > PUBLISH payload=x")
     assert main(["ctl", "trace", "--topic", "a/#", "--json"]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
     assert main(["ctl", "trace", "c", "--ip", "::1"]) == 2
