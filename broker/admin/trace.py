@@ -21,7 +21,7 @@ import trio
 from broker.admin.api import BAD_REQUEST, CONFLICT, NOT_FOUND, OPERATOR, UNAVAILABLE, AdminError
 from broker.admin.inside import PRIVATE, Watching
 from broker.admin.operations import Nothing, events, operation
-from broker.admin.paging import Cursor, Limit, Text
+from broker.admin.paging import Cursor, Limit
 from broker.admin.questions import Answers, question
 from broker.errors import ClusterError, PeerError
 from broker.log import get_logger
@@ -44,15 +44,22 @@ _LOOK_S: Final = 5.0
 _log = get_logger("trace")
 
 
+TraceId = Annotated[str, msgspec.Meta(max_length=64, description="The id that the trace got.")]
+
+
 class Start(msgspec.Struct, kw_only=True, frozen=True):
     """What to follow: one of `client_id`, `topic_filter` and `ip` (an address or a network such as 10.0.0.0/8), for
     `duration_s` seconds. With `payload` lines have the first 256 bytes of payloads."""
 
-    client_id: Text = ""
-    topic_filter: Text = ""
-    ip: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    duration_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
-    payload: bool = False
+    client_id: Annotated[str, msgspec.Meta(max_length=65535, description="Follow the client with this id.")] = ""
+    topic_filter: Annotated[
+        str, msgspec.Meta(max_length=65535, description="Follow the messages of topics that match this filter.")
+    ] = ""
+    ip: Annotated[
+        str, msgspec.Meta(max_length=64, description="Follow the clients of this address, or network (10.0.0.0/8).")
+    ] = ""
+    duration_s: Annotated[int, msgspec.Meta(ge=1, le=3600, description="For so long; it ends by itself.")] = 60
+    payload: Annotated[bool, msgspec.Meta(description="Keep the first 256 bytes of payloads.")] = False
 
 
 class Trace(msgspec.Struct, kw_only=True):
@@ -83,13 +90,13 @@ class Traces(msgspec.Struct, kw_only=True):
 class NamedTrace(msgspec.Struct, frozen=True):
     """Which trace."""
 
-    id: Annotated[str, msgspec.Meta(max_length=64)]
+    id: TraceId
 
 
 class ReadLines(msgspec.Struct, kw_only=True, frozen=True):
     """Which lines: up to `limit` behind `cursor`."""
 
-    id: Annotated[str, msgspec.Meta(max_length=64)]
+    id: TraceId
     cursor: Cursor = ""
     limit: Limit = 100
 
