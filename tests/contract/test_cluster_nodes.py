@@ -98,6 +98,21 @@ async def test_g5_a_subscription_is_known_before_anything_is_answered(store: Red
         assert filters(other) == []
 
 
+async def test_g4_what_came_by_another_node_before_is_not_overtaken(store: RedisServer) -> None:
+    """A publisher of QoS 2 moves from one node to another and repeats what the first one stored: the word of that may
+    still be on its way to the subscriber's node when the newer messages come there."""
+    async with two(store) as (one, other):
+        at = await one.connect("c")
+        repeated = message(payload=b"1", qos=2, message_id=b"a" * 16)
+        await one.publish(repeated, [target(at, 2)], deduplicate=True)
+        again = await other.publish(repeated, [target(at, 2)], deduplicate=True)
+        assert again.targets[0].seq == 0
+        await other.publish(message(payload=b"2", qos=2), [target(at, 2)])
+        await one.events.until(lambda: len(one.events.stored) == 2)
+        # First its session has to look into the queue, which has the older one.
+        assert [(seq, told and told.payload) for _, seq, told in one.events.stored] == [(0, None), (2, b"2")]
+
+
 async def test_g5_what_is_matched_anew_is_reached_before_the_answer(store: RedisServer) -> None:
     async with two(store) as (one, other):
         at = await other.connect("c")

@@ -166,11 +166,13 @@ def test_a_repeated_call_adds_nothing_anywhere(store_functions: Functions) -> No
 
 
 def test_message_ids_that_were_served_go_nowhere_again(store_functions: Functions) -> None:
+    """Its owner is only told to look: it may not have heard of the first one."""
     f = store_functions
     f.attach(SID, "a")
     assert f.enqueue("b", [body("x")], [[SID, 1, 1, HEAD, 1]], ids=[b"i" * 16]) == [1]
     assert f.enqueue("b", [body("x")], [[SID, 1, 1, HEAD, 1]], ids=[b"i" * 16]) == [0]
-    assert len(f.entries("n:a:1")) == 1
+    assert [(sid, seq, found is None) for sid, seq, found in f.sent("a:1")] == [(SID, 1, False), (SID, 0, True)]
+    assert counters(f)[1:3] == (1, 1)
 
 
 def test_refused_targets(store_functions: Functions) -> None:

@@ -112,6 +112,13 @@ local function send_session(out, p, member, sid, seq, prefix, body)
   list[n + 1], list[n + 2], list[n + 3], list[n + 4] = sid, seq, prefix, to.long and 0 or place(to, body)
 end
 
+-- Has a session that `member` owns look into its queue before anything newer is sent to it.
+local function send_look(out, p, member, sid, prefix)
+  local list = parcel(out, p, member).sessions
+  local n = #list
+  list[n + 1], list[n + 2], list[n + 3], list[n + 4] = sid, 0, prefix, 0
+end
+
 -- An entry of a group that was assigned to `member`.
 local function send_entry(out, p, member, gid, id, sid, kept, body, depth)
   local to = parcel(out, p, member)

@@ -95,6 +95,10 @@ local function enqueue(keys, args)
           end
         elseif id and call('SISMEMBER', p .. 'd:' .. id, sid) == 1 then
           answer[a] = 0
+          if owner then
+            -- It came by another node, whose word of it may be on its way still; what follows must not overtake it.
+            send_look(out, p, owner, sid, item[j + 1])
+          end
         elseif count >= max_count or bytes + #value > max_bytes then
           answer[a] = -1
         else
