@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from broker.admin.api import Scope
+from broker.auth.hashes import make_pbkdf2
 
 #: The key that the settings or the first node make.
 ADMIN_KEY: Final = "admin"
@@ -28,9 +29,12 @@ SHORTEST_SECRET: Final = 8
 LONGEST_SECRET: Final = 512
 
 
+_GENERATED: Final = re.compile(r"[0-9a-f]{64}")
+
+
 class KeyDocument(msgspec.Struct, kw_only=True):
-    """One key. `hash` is `sha256:<hex>` of a secret that was generated (256 bits: no dictionary has it), or a slow hash
-    of one that somebody chose. Times are seconds since the epoch; `expires` None: it does not."""
+    """One key. `hash` is `sha256:<hex>` of a secret that looks generated (256 bits: no dictionary has it), or a slow
+    hash of one that somebody chose. Times are seconds since the epoch; `expires` None: it does not."""
 
     scope: Scope
     hash: str
@@ -76,6 +80,16 @@ def valid_name(name: str) -> bool:
 def new_secret() -> str:
     """64 hexadecimal digits."""
     return secrets.token_hex(_GENERATED_BYTES)
+
+
+def looks_generated(secret: str) -> bool:
+    """Whether it is one of `new_secret`, or of `openssl rand -hex 32`."""
+    return _GENERATED.fullmatch(secret) is not None
+
+
+def stored_hash(secret: str) -> str:
+    """What is stored of a secret; takes a tenth of a second for one that somebody chose. ValueError: it is unusable."""
+    return fast_hash(secret) if looks_generated(secret) else make_pbkdf2(secret)
 
 
 def fast_hash(secret: str) -> str:

@@ -17,9 +17,16 @@ import msgspec
 import trio
 
 from broker.admin.api import FORBIDDEN, TOO_MANY, UNAUTHORIZED, UNAVAILABLE, AdminError, Scope
-from broker.admin.key_document import ADMIN_KEY, KeyDocument, fast_hash, new_secret
+from broker.admin.key_document import (
+    ADMIN_KEY,
+    KeyDocument,
+    fast_hash,
+    looks_generated,
+    new_secret,
+    stored_hash,
+)
 from broker.auth.checking import Busy, Checks
-from broker.auth.hashes import PasswordHash, credential_of, default_decoy, make_pbkdf2, parse_hash
+from broker.auth.hashes import PasswordHash, credential_of, default_decoy, parse_hash
 from broker.config import Settings
 from broker.errors import ClusterError, ConfigError
 from broker.log import get_logger
@@ -91,6 +98,8 @@ class KeyRing:
         self._documents: dict[tuple[str, str], tuple[float, bytes]] = {}
         self._right: dict[bytes, float] = {}
         self._refused: dict[str, float] = {}
+        #: The document of `admin` that is known to have the secret of the settings.
+        self._taken = b""
 
     @property
     def now_s(self) -> float:
@@ -108,8 +117,8 @@ class KeyRing:
         """Whoever has the secret of a key; `origin` is where he asks from. Raises AdminError (401, 429, 503) and
         ClusterError. A wrong secret, a name that does not exist and a key that expired look the same."""
         document, raw = await self._key(name)
-        if document is not None and self._is_cheap(name, document, secret):
-            return Identity(name, document.scope, document.expires)
+        if looks_generated(secret):
+            return self._identify_generated(name, secret, document)
         is_set = name == ADMIN_KEY and self.admin_is_set
         digest = credential_of(name.encode(), secret.encode(), b"" if is_set else raw)
         now = trio.current_time()
@@ -126,10 +135,14 @@ class KeyRing:
         await self._failed(origin)
         raise unauthorized()
 
-    def _is_cheap(self, name: str, document: KeyDocument, secret: str) -> bool:
+    def _identify_generated(self, name: str, secret: str, document: KeyDocument | None) -> Identity:
+        """Nobody guesses these, so wrong ones are not counted: a forgotten client with an old key locks nobody out."""
         if name == ADMIN_KEY and self.admin_is_set:
-            return False
-        return document.is_generated_secret(secret)
+            if self._is_set(secret):
+                return Identity(name, "admin")
+        elif document is not None and document.is_generated_secret(secret):
+            return Identity(name, document.scope, document.expires)
+        raise unauthorized()
 
     def _is_set(self, secret: str) -> bool:
         given, wanted = (hashlib.sha256(text.encode()).digest() for text in (secret, self._admin_secret))
@@ -196,6 +209,8 @@ class KeyRing:
 
     async def open(self, name: str) -> Login:
         """A login for a key whose secret was checked. Raises AdminError, ClusterError."""
+        if name == ADMIN_KEY and self.admin_is_set:
+            await self._take_setting()  # perhaps nobody had the time yet
         document, _ = await self._key(name)
         if document is None:
             raise unauthorized()
@@ -258,18 +273,27 @@ class KeyRing:
 
     async def _take_setting(self) -> None:
         raw = await self._registry.document(KEYS, ADMIN_KEY)
+        if raw is not None and raw == self._taken:
+            return
         if raw is not None:
             try:
                 known = KeyDocument.read(raw)
-                same = known.lasts() and not known.generated and parse_hash(known.hash)
+                same = known.lasts() and await self._is_hash_of_setting(known)
             except (ValueError, ConfigError):
                 same = False
-            if same and await self._check(same, self._admin_secret):
+            if same:
+                self._taken = raw
                 return
-        made = await trio.to_thread.run_sync(make_pbkdf2, self._admin_secret)
+        made = await trio.to_thread.run_sync(stored_hash, self._admin_secret)
         document = KeyDocument(scope="admin", hash=made, created=self.now_s)
-        await self._registry.change(KEYS, {ADMIN_KEY: document.write()})
+        self._taken = document.write()
+        await self._registry.change(KEYS, {ADMIN_KEY: self._taken})
         self.forget(KEYS, ADMIN_KEY)
+
+    async def _is_hash_of_setting(self, known: KeyDocument) -> bool:
+        if known.generated:
+            return known.is_generated_secret(self._admin_secret)
+        return await self._check(parse_hash(known.hash), self._admin_secret)
 
 
 def admin_secret(settings: Settings) -> str:

@@ -16,12 +16,12 @@ from broker.admin.key_document import (
     KeyDocument,
     fast_hash,
     new_secret,
+    stored_hash,
     token_of,
     valid_name,
 )
 from broker.admin.keyring import FirstKey, Identity, Login
 from broker.admin.operations import Nothing, internal, operation
-from broker.auth.hashes import make_pbkdf2
 from broker.log import get_logger
 from cluster.registry import KEYS
 
@@ -47,8 +47,8 @@ Seconds = Annotated[
 
 
 class Key(msgspec.Struct, kw_only=True):
-    """A key without its secret. `expires_at_ms` null: never. `fixed` says that the settings of the node hold the secret:
-    it can be neither deleted nor changed here."""
+    """A key without its secret. `expires_at_ms` null: never. `fixed` says that the settings of the node hold the
+    secret: it can be neither deleted nor changed here."""
 
     name: str
     scope: Scope
@@ -177,7 +177,7 @@ async def _secret(chosen: str | None) -> tuple[str, str]:
     if "\0" in chosen:
         raise AdminError(BAD_REQUEST, "invalid arguments", "a secret has no NUL in it")
     try:
-        return chosen, await trio.to_thread.run_sync(make_pbkdf2, chosen)
+        return chosen, await trio.to_thread.run_sync(stored_hash, chosen)
     except ValueError as error:  # UnicodeEncodeError is one
         raise AdminError(BAD_REQUEST, "invalid arguments", f"the secret cannot be used: {error}") from None
 

@@ -115,18 +115,17 @@ def _existing(opened: Opened, name: str) -> KeyDocument:
 
 
 def _give_secret(opened: Opened, name: str, document: KeyDocument, ask: bool, from_stdin: bool) -> None:
-    from broker.admin.key_document import LONGEST_SECRET, SHORTEST_SECRET, fast_hash, new_secret, token_of
-    from broker.auth.hashes import make_pbkdf2
+    from broker.admin.key_document import LONGEST_SECRET, SHORTEST_SECRET, new_secret, stored_hash, token_of
 
     if ask or from_stdin:
         secret = asked_password(name, from_stdin)
         if not SHORTEST_SECRET <= len(secret) <= LONGEST_SECRET or not secret.isprintable():
             raise click.UsageError(f"a secret has {SHORTEST_SECRET} to {LONGEST_SECRET} characters that can be printed")
-        document.hash = make_pbkdf2(secret)
+        document.hash = stored_hash(secret)
         opened.change(KEYS, {name: document.write()})
         return
     secret = new_secret()
-    document.hash = fast_hash(secret)
+    document.hash = stored_hash(secret)
     opened.change(KEYS, {name: document.write()})
     print(token_of(name, secret))
 
