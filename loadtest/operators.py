@@ -34,7 +34,7 @@ _OPTIONS = {
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.operators", description=__doc__)
     parser.add_argument("--scenario", choices=sorted(_OPTIONS), default="p2p1", help="the load [%(default)s]")
-    parser.add_argument("--seconds", type=float, default=5.0, help="measured window of a run [%(default)s]")
+    parser.add_argument("--seconds", type=int, default=5, help="measured window of a run [%(default)s]")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each kind [%(default)s]")
     parser.add_argument("--idle", type=int, default=0, help="connections that only stay open [%(default)s]")
     parser.add_argument("--generator", metavar="PATH", help="mqttbench, instead of the generator of this package")
