@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -91,7 +91,7 @@ async def list_alarms(office: Office, arguments: AlarmFilter) -> AlarmList:
 
 @operation("alarms.history", VIEWER, "GET", "/alarms/history", "List alarms that are over", AlarmFilter, AlarmList)
 async def list_history(office: Office, arguments: AlarmFilter) -> AlarmList:
-    """The alarms of the last 24 hours that are over, at most 1000 of each node; a node that is started anew has none."""
+    """The alarms of the last 24 hours that are over, at most 1000 of each node; a node that begins anew has none."""
     return await _gathered(office, "alarms.over", arguments)
 
 
@@ -105,11 +105,11 @@ async def dismiss(office: Office, arguments: WhichNode) -> None:
 @asynccontextmanager
 async def watch_alarms(office: Office, arguments: Nothing) -> AsyncIterator[AsyncIterator[AlarmEvent]]:
     """One event for each alarm that is raised, gets another severity, or is over, on any node, from now on."""
-    async with office.inside.subscription("$SYS/brokers/+/alarms/+") as watching:
-        yield _told(watching)
+    async with office.inside.subscription("$SYS/brokers/+/alarms/+") as watching, aclosing(_told(watching)) as told:
+        yield told
 
 
-async def _told(watching: Watching) -> AsyncIterator[AlarmEvent]:
+async def _told(watching: Watching) -> AsyncGenerator[AlarmEvent]:
     async for message in watching:
         told = msgspec.json.decode(message.payload, type=dict)
         yield msgspec.convert({**told, "event": message.topic.rpartition(b"/")[2].decode()}, AlarmEvent)

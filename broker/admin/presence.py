@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -58,11 +58,12 @@ async def watch_clients(office: Office, arguments: WatchClients) -> AsyncIterato
     if any(letter in arguments.node for letter in "/+#\0"):
         raise AdminError(BAD_REQUEST, "invalid arguments", f"there is no node {arguments.node!r}")
     client = escaped(arguments.client_id) if arguments.client_id else "+"
-    async with office.inside.subscription(f"$SYS/brokers/{arguments.node or '+'}/clients/{client}/+") as watching:
-        yield _told(watching, arguments)
+    topic_filter = f"$SYS/brokers/{arguments.node or '+'}/clients/{client}/+"
+    async with office.inside.subscription(topic_filter) as watching, aclosing(_told(watching, arguments)) as told:
+        yield told
 
 
-async def _told(watching: Watching, wanted: WatchClients) -> AsyncIterator[ClientEvent]:
+async def _told(watching: Watching, wanted: WatchClients) -> AsyncGenerator[ClientEvent]:
     async for message in watching:
         told = msgspec.json.decode(message.payload, type=dict)
         event = message.topic.rpartition(b"/")[2].decode()

@@ -34,7 +34,7 @@ _REST: Final = 100
 class Slow:
     """The slowest moment of one client, for one reason."""
 
-    __slots__ = ("at_ms", "client_id", "latency_ms", "last_ms", "reason", "username")
+    __slots__ = ("at_ms", "client_id", "last_ms", "latency_ms", "reason", "username")
 
     def __init__(self, client_id: str, username: str | None, reason: str) -> None:
         self.client_id = client_id
