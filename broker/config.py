@@ -97,7 +97,8 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], toml_path: P
     _move_credentials(values, origins)
     if values.get("data_dir", "") is None:
         raise ConfigError(f"data_dir = '' ({origins['data_dir']}): must be a path")
-    settings = Settings(**values)
+    given = {attribute: origin for attribute, origin in origins.items() if origin != DEFAULT}
+    settings = Settings(**values, origins=given)
     _check(settings, origins)
     return Loaded(settings, origins)
 
@@ -107,10 +108,10 @@ def as_texts(settings: Settings) -> dict[str, str]:
     return {item.attribute: item.kind.show(getattr(settings, item.attribute)) for item in SETTINGS}
 
 
-def from_texts(texts: Mapping[str, str]) -> Settings:
+def from_texts(texts: Mapping[str, str], origins: Mapping[str, str] | None = None) -> Settings:
     """The settings that `as_texts` made text of."""
     values: dict[str, Any] = {item.attribute: item.kind.parse(texts[item.attribute]) for item in SETTINGS}
-    return Settings(**values)
+    return Settings(**values, origins=origins or {})
 
 
 def reloaded(settings: Settings, new: Settings) -> tuple[Settings, list[str], list[str]]:
@@ -118,8 +119,13 @@ def reloaded(settings: Settings, new: Settings) -> tuple[Settings, list[str], li
     would need a restart."""
     changed = [item for item in SETTINGS if getattr(new, item.attribute) != getattr(settings, item.attribute)]
     applied = {item.attribute: getattr(new, item.attribute) for item in changed if item.reload}
+    kept = {item.attribute for item in changed if not item.reload}
+    origins = {
+        name: (settings if name in kept else new).origins.get(name, "") for name in (*settings.origins, *new.origins)
+    }
+    given = {name: origin for name, origin in origins.items() if origin}
     return (
-        dataclasses.replace(settings, **applied),
+        dataclasses.replace(settings, **applied, origins=given),
         sorted(item.name for item in changed if item.reload),
         [item.name for item in changed if not item.reload],
     )

@@ -128,8 +128,8 @@ class Connection(Paced):
                 self._process_metered(data, self.meter)
 
     def begin_work(self) -> bool:
-        """Let further packets wait for a task that is not of this connection, until `work_done`; False if it is not open,
-        or waits for a task already."""
+        """Let further packets wait for a task that is not of this connection, until `work_done`; False if it is not
+        open, or waits for a task already."""
         if self._working or self.machine.state != OPEN:
             return False
         self._busy = self._working = True

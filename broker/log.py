@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import deque
 from collections.abc import Mapping, MutableMapping
-from typing import TextIO
+from typing import Final, TextIO
 
 import structlog
 
@@ -18,6 +19,40 @@ LEVELS = ("debug", "info", "warning", "error")
 
 #: Longer values are cut: a client decides how long its client id or topic is.
 VALUE_LIMIT = 512
+
+#: Warnings and errors that are remembered.
+RECENT_LINES: Final = 500
+
+
+class Recent(logging.Handler):
+    """The last warnings and errors of this process, whatever the level of the log is, oldest first."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        #: Time since the epoch in seconds, level, event, and the other fields as text.
+        self.lines: deque[tuple[float, str, str, dict[str, str]]] = deque(maxlen=RECENT_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        if isinstance(record.msg, dict):
+            fields = dict(record.msg)
+            event = _cut(fields.pop("event", ""))
+        else:
+            fields, event = {"logger": record.name}, _cut(record.getMessage())
+        for name in ("level", "timestamp"):
+            fields.pop(name, None)
+        if fields.pop("exc_info", None) or record.exc_info:
+            fields["exception"] = _cause(record)
+        shown = {name: _cut(value) for name, value in fields.items() if not name.startswith("_")}
+        self.lines.append((record.created, record.levelname.lower(), event, shown))
+
+
+def _cause(record: logging.LogRecord) -> str:
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else sys.exc_info()[1]
+    return "" if error is None else f"{type(error).__name__}: {error}"
+
+
+recent: Final = Recent()
 
 
 def configure(level: str = "info", format: str = "text", stream: TextIO | None = None) -> None:  # noqa: A002
@@ -51,13 +86,18 @@ def configure(level: str = "info", format: str = "text", stream: TextIO | None =
         )
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, recent]
     root.setLevel(level.upper())
 
 
 def bind(**fields: object) -> None:
     """Every line of this task and those that it starts carries `fields`."""
     structlog.contextvars.bind_contextvars(**fields)
+
+
+def level() -> str:
+    """The level that is in force."""
+    return logging.getLevelName(logging.getLogger().level).lower()
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -77,7 +77,7 @@ class Node:
         self._life: Life | None = None
         self._office: Office | None = None
         self._lives = 0
-        self._started_at_s = time.time()
+        self.started_at_s = time.time()
         self._serving = False
         #: An operator wants no clients here.
         self._resting = False
@@ -163,7 +163,7 @@ class Node:
         """From joined to drained."""
         life = self._life
         assert life is not None
-        self._office = Office(self, life.server, self.metrics)
+        self._office = Office(self, life.server, self.metrics, life.measuring)
         self._serving = True
         if self._resting:
             self._rest(life)
@@ -342,7 +342,7 @@ class Node:
         told = Report(self.name, self.status, pid=os.getpid(), connections=self.metrics.connections)
         told.samples = {
             **(self.metrics.samples() if life is None else life.measuring.samples()),
-            **build_samples(self.name, self._started_at_s),
+            **build_samples(self.name, self.started_at_s),
             **certificate_samples(self._listeners, self._certificates),
         }
         if life is None:

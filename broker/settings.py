@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,9 @@ class Settings:
     log_format: str = _setting(_LOGS, Choice("text", "json"), "text", "Form of a log line.")
     # fmt: on
 
+    #: Where each value comes from, by attribute; what is missing is as by default. No setting itself.
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
     @property
     def partition_count(self) -> int:
         """`partitions` with 0 replaced by what it stands for."""
@@ -378,5 +382,7 @@ class Settings:
 
 
 SETTINGS: tuple[Setting, ...] = tuple(
-    dataclasses.replace(field.metadata["setting"], attribute=field.name) for field in dataclasses.fields(Settings)
+    dataclasses.replace(field.metadata["setting"], attribute=field.name)
+    for field in dataclasses.fields(Settings)
+    if "setting" in field.metadata
 )

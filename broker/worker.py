@@ -67,7 +67,7 @@ class Worker:
         return self._settings
 
     def _take(self, message: dict[str, Any]) -> None:
-        self._settings = from_texts(message["settings"])
+        self._settings = from_texts(message["settings"], message["origins"])
         configure(self._settings.log_level, self._settings.log_format)
 
     def _tell(self, asked: int = 0) -> None:

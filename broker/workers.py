@@ -56,7 +56,7 @@ class WorkerProcess:
         self._channel = channel = Channel(ours)
         self.relay = relay = Relay(channel.send)
         self._asked = self._answered = 0
-        channel.send({"settings": as_texts(settings)})
+        channel.send({"settings": as_texts(settings), "origins": dict(settings.origins)})
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.run)
@@ -107,7 +107,7 @@ class WorkerProcess:
     def configure(self, settings: Settings) -> None:
         """Give new settings to the present process."""
         if self._channel is not None:
-            self._channel.send({"settings": as_texts(settings)})
+            self._channel.send({"settings": as_texts(settings), "origins": dict(settings.origins)})
 
     async def report(self) -> Report:
         """How it is now; without counters if there is no process, or none that answers in time."""

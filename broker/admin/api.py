@@ -54,8 +54,10 @@ class Caller(msgspec.Struct, frozen=True):
     scope: Scope = ADMIN
 
 
+_INSIDE: Final = Caller()
+
 #: Who asked for what is carried out now.
-CALLER: Final[ContextVar[Caller]] = ContextVar("caller", default=Caller())
+CALLER: Final[ContextVar[Caller]] = ContextVar("caller", default=_INSIDE)
 
 
 class Desk(Protocol):

@@ -7,24 +7,31 @@ from typing import Final
 
 from broker.admin import (
     alarms,
+    bans,
     clients,
     delayed,
     groups,
     keys,
+    logs,
     messages,
     nodes,
     presence,
     retained,
+    rules,
     sessions,
+    settings,
     slow,
+    stats,
     subscriptions,
     topics,
     trace,
+    users,
 )
 
 #: Modules of operations, in the order of the documentation.
 SUBJECTS: Final[tuple[ModuleType, ...]] = (
     nodes,
+    stats,
     clients,
     sessions,
     subscriptions,
@@ -33,9 +40,14 @@ SUBJECTS: Final[tuple[ModuleType, ...]] = (
     retained,
     groups,
     delayed,
+    bans,
+    users,
+    rules,
     presence,
     alarms,
     slow,
     trace,
+    settings,
+    logs,
     keys,
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from broker import __version__
 from broker.admin.api import OPERATOR, VIEWER
 from broker.admin.operations import Nothing, operation
 from broker.admin.questions import question
@@ -15,10 +17,14 @@ if TYPE_CHECKING:
 
 
 class Node(msgspec.Struct, kw_only=True):
-    """One live node. `status` is `ready` or says why clients should go elsewhere; silent nodes have `unknown`."""
+    """One live node. `status` is `ready` or says why clients should go elsewhere. `listeners` are URLs with the ports
+    that they have, of the address that the node listens on."""
 
     node: str
     status: str
+    version: str = ""
+    uptime_s: float = 0.0
+    listeners: list[str] = []
     member: str = ""
     members: list[str] = []
     pid: int = 0
@@ -43,7 +49,13 @@ class NamedNode(msgspec.Struct, frozen=True):
 
 @question("nodes.report")
 def _report(office: Office, arguments: dict[str, Any]) -> Any:
-    return office.node.report().shown()
+    node = office.node
+    return {
+        **node.report().shown(),
+        "version": __version__,
+        "uptime_s": round(time.time() - node.started_at_s, 1),
+        "listeners": node.addresses,
+    }
 
 
 @question("nodes.drain")

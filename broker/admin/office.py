@@ -21,12 +21,14 @@ from broker.admin.api import (
 from broker.admin.asking import PATIENCE_S, Asking
 from broker.admin.catalogue import SUBJECTS
 from broker.admin.keyring import KeyRing
+from broker.admin.logs import Temporary
 from broker.admin.operations import INTERNAL, OPERATIONS, Operation
 from broker.admin.questions import Answers
 from broker.config import Settings
 from broker.errors import ClusterError, StoreFull
 from broker.http.report import Report
 from broker.log import get_logger
+from broker.measuring.life import Measuring
 from broker.metrics import Metrics
 from broker.server import Server
 from cluster.api import Cluster
@@ -40,6 +42,10 @@ class NodeControl(Protocol):
     """The node, as far as operators steer it."""
 
     settings: Settings
+    #: URLs of its listeners, with the ports that they have.
+    addresses: list[str]
+    #: Since the epoch.
+    started_at_s: float
 
     @property
     def name(self) -> str:
@@ -65,8 +71,9 @@ class NodeControl(Protocol):
 class Office:
     """Of one life of a node."""
 
-    def __init__(self, node: NodeControl, server: Server, metrics: Metrics) -> None:
+    def __init__(self, node: NodeControl, server: Server, metrics: Metrics, measuring: Measuring) -> None:
         self.node = node
+        self.measuring = measuring
         self.server = server
         self.metrics = metrics
         self.cluster: Cluster = server.cluster
@@ -74,6 +81,7 @@ class Office:
         self.inspection: Inspection = server.cluster.inspection
         self.inside = server.inside
         self.keys = KeyRing(self.registry, node.settings, self.cluster.now_ms)
+        self.log_level = Temporary()
         self._asking = Asking(self)
         assert SUBJECTS, "what they declare is declared"
 

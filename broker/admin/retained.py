@@ -27,9 +27,10 @@ _PayloadBytes = Annotated[int, msgspec.Meta(ge=0, le=1024 * 1024, description="S
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """The level to look into: the levels before it, as in a topic; empty: the first level."""
+    """The level to look into: the levels before it, as in a topic. Null: the first level; empty: the one below an empty
+    first level (topics such as `/a`)."""
 
-    prefix: Text = ""
+    prefix: Text | None = None
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -135,7 +136,7 @@ async def _matching(office: Office, topic_filter: str, limit: int, cursor: str) 
 async def browse(office: Office, arguments: Level) -> Page[Branch]:
     """The names at one level of the topics that have retained messages, in order. Topics that begin with `$` are shown,
     too."""
-    levels = arguments.prefix.split("/") if arguments.prefix else []
+    levels = [] if arguments.prefix is None else arguments.prefix.split("/")
     found: Smallest[Branch] = Smallest(arguments.limit, key_of(arguments.cursor))
     for number, (level, has_message, below) in enumerate(office.cluster.retained_children(levels), 1):
         if number % PORTION == 0:

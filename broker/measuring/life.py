@@ -10,6 +10,7 @@ import trio
 
 from broker import __version__
 from broker.measuring.census import Census
+from broker.measuring.history import History
 from broker.measuring.overload import Overload
 from broker.measuring.process import process_samples
 from broker.measuring.store import StoreWatch
@@ -31,6 +32,7 @@ class Measuring:
         self.census = Census(server)
         self.overload = Overload(lambda: server.reactor.unsent_bytes)
         self.store = StoreWatch(server.cluster)
+        self.history = History(server, self.census)
         server.reactor.turn_done = Turns(server.reactor, server.dispatch, server.metrics).done
 
     async def serve(self) -> None:
@@ -38,6 +40,7 @@ class Measuring:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.overload.serve)
             nursery.start_soon(self.store.serve)
+            nursery.start_soon(self.history.serve)
 
     async def refresh(self) -> None:
         """Count what is too much to be counted without others getting their turn."""

@@ -351,7 +351,7 @@ def test_partition_count() -> None:
 def test_declaration_is_consistent() -> None:
     for names in zip(*((s.name, s.option, s.variable, s.attribute) for s in SETTINGS), strict=True):
         assert len(set(names)) == len(names)
-    assert [s.attribute for s in SETTINGS] == [field.name for field in dataclasses.fields(Settings)]
+    assert [*(s.attribute for s in SETTINGS), "origins"] == [field.name for field in dataclasses.fields(Settings)]
     assert all(s.at_least is not None for s in SETTINGS if s.kind.metavar in ("N", "SIZE", "TIME"))
     assert all(s.is_flag == isinstance(getattr(Settings(), s.attribute), bool) for s in SETTINGS)
     assert any(isinstance(s.kind, Flag) for s in SETTINGS)
