@@ -184,7 +184,7 @@ class Inspection(Protocol):
     async def sessions(self, after: str, limit: int, prefix: str = "") -> list[SessionState]:
         """At most `limit` (<= LIST_LIMIT) persistent sessions (expiry over 0) of the whole cluster whose client ids
         begin with `prefix` and come behind `after`, in the order of these; [] at the end. Less than `limit` need not be
-        the end. Sessions made by a node of an older version come in when they are next connected or left."""
+        the end. Sessions made by a node of an older version come in when they are next connected."""
 
     async def session(self, client_id: str) -> SessionState | None:
         """The session of a client, persistent or not; None if there is none."""

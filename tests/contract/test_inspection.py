@@ -416,3 +416,17 @@ async def test_epochs_grow_from_node_to_node(store: RedisServer | ServerCluster)
                 epochs.append(at.epoch)
                 await leave(world, at, 0)
         assert epochs == sorted(set(epochs))
+
+
+async def test_a_session_of_before_the_list_comes_in_when_it_is_connected(single: RedisServer) -> None:
+    async with served(RedisCluster(single.address, "a", ClusterLimits(), f"inspection{next(_numbers)}", 1)) as world:
+        await leave(world, await world.connect("c"))
+        with single.client() as client:
+            prefix = world.cluster._keys.partitions[0].decode()  # type: ignore[attr-defined]
+            [session] = client.keys(f"{prefix}s:*")
+            assert client.hdel(session, "created") == client.delete(f"{prefix}ix") == 1
+        assert await names(world.cluster.inspection) == []
+        assert (await state(world, "c")).created_ms == 0
+        assert (await world.connect("c")).session_present
+        assert await names(world.cluster.inspection) == ["c"]
+        assert (await state(world, "c")).created_ms == 0

@@ -22,14 +22,7 @@ local function mark_routes(p, sid, birth, filters, due)
   redis.call('ZADD', p .. 'tr', due, sid)
 end
 
--- Keeps a session's client id in the zset 'ix', which lists the persistent ones, if it is one (expiry over 0).
-local function list_session(p, client, expiry)
-  if tonumber(expiry) > 0 then
-    redis.call('ZADD', p .. 'ix', 0, client)
-  else
-    redis.call('ZREM', p .. 'ix', client)
-  end
-end
+-- The zset 'ix' has the client ids of the persistent sessions: those with an expiry over 0.
 
 -- Deletes a session but for its will; returns how many filters it had. client: its client id.
 local function wipe(p, sid, birth, now, client)
@@ -106,6 +99,14 @@ local function may_take(p, owner, node, inc)
   return not name or (name == node and tonumber(old) < tonumber(inc)) or is_fenced(p, name, old)
 end
 
+-- The number of a connection: higher than that of any that the client had before, here or elsewhere, also where its
+-- session was not kept, and where the store lost its last writes (it is not below its clock).
+local function next_epoch(p, now)
+  local epoch = math.max(tonumber(redis.call('HGET', p .. 'fence', 'epoch') or 0) + 1, now)
+  redis.call('HSET', p .. 'fence', 'epoch', string.format('%.0f', epoch))
+  return epoch
+end
+
 -- args: sid, client id, token, node, inc, clean start, expiry s, will record or '', will delay s, margin of sent seqs,
 -- member that it may be robbed from or '', generation, after how many ms the will goes out of an owner that did not let
 -- the session go, if its end makes that due, or '' if it never does; optional: the identity that the session has to be
@@ -113,14 +114,15 @@ end
 -- where nobody is connected with them, or ''.
 -- Returns {1} if fenced; {4} if the session is another identity's; {3, owner} if another live member owns the session,
 -- and not that one; else {0, present, birth, last seq, lowest queued seq, sent, subscriptions, releasing, inbound,
--- ended will or '', ended subscriptions}.
+-- ended will or '', ended subscriptions, number of this connection}.
 local function attach(keys, args)
   local p, sid, owner = keys[1], args[1], args[4] .. ':' .. args[5]
   if is_fenced(p, args[4], args[5]) then
     return { 1 }
   end
   local key, will, now = p .. 's:' .. sid, p .. 'will:' .. sid, now_ms()
-  local s, identity = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo', 'identity'), args[14] or ''
+  local s = redis.call('HMGET', key, 'birth', 'expiry', 'owner', 'c', 'lo', 'identity', 'created')
+  local identity = args[14] or ''
   if s[6] and identity ~= '' and s[6] ~= identity then
     local left = not s[3] or may_take(p, s[3], args[4], args[5])
     if s[6] ~= args[15] or args[6] ~= '1' or not left then
@@ -152,7 +154,12 @@ local function attach(keys, args)
     redis.call('HSET', will, 'm', args[8], 'd', args[9])
   end
   redis.call('SADD', p .. 'own:' .. owner, sid)
-  list_session(p, args[2], args[7])
+  if args[7] ~= '0' and not (present and s[7]) then
+    -- New, or begun by a node that kept no list.
+    redis.call('ZADD', p .. 'ix', 0, args[2])
+  elseif args[7] == '0' and present then
+    redis.call('ZREM', p .. 'ix', args[2])
+  end
   local gen = tonumber(args[12])
   if not present then
     local birth = redis.call('HINCRBY', p .. 'fence', 'births', 1)
@@ -161,10 +168,13 @@ local function attach(keys, args)
     if identity ~= '' then
       redis.call('HSET', key, 'identity', identity)
     end
-    return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended }
+    return { 0, 0, birth, 0, 1, 0, {}, {}, {}, ended_will, ended, next_epoch(p, now) }
   end
   if identity ~= '' and not s[6] then
     redis.call('HSET', key, 'identity', identity)
+  end
+  if not s[7] then
+    redis.call('HSET', key, 'created', 0)
   end
   local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, s[4])
   local low = lowest(p, sid, tonumber(s[5]), last, count)
@@ -182,32 +192,26 @@ local function attach(keys, args)
   redis.call('HSET', key, 'token', args[3], 'owner', owner, 'expiry', args[7], 'lo', low, 'c',
     struct.pack(COUNTERS, birth, last, count, bytes, releasing, sent, known, uv))
   return { 0, 1, birth, last, low, sent, redis.call('HGETALL', p .. 'sub:' .. sid),
-    redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {} }
+    redis.call('SMEMBERS', p .. 'rel:' .. sid), redis.call('HGETALL', p .. 'in:' .. sid), '', {}, next_epoch(p, now) }
 end
 
--- As attach, and behind its answer the number of this connection: higher than that of any the client had before, here or
--- elsewhere, also where the session was not kept, and where the store lost its last writes (it is not below its clock).
-local function attach_numbered(keys, args)
-  local answer = attach(keys, args)
-  if answer[1] == 0 then
-    local fence = keys[1] .. 'fence'
-    local epoch = math.max(tonumber(redis.call('HGET', fence, 'epoch') or 0) + 1, now_ms())
-    redis.call('HSET', fence, 'epoch', string.format('%.0f', epoch))
-    answer[12] = epoch
-  end
-  return answer
-end
-
--- As attach_numbered, for a full store: only an existing session may be taken; {2} if there is none.
-local function numbered_full(keys, args)
+-- For a full store: only an existing session may be taken; {2} if there is none.
+local function attach_full(keys, args)
   if redis.call('EXISTS', keys[1] .. 's:' .. args[1]) == 0 then
     return { 2 }
   end
-  return attach_numbered(keys, args)
+  return attach(keys, args)
 end
 
-local function attach_full(keys, args)
-  local answer = numbered_full(keys, args)
+-- For nodes that know of no number of the connection.
+local function attach_unnumbered(keys, args)
+  local answer = attach(keys, args)
+  answer[12] = nil
+  return answer
+end
+
+local function full_unnumbered(keys, args)
+  local answer = attach_full(keys, args)
   answer[12] = nil
   return answer
 end
@@ -217,7 +221,7 @@ end
 local function detach(keys, args)
   local p, sid, expiry = keys[1], args[1], tonumber(args[3])
   local key, will = p .. 's:' .. sid, p .. 'will:' .. sid
-  local s = redis.call('HMGET', key, 'token', 'birth', 'owner', 'c', 'client')
+  local s = redis.call('HMGET', key, 'token', 'birth', 'owner', 'c', 'client', 'expiry')
   if s[1] ~= args[2] then
     return { 0, 0, 0 }
   end
@@ -240,7 +244,9 @@ local function detach(keys, args)
     return { 1, fired, wipe(p, sid, s[2], now, s[5]) }
   end
   redis.call('HDEL', key, 'token', 'owner')
-  list_session(p, s[5], expiry)
+  if s[6] == '0' then
+    redis.call('ZADD', p .. 'ix', 0, s[5])
+  end
   local birth, last, count, bytes, releasing, sent, known, uv = struct.unpack(COUNTERS, s[4])
   sent = math.max(sent, tonumber(args[4]))
   redis.call('HSET', key, 'expiry', expiry, 'c',
@@ -327,12 +333,12 @@ end
 redis.register_function { function_name = 'rk1_generation', callback = generation, flags = { 'allow-oom' } }
 -- Nodes of versions before call the first four; the first two do not tell an identity. The names of the others say that
 -- it is looked at, and that the answer has a number: a library that does not know that has not got them.
-redis.register_function('rk1_attach', attach)
-redis.register_function { function_name = 'rk1_attach_full', callback = attach_full, flags = { 'allow-oom' } }
-redis.register_function('rk1_attach_as', attach)
-redis.register_function { function_name = 'rk1_attach_as_full', callback = attach_full, flags = { 'allow-oom' } }
-redis.register_function('rk1_attach_numbered', attach_numbered)
-redis.register_function { function_name = 'rk1_attach_numbered_full', callback = numbered_full, flags = { 'allow-oom' } }
+redis.register_function('rk1_attach', attach_unnumbered)
+redis.register_function { function_name = 'rk1_attach_full', callback = full_unnumbered, flags = { 'allow-oom' } }
+redis.register_function('rk1_attach_as', attach_unnumbered)
+redis.register_function { function_name = 'rk1_attach_as_full', callback = full_unnumbered, flags = { 'allow-oom' } }
+redis.register_function('rk1_attach_numbered', attach)
+redis.register_function { function_name = 'rk1_attach_numbered_full', callback = attach_full, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'rk1_detach', callback = detach, flags = { 'allow-oom' } }
 redis.register_function('rk1_subscribe', subscribe)
 redis.register_function { function_name = 'rk1_unsubscribe', callback = unsubscribe, flags = { 'allow-oom' } }
