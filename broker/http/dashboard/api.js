@@ -97,6 +97,7 @@ function learn(document_) {
         method: method.toUpperCase(),
         path: path.replace(/^.*?\/api\/v1\//, "").replace(/^\//, ""),
         scope: declared["x-rookery-scope"] ?? "viewer",
+        paged: (declared.parameters ?? []).some((one) => one.name === "cursor"),
       });
     }
   }
@@ -138,7 +139,8 @@ function locate(name, given) {
   if (!operation) throw new ApiError(404, "Not there", `This node does not know ${name}.`);
   const rest = {};
   for (const [key, value] of Object.entries(given)) {
-    if (value !== undefined && value !== null && value !== "") rest[key] = value;
+    if (value === undefined || value === null) continue;
+    if (operation.paged || operation.method !== "GET" || (key !== "limit" && key !== "cursor")) rest[key] = value;
   }
   const path = operation.path.replace(/{([^}:]+)(:path)?}/g, (_, key) => {
     const part = String(rest[key] ?? "");

@@ -9,7 +9,7 @@ const GROUPS = [
     ["overview", "Overview", "overview", "stats.show"],
     ["nodes", "Nodes", "nodes", "nodes.list"],
     ["alarms", "Alarms", "alarms", "alarms.list"],
-    ["logs", "Logs and settings", "logs", "settings.show"],
+    ["logs", "Logs and settings", "logs", "logs.list"],
   ]],
   ["Clients", [
     ["clients", "Clients", "clients", "clients.list"],
@@ -150,10 +150,10 @@ function drawLogin() {
       field({ name: "secret", label: "Secret", type: "password", required: true, autocomplete: "current-password" }),
     ], "Log in", async ({ name, secret }) => {
       await api.login(name, secret);
-      start();
+      start(true);
     }),
     h("p", { class: "muted" }, "With the name and secret of an API key. The first one, ", h("code", null, "admin"), ", was shown when the broker was started for the first time.")));
-  byId("main").querySelector("input[name=secret]").focus();
+  byId("main").querySelector("input[type=password]").focus();
 }
 
 /** "#/clients/a%2Fb?x=y" as {page: "clients", rest: ["a/b"], query}. */
@@ -208,11 +208,11 @@ async function route(moved = true) {
   window.scrollTo(0, 0);
 }
 
-function start() {
+function start(moved) {
   document.body.className = "";
   drawTop();
   if (!location.hash) history.replaceState(null, "", "#/overview");
-  route();
+  route(moved);
 }
 
 addEventListener("hashchange", () => route());
@@ -234,7 +234,7 @@ api.events.addEventListener("session", () => {
 
 async function begin() {
   try {
-    if (await api.resume()) start();
+    if (await api.resume()) start(false);
     else drawLogin();
   } catch (error) {
     if (error.status) fill(byId("main"), notice(error.message, "bad"));

@@ -98,7 +98,7 @@ export function value(key, given) {
     if (/(_id|pid|port|version|level|seq|qos)$/.test(key)) return String(given);
     return number(given);
   }
-  if (Array.isArray(given)) return given.length ? given.map((one) => value(key, one)).join(", ") : NONE;
+  if (Array.isArray(given)) return given.length ? given.map((one) => (Array.isArray(one) ? one.join("=") : value(key, one))).join(", ") : NONE;
   if (typeof given === "object") {
     return Object.entries(given).map(([name, one]) => `${name}: ${value(name, one)}`).join(", ") || NONE;
   }

@@ -100,7 +100,8 @@ export function field(given) {
   const { name, label: text, type = "text", value: initial, options, hint, ...others } = given;
   const id = freshId();
   const hintId = hint ? freshId() : undefined;
-  const props = { id, name, "aria-describedby": hintId, autocomplete: "off", ...others };
+  // A prefix: a field called "contains" would hide the method of its form.
+  const props = { id, name: `f-${name}`, "aria-describedby": hintId, autocomplete: "off", ...others };
   let input;
   if (type === "select") {
     input = h("select", props, options.map((option) => {
@@ -125,11 +126,11 @@ export function field(given) {
 export function contents(form) {
   const found = {};
   for (const input of form.elements) {
-    if (!input.name || input.disabled) continue;
-    if (input.type === "checkbox") found[input.name] = input.checked;
+    if (!input.name) continue;
+    const name = input.name.slice(2);
+    if (input.type === "checkbox") found[name] = input.checked;
     else if (input.value === "") continue;
-    else if (input.type === "number") found[input.name] = Number(input.value);
-    else found[input.name] = input.value;
+    else found[name] = input.type === "number" ? Number(input.value) : input.value;
   }
   return found;
 }
@@ -184,14 +185,6 @@ export function table(caption, columns, items, { actions, empty = "Nothing here.
   if (!items.length) return h("p", { class: "empty" }, empty);
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
     h("table", null, h("caption", { class: "hidden" }, caption), h("thead", null, h("tr", null, head)), h("tbody", null, rows)));
-}
-
-/** Columns for fields that are in the items, in this order. */
-export function columnsFor(items, keys) {
-  const here = new Set(items.flatMap((item) => Object.keys(item)));
-  return keys.filter((key) => here.has(key)).map((key) => ({
-    key, num: items.some((item) => typeof item[key] === "number" && !/_at(_ms)?$/.test(key)),
-  }));
 }
 
 /**
@@ -267,10 +260,10 @@ export function payloadView(message) {
     for (const each of buttons) each.setAttribute("aria-pressed", String(each.textContent === name));
   };
   choose(...kinds[0]);
-  const cut = message.truncated || message.payload_truncated;
+  const cut = message.truncated;
   return h("div", { class: "payload-view" },
     h("div", { class: "segmented", role: "group", "aria-label": "Show the payload as" }, buttons,
-      h("small", null, bytes(message.size ?? message.payload_size ?? data.length), cut ? " (cut)" : "")),
+      h("small", null, bytes(message.payload_bytes ?? data.length), cut ? " (cut)" : "")),
     data.length ? area : h("p", { class: "empty" }, "The payload is empty."));
 }
 

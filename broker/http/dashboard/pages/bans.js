@@ -1,7 +1,8 @@
 // Who is not let in.
 import { call, can } from "../api.js";
 import { h } from "../dom.js";
-import { columnsFor, ask, attempt, button, formDialog, heading, paged, table } from "../ui.js";
+import { value } from "../format.js";
+import { ask, attempt, button, formDialog, heading, paged, table } from "../ui.js";
 
 const KINDS = [["client_id", "client ID"], ["client_id_prefix", "client IDs that begin with"], ["username", "user"], ["username_prefix", "users that begin with"], ["ip", "IP address or network"]];
 
@@ -11,8 +12,8 @@ export default async function bans(place) {
     draw: (items) => table("Bans", [
       { label: "Kind", show: (item) => item.kind },
       { label: "Who", show: (item) => h("span", { class: "mono" }, item.value) },
-      ...columnsFor(items, ["until_ms", "until_at_ms", "until_s", "until", "expires_at_ms", "reason", "by", "at_ms", "created_at_ms"]).map((column) =>
-        (/^(until|expires)/.test(column.key) ? { label: "Until", show: (item) => until(item[column.key], column.key) } : column)),
+      { label: "Until", show: (item) => (item.until_at_ms ? value("until_at_ms", item.until_at_ms) : "for ever") },
+      { key: "reason" }, { key: "by" },
     ], items, {
       empty: "Nobody is banned.",
       actions: can("bans.remove") ? (item) => button("Remove", () => ask("Remove the ban?", `${item.kind} ${item.value}`, "Remove",
@@ -22,16 +23,11 @@ export default async function bans(place) {
   const add = () => formDialog("Ban", [
     { name: "kind", label: "Kind", type: "select", options: KINDS },
     { name: "value", label: "Who", required: true, "data-first": true },
-    { name: "duration_s", label: "For (seconds)", type: "number", min: 1, placeholder: "for ever" },
+    { name: "for_s", label: "For (seconds)", type: "number", min: 1, placeholder: "for ever" },
     { name: "reason", label: "Reason", hint: "For those who list bans; clients are not told." },
   ], "Ban", async (given) => {
     await call("bans.add", given);
     await list.reload();
   });
   place.append(heading("Bans", can("bans.add") ? button("Ban…", add, { class: "primary" }) : null), list.element);
-}
-
-function until(given, key) {
-  if (!given) return "for ever";
-  return new Date(/_ms$/.test(key) ? given : given * 1000).toLocaleString();
 }

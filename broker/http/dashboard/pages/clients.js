@@ -2,11 +2,11 @@
 import { call, can } from "../api.js";
 import { fill, h } from "../dom.js";
 import { age } from "../format.js";
-import { ask, attempt, badge, button, facts, failed, form, field, formDialog, heading, missing, notice, paged, table } from "../ui.js";
+import { ask, attempt, badge, button, facts, form, field, formDialog, heading, missing, notice, paged, table, toast } from "../ui.js";
 import { messagesOf } from "./sessions.js";
 
 const FILTERS = [
-  { name: "client_id", label: "Client ID begins with", type: "search" },
+  { name: "contains", label: "Client ID has", type: "search" },
   { name: "username", label: "User" },
   { name: "ip", label: "IP" },
   { name: "node", label: "Node" },
@@ -20,7 +20,8 @@ export function kick(clientId, done) {
     { name: "ban_s", label: "Keep it out for (seconds)", type: "number", min: 1, placeholder: "not at all", "data-first": true },
   ], "Disconnect", async (given) => {
     await call("clients.kick", { client_id: clientId, ...given });
-    await attempt(async () => done?.(), `${clientId} was disconnected.`);
+    toast(`${clientId} was disconnected.`);
+    await done?.();
   }, { danger: true });
 }
 
@@ -32,8 +33,8 @@ export default async function clients(place, { rest, query, whenLeft }) {
     { label: "State", show: (client) => (client.connected ? badge("connected", "good") : badge("not connected")) },
     { label: "Node", show: (client) => client.node },
     { label: "User", show: (client) => client.username },
-    { label: "Peer", show: (client) => client.peer ?? client.ip },
-    { label: "Protocol", show: (client) => client.protocol },
+    { label: "Peer", show: (client) => (client.ip ? `${client.ip}:${client.port}` : null) },
+    { label: "Protocol", show: (client) => (client.protocol_version ? `${client.protocol_version} ${client.transport}` : null) },
     { label: "Connected", show: (client) => age(client.connected_at_ms) },
   ];
   const list = paged({
@@ -54,17 +55,22 @@ async function one(place, clientId, whenLeft) {
   whenLeft(() => (gone = true));
   const body = h("div");
   const load = async () => {
-    const client = await call("clients.show", { client_id: clientId });
+    let client;
+    try {
+      client = await call("clients.show", { client_id: clientId });
+    } catch (error) {
+      fill(actions);
+      fill(body, notice(error.message, error.status === 404 ? "warn" : "bad"));
+      return;
+    }
     if (gone) return;
-    const { session, ...connection } = client;
     fill(body, missing(client),
-      h("section", { class: "panel" }, facts(connection, ["missing_nodes"], {
+      h("section", { class: "panel" }, facts(client, ["missing_nodes", "client_id"], {
         connected: (yes) => (yes ? badge("connected", "good") : badge("not connected")),
       })),
-      session ? h("section", { class: "panel" }, h("h2", null, "Session"), facts(session, ["client_id"])) : null,
       subscriptions(clientId), queue(clientId));
     fill(actions,
-      button("Refresh", () => load().catch(failed)),
+      button("Refresh", load),
       can("trace.start") ? h("a", { class: "button", href: `#/trace?client_id=${encodeURIComponent(clientId)}` }, "Trace") : null,
       can("sessions.delete") ? button("Delete session", () => ask(`Delete the session of ${clientId}?`,
         "It is disconnected; its subscriptions and the messages that wait for it are gone.", "Delete", async () => {
@@ -75,11 +81,7 @@ async function one(place, clientId, whenLeft) {
   };
   const actions = h("div", { class: "actions" });
   place.append(h("p", null, h("a", { href: "#/clients" }, "← Clients")), heading(clientId, actions), body);
-  try {
-    await load();
-  } catch (error) {
-    fill(body, notice(error.message, error.status === 404 ? "warn" : "bad"));
-  }
+  await load();
 }
 
 function subscriptions(clientId) {
@@ -88,8 +90,8 @@ function subscriptions(clientId) {
     const answer = await call("subscriptions.of_client", { client_id: clientId });
     fill(body, table("Subscriptions", [
       { label: "Filter", show: (item) => h("span", { class: "mono" }, item.topic_filter) },
-      { key: "qos" }, { key: "no_local" }, { key: "retain_as_published" }, { label: "ID", show: (item) => String(item.subscription_id || "–") },
-    ].filter((column) => !column.key || answer.items.some((item) => column.key in item)), answer.items, {
+      { key: "qos" }, { key: "no_local" }, { key: "retain_as_published" }, { key: "subscription_identifier" },
+    ], answer.items, {
       empty: "None.",
       actions: can("subscriptions.remove") ? (item) => button("Remove", () => attempt(
         () => call("subscriptions.remove", { client_id: clientId, topic_filter: item.topic_filter }), "Removed.").then(load),

@@ -9,17 +9,16 @@ export default async function delayed(place) {
   const list = paged({
     fetch: (given) => call("delayed.list", given),
     draw: (items) => table("Delayed messages", [
-      { label: "Due", show: (item) => value("due_at_ms", item.due_at_ms ?? item.due_ms) },
-      { label: "Topic", show: (item) => h("span", { class: "mono" }, item.topic ?? item.message?.topic) },
-      { label: "QoS", num: true, show: (item) => value("qos", item.qos ?? item.message?.qos) },
-      { label: "Size", num: true, show: (item) => bytes(item.size ?? item.payload_size ?? item.payload_bytes ?? item.message?.size) },
+      { label: "Due", show: (item) => value("due_at_ms", item.due_at_ms) },
+      { label: "Topic", show: (item) => h("span", { class: "mono" }, item.topic) },
+      { label: "QoS", num: true, show: (item) => value("qos", item.qos) },
+      { label: "Size", num: true, show: (item) => bytes(item.payload_bytes) },
     ], items, {
       empty: "No message is delayed.",
       actions: (item) => [
         button("Show", async () => {
           try {
-            const whole = can("delayed.show") ? await call("delayed.show", { id: item.id }) : item;
-            message(whole.message ? { ...whole, ...whole.message, message: undefined } : whole, whole.topic ?? whole.message?.topic);
+            message(await call("delayed.show", { id: item.id }));
           } catch (error) {
             failed(error);
           }

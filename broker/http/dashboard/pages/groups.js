@@ -1,16 +1,16 @@
 // Shared subscriptions: who shares, and how far behind they are.
-import { call, can } from "../api.js";
+import { call } from "../api.js";
 import { h } from "../dom.js";
 import { number, value } from "../format.js";
-import { button, dialog, facts, heading, missing, paged, table } from "../ui.js";
+import { button, dialog, facts, heading, paged, table } from "../ui.js";
 import { link } from "./clients.js";
 
-const name = (group) => group.topic_filter || group.name || group.group_id || "?";
+const name = (group) => group.topic_filter || "?";
 
 function show(group) {
-  const { members = [], ...rest } = group;
+  const { items: members = [], ...rest } = group;
   return [
-    facts(rest, ["topic_filter", "missing_nodes"]),
+    facts(rest, ["topic_filter"]),
     h("h2", null, "Members"),
     table("Members", [
       { label: "Client ID", show: (member) => (member.client_id ? link(member.client_id) : "?") },
@@ -28,15 +28,15 @@ export default async function groups(place) {
       return table("Shared groups", [
         { label: "Group", show: (item) => h("span", { class: "mono" }, name(item)) },
         { label: "Strategy", show: (item) => item.strategy },
-        { label: "Members", num: true, show: (item) => (Array.isArray(item.members) ? number(item.members.length) : number(item.members)) },
+        { label: "Members", num: true, show: (item) => `${number(item.connected)} of ${number(item.members)} connected` },
         { label: "Lag", num: true, show: (item) => h("span", null, h("meter", { class: "meter", min: 0, max: most, value: item.lag ?? 0, "aria-hidden": "true" }), number(item.lag)) },
         { label: "Pending", num: true, show: (item) => number(item.pending) },
         { label: "Oldest", num: true, show: (item) => (item.oldest_ms ? value("oldest_ms", item.oldest_ms) : "–") },
       ], items, {
         empty: "Nobody shares a subscription.",
         actions: (item) => button("Show", async () => {
-          const whole = can("groups.show") && item.topic_filter ? await call("groups.show", { topic_filter: item.topic_filter }).catch(() => item) : item;
-          dialog(name(item), () => [missing(whole), show(whole)], true);
+          const whole = item.topic_filter ? await call("groups.show", { topic_filter: item.topic_filter }).catch(() => item) : item;
+          dialog(name(item), () => show(whole), true);
         }, { "aria-label": `Show ${name(item)}` }),
       });
     },

@@ -1,7 +1,7 @@
 // The level of the log, what was logged lately, and the settings in force.
 import { call, can } from "../api.js";
 import { fill, h } from "../dom.js";
-import { clock, value } from "../format.js";
+import { value, when } from "../format.js";
 import { field, form, heading, missing, notice, paged, table, tabs, toast } from "../ui.js";
 
 const LEVELS = ["debug", "info", "warning", "error"];
@@ -10,8 +10,7 @@ function level() {
   const now = h("div");
   const load = async () => {
     const answer = await call("logs.level");
-    const items = answer.items ?? Object.entries(answer.levels ?? answer.nodes ?? answer).filter(([, one]) => typeof one === "string").map(([node, one]) => ({ node, level: one }));
-    fill(now, missing(answer), table("Levels", Object.keys(items[0] ?? {}).map((key) => ({ key })), items));
+    fill(now, missing(answer), table("Levels", [{ key: "node" }, { key: "level" }, { key: "configured" }, { label: "Back in", show: (item) => value("back_in_s", item.back_in_s) }], answer.items));
   };
   load().catch((error) => fill(now, notice(error.message, "bad")));
   return h("section", null, now, can("logs.set_level") ? h("div", { class: "panel gap" }, form([
@@ -27,13 +26,13 @@ function level() {
 
 function recent() {
   return paged({
+    filters: [{ name: "contains", label: "Has", type: "search" }, { name: "node", label: "Node" }, { name: "level", label: "Level", type: "select", options: [["warning", "warnings, too"], ["error", "errors"]] }],
     fetch: (given) => call("logs.list", given),
-    limit: 100,
     draw: (items) => (items.length ? h("div", { class: "lines", tabindex: 0, role: "region", "aria-label": "Log" }, items.map((line) => {
-      const { at_ms: at, level: kind, node, event, ...rest } = line;
-      return h("div", null, h("span", { class: "t" }, `${at ? clock(at, true) : ""} `), h("span", { class: "n" }, `${node ?? ""} `),
-        h("span", { class: kind === "error" ? "bad" : "c" }, `${kind ?? ""} `), `${event ?? ""} `,
-        Object.entries(rest.fields ?? rest).map(([key, one]) => `${key}=${typeof one === "string" ? one : JSON.stringify(one)}`).join(" "));
+      const { at_ms: at, level: kind, node, event, fields } = line;
+      return h("div", null, h("span", { class: "t" }, `${when(at)} `), h("span", { class: "n" }, `${node} `),
+        h("span", { class: kind === "warning" ? "c" : "bad" }, `${kind} `), `${event} `,
+        Object.entries(fields).map(([key, one]) => `${key}=${one}`).join(" "));
     })) : h("p", { class: "empty" }, "No warnings and no errors.")),
   }).element;
 }
@@ -42,13 +41,12 @@ function settings() {
   const body = h("div");
   let items = [];
   const draw = (text = "") => fill(body, table("Settings", [
-    { label: "Setting", show: (item) => h("code", null, item.name) },
+    { label: "Setting", show: (item) => h("div", null, h("code", null, item.name), h("br"), h("small", null, item.help)) },
     { label: "Value", show: (item) => h("span", { class: "mono" }, value("", item.value)) },
     { label: "From", show: (item) => item.origin },
   ], items.filter((item) => item.name.includes(text))));
   call("settings.show").then((answer) => {
-    const given = answer.items ?? answer.settings ?? answer;
-    items = Array.isArray(given) ? given : Object.entries(given).map(([name, one]) => ({ name, ...(one && typeof one === "object" ? one : { value: one }) }));
+    items = answer.items;
     draw();
   }).catch((error) => fill(body, notice(error.message, "bad")));
   const search = field({ name: "name", label: "Name has", type: "search", oninput: (event) => draw(event.target.value) });
@@ -56,9 +54,7 @@ function settings() {
 }
 
 export default async function logs(place) {
-  const kinds = [];
-  if (can("logs.list")) kinds.push(["Warnings and errors", recent]);
-  if (can("logs.level")) kinds.push(["Level", level]);
+  const kinds = [["Warnings and errors", recent], ["Level", level]];
   if (can("settings.show")) kinds.push(["Settings", settings]);
   place.append(heading("Logs and settings"), tabs("Logs and settings", kinds));
 }

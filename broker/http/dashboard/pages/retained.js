@@ -1,7 +1,7 @@
 // Retained messages: down the tree, or by a filter.
 import { call, can } from "../api.js";
 import { fill, h } from "../dom.js";
-import { bytes, number, value } from "../format.js";
+import { bytes, number, value, when } from "../format.js";
 import { ask, attempt, button, facts, failed, heading, notice, paged, payloadView, table, tabs } from "../ui.js";
 
 export default async function retained(place) {
@@ -46,7 +46,7 @@ export default async function retained(place) {
     if (!items.length) return null;
     const rows = items.map((item) => {
       const name = item.level === "" ? "(empty)" : item.level;
-      const topic = item.topic ?? (prefix === null ? item.level : `${prefix}/${item.level}`);
+      const { topic } = item;
       const below = h("ul", { hidden: true });
       const fold = item.below ? h("button", {
         type: "button", class: "quiet fold", "aria-expanded": "false", "aria-label": `Below ${topic}`,
@@ -72,12 +72,13 @@ export default async function retained(place) {
       initial: { topic_filter: "#" },
       fetch: (asked) => {
         given = asked.topic_filter ?? "#";
-        return call("retained.list", { ...asked, topic_filter: given });
+        return call("retained.list", { ...asked, topic_filter: given, details: true, max_payload_bytes: 0 });
       },
       draw: (items) => [table("Retained messages", [
         { label: "Topic", show: (item) => h("button", { type: "button", class: "link mono", onclick: () => show(item.topic) }, item.topic) },
-        { label: "Size", num: true, show: (item) => bytes(item.size ?? item.payload_size ?? item.payload_bytes) },
-        { label: "QoS", num: true, show: (item) => value("qos", item.qos) },
+        { label: "Size", num: true, show: ({ message }) => bytes(message?.payload_bytes) },
+        { label: "QoS", num: true, show: ({ message }) => value("qos", message?.qos) },
+        { label: "Since", show: ({ message }) => when(message?.accepted_at_ms) },
       ], items, { empty: "No retained message matches." }),
       items.length && can("retained.delete_matching") ? h("p", null, button(`Delete all that match ${given}`, () =>
         ask("Delete all of them?", `Every retained message that matches ${given}, on this part of the list and on others.`, "Delete all", async () => {
@@ -85,8 +86,8 @@ export default async function retained(place) {
           let count = 0;
           do {
             const answer = await call("retained.delete_matching", { topic_filter: given, cursor });
-            cursor = answer?.cursor;
-            count += answer?.deleted ?? 0;
+            cursor = answer.cursor;
+            count += answer.deleted;
           } while (cursor);
           await attempt(list.reload, `${number(count)} deleted.`);
         }), { class: "danger" })) : null],
@@ -95,6 +96,6 @@ export default async function retained(place) {
     return list.element;
   };
 
-  place.append(heading("Retained messages"), h("div", { class: "split" },
+  place.append(heading("Retained messages", button("Refresh", () => reload())), h("div", { class: "split" },
     h("div", null, tabs("Retained messages", [["Tree", tree], ["Filter", search]])), detail));
 }

@@ -3,16 +3,10 @@ import { call, can } from "../api.js";
 import { fill, h } from "../dom.js";
 import { ask, attempt, button, facts, field, form, formDialog, heading, paged, table } from "../ui.js";
 
-const content = (item) => {
-  if (item.rule) return item.rule;
-  const { name, ...rest } = item;
-  return rest;
-};
-
 export default async function rules(place) {
   const edit = (item) => formDialog(item ? `Rule ${item.name}` : "New rule", [
     ...(item ? [] : [{ name: "name", label: "Name", required: true, "data-first": true, hint: "Rules count in the order of their names: 10-admins before 20-devices." }]),
-    { name: "rule", label: "Rule (JSON)", type: "area", rows: 10, value: JSON.stringify(item ? content(item) : { effect: "allow", action: ["publish", "subscribe"], topic: ["devices/%c/#"] }, null, 2) },
+    { name: "rule", label: "Rule (JSON)", type: "area", rows: 10, value: JSON.stringify(item ? item.rule : { effect: "allow", action: ["publish", "subscribe"], topic: ["devices/%c/#"] }, null, 2) },
   ], "Save", async (given) => {
     let rule;
     try {
@@ -27,7 +21,7 @@ export default async function rules(place) {
     fetch: (given) => call("rules.list", given),
     draw: (items) => table("Rules", [
       { label: "Name", show: (item) => item.name },
-      { label: "Rule", show: (item) => h("code", null, JSON.stringify(content(item))) },
+      { label: "Rule", show: (item) => [h("code", null, JSON.stringify(item.rule)), item.error ? h("p", { class: "notice bad" }, item.error) : null] },
     ], items, {
       empty: "No rules in the store. Other sources of rules may have some.",
       actions: can("rules.put") ? (item) => [
@@ -41,7 +35,7 @@ export default async function rules(place) {
   if (can("rules.test")) {
     const result = h("div");
     place.append(h("section", { class: "panel" }, h("h2", null, "Which rule decides?"), form([
-      field({ name: "action", label: "Action", type: "select", options: ["publish", "subscribe"] }),
+      field({ name: "action", label: "Action", type: "select", options: ["publish", "subscribe", "read"] }),
       field({ name: "topic", label: "Topic or filter", required: true }),
       field({ name: "client_id", label: "Client ID" }),
       field({ name: "username", label: "User" }),

@@ -13,8 +13,8 @@ export function messagesOf(clientId) {
     draw: (items) => table("Messages that wait", [
       { label: "Topic", show: (item) => h("span", { class: "mono" }, item.topic) },
       { label: "QoS", show: (item) => String(item.qos ?? "–") },
-      { label: "Size", num: true, show: (item) => bytes(item.size ?? item.payload_size ?? item.payload_bytes) },
-      { label: "Since", show: (item) => when(item.at_ms ?? item.queued_at_ms ?? item.stored_at_ms ?? item.published_at_ms) },
+      { label: "Size", num: true, show: (item) => bytes(item.payload_bytes) },
+      { label: "Since", show: (item) => when(item.accepted_at_ms) },
     ], items, {
       empty: "No message waits.",
       actions: (item) => button("Show", () => message(item), { "aria-label": `Show the message on ${item.topic}` }),
@@ -22,14 +22,14 @@ export function messagesOf(clientId) {
   }).element;
 }
 
-export function message(item, title = item.topic) {
-  const { payload, payload_encoding: encoding, ...rest } = item;
-  dialog(title, () => [payload === undefined ? null : payloadView(item), h("h2", null, "Properties"), facts(rest, ["topic"])], true);
+export function message(item) {
+  const { payload, payload_encoding: encoding, properties, ...rest } = item;
+  dialog(item.topic, () => [payloadView(item), h("h2", null, "Properties"), facts({ ...rest, ...properties }, ["topic"])], true);
 }
 
 export default async function sessions(place) {
   const list = paged({
-    filters: [{ name: "client_id", label: "Client ID begins with", type: "search" }],
+    filters: [{ name: "contains", label: "Client ID has", type: "search" }, { name: "min_queued", label: "At least so many queued", type: "number", min: 0 }],
     fetch: (given) => call("sessions.list", given),
     draw: (items) => table("Sessions", [
       { label: "Client ID", show: (item) => link(item.client_id) },

@@ -1,7 +1,7 @@
 // Subscribers that messages take long to reach.
 import { call, can } from "../api.js";
 import { age, milliseconds } from "../format.js";
-import { attempt, button, columnsFor, heading, paged, table } from "../ui.js";
+import { attempt, button, heading, paged, table } from "../ui.js";
 import { link } from "./clients.js";
 
 export default async function slow(place) {
@@ -11,8 +11,9 @@ export default async function slow(place) {
       { label: "Client ID", show: (item) => link(item.client_id) },
       { label: "Node", show: (item) => item.node },
       { label: "Latency", num: true, show: (item) => milliseconds(item.latency_ms) },
-      ...columnsFor(items, ["topic", "qos", "kind", "times"]),
-      { label: "Seen", show: (item) => age(item.at_ms ?? item.last_at_ms) },
+      { label: "Last", num: true, show: (item) => milliseconds(item.last_ms) },
+      { label: "User", show: (item) => item.username }, { key: "reason" },
+      { label: "Seen", show: (item) => age(item.at_ms) },
     ], items, { empty: "No subscriber is slow." }),
   });
   place.append(heading("Slow subscribers", button("Refresh", list.reload),

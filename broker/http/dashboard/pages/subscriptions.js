@@ -2,7 +2,7 @@
 import { call, can } from "../api.js";
 import { fill, h } from "../dom.js";
 import { NONE, number, value } from "../format.js";
-import { facts, field, form, heading, missing, notice, paged, table, tabs } from "../ui.js";
+import { field, form, heading, missing, notice, paged, table, tabs } from "../ui.js";
 import { link } from "./clients.js";
 
 const mono = (text) => h("span", { class: "mono" }, text);
@@ -10,7 +10,7 @@ const mono = (text) => h("span", { class: "mono" }, text);
 function list() {
   return paged({
     filters: [
-      { name: "match", label: "Matches the topic", type: "search", placeholder: "a/b" },
+      { name: "topic", label: "Matches the topic", type: "search", placeholder: "a/b" },
       { name: "client_id", label: "Client ID" },
       { name: "share", label: "Shared group" },
     ],
@@ -37,8 +37,7 @@ function tree() {
       for (const item of last.items) {
         count += 1;
         let level = root;
-        const filter = item.topic_filter ?? item.filter ?? item.topic;
-        const parts = filter.split("/");
+        const parts = item.topic_filter.split("/");
         parts.forEach((part, at) => {
           if (!level.has(part)) level.set(part, { below: new Map(), item: null });
           const entry = level.get(part);
@@ -61,8 +60,7 @@ function tree() {
 function branch(level, open) {
   return h("ul", { class: "tree" }, [...level].sort(([a], [b]) => (a < b ? -1 : 1)).map(([part, { below, item }]) => {
     const name = h("span", { class: "mono" }, part || "(empty)");
-    const count = item ? h("small", null, [item.subscribers !== undefined ? `${value("subscribers", item.subscribers)} subscribers` : "",
-      item.nodes?.length ? `on ${value("nodes", item.nodes)}` : ""].filter(Boolean).join(" ")) : null;
+    const count = item ? h("small", null, `${number(item.subscribers)} subscribers on ${value("", item.nodes)}`) : null;
     if (!below.size) return h("li", null, h("div", { class: "line" }, h("span", { class: "leaf", "aria-hidden": "true" }, "·"), name, count));
     const list = h("ul", { hidden: !open }, [...branch(below, open).children]);
     const fold = h("button", {
@@ -82,10 +80,10 @@ function receivers() {
   return h("div", null, form([field({ name: "topic", label: "A message on the topic", type: "search", required: true, placeholder: "a/b/c" })],
     "Who gets it?", async ({ topic }) => {
       const answer = await call("topics.show", { topic });
-      const lists = Object.entries(answer).filter(([, given]) => Array.isArray(given) && given.length && typeof given[0] === "object");
-      fill(body, missing(answer), h("section", { class: "panel" }, facts(answer, ["missing_nodes", ...lists.map(([name]) => name)])),
-        lists.map(([name, items]) => [h("h2", null, name.charAt(0).toUpperCase() + name.slice(1)),
-          table(name, Object.keys(items[0]).map((key) => (key === "client_id" ? { label: "Client ID", show: (item) => link(item.client_id) } : { key })), items)]));
+      fill(body, missing(answer),
+        h("p", { class: "notice" }, answer.refusal ? `Nobody: ${answer.refusal}` : `${number(answer.total)} in all`),
+        table("Receivers", [{ label: "Client ID", show: (item) => link(item.client_id) }, { key: "node" }, { key: "connected" }, { key: "persistent" }, { key: "qos" }], answer.items, { empty: "No subscriber of its own." }),
+        answer.groups.length ? [h("h2", null, "One member of each"), table("Groups", [{ key: "topic_filter" }, { key: "strategy" }, { key: "nodes" }], answer.groups)] : null);
     }, { inline: true }), body);
 }
 

@@ -1,42 +1,28 @@
 // Counted filters: how much goes over some topics.
 import { call, can } from "../api.js";
 import { h } from "../dom.js";
-import { label, value } from "../format.js";
+import { age, number } from "../format.js";
 import { ask, attempt, button, formDialog, heading, paged, table } from "../ui.js";
 
-const filterOf = (item) => item.topic_filter ?? item.filter;
-
-/** Numbers of an item, those in objects too, as "in qos 1". */
-function flat(item) {
-  const found = {};
-  const walk = (prefix, given) => {
-    for (const [key, one] of Object.entries(given)) {
-      const name = prefix ? `${prefix}_${key}` : key;
-      if (Array.isArray(one)) one.forEach((each, at) => (found[`${name}_qos_${at}`] = each));
-      else if (one && typeof one === "object") walk(name, one);
-      else if (typeof one === "number") found[name] = one;
-    }
-  };
-  walk("", item);
-  return found;
-}
+/** Counts by QoS as one text. */
+const counts = (given) => `${number(given.qos0 + given.qos1 + given.qos2)} (${number(given.qos0)}, ${number(given.qos1)}, ${number(given.qos2)})`;
 
 export default async function topics(place, { whenLeft }) {
-  const key = (item) => (item.topic_filter === undefined ? { filter: item.filter } : { topic_filter: item.topic_filter });
   const list = paged({
     fetch: (given) => call("topic_metrics.list", given),
-    draw: (items) => {
-      const rows = items.map((item) => ({ item, numbers: flat(item) }));
-      const names = [...new Set(rows.flatMap((row) => Object.keys(row.numbers)))];
-      return table("Topic metrics", [
-        { label: "Filter", show: (row) => h("span", { class: "mono" }, filterOf(row.item)) },
-        ...names.map((name) => ({ label: label(name), num: true, show: (row) => value(name, row.numbers[name]) })),
-      ], rows, {
-        empty: "No filter is counted.",
-        actions: can("topic_metrics.remove") ? ({ item }) => button("Remove", () => ask("Stop counting?", filterOf(item), "Remove",
-          () => attempt(() => call("topic_metrics.remove", key(item)), "Removed.").then(list.reload)), { "aria-label": `Remove ${filterOf(item)}` }) : null,
-      });
-    },
+    draw: (items) => table("Topic metrics", [
+      { label: "Filter", show: (item) => h("span", { class: "mono" }, item.topic_filter) },
+      { label: "In (QoS 0, 1, 2)", num: true, show: (item) => counts(item.received) },
+      { label: "In/s", num: true, show: (item) => number(item.received_per_s) },
+      { label: "Out (QoS 0, 1, 2)", num: true, show: (item) => counts(item.sent) },
+      { label: "Out/s", num: true, show: (item) => number(item.sent_per_s) },
+      { key: "dropped", num: true },
+      { label: "Since", show: (item) => age(item.created_at_ms) },
+    ], items, {
+      empty: "No filter is counted.",
+      actions: can("topic_metrics.remove") ? ({ topic_filter: filter }) => button("Remove", () => ask("Stop counting?", filter, "Remove",
+        () => attempt(() => call("topic_metrics.remove", { topic_filter: filter }), "Removed.").then(list.reload)), { "aria-label": `Remove ${filter}` }) : null,
+    }),
   });
   const timer = setInterval(() => !list.element.contains(document.activeElement) && !document.hidden && list.reload(), 5000);
   whenLeft(() => clearInterval(timer));

@@ -1,6 +1,7 @@
 // MQTT users in the cluster's store.
 import { call, can } from "../api.js";
-import { columnsFor, ask, attempt, badge, button, formDialog, heading, paged, table } from "../ui.js";
+import { value } from "../format.js";
+import { ask, attempt, badge, button, formDialog, heading, paged, table } from "../ui.js";
 
 /** "a=b" line by line as an object. Throws Error. */
 export function pairs(text) {
@@ -20,7 +21,7 @@ export default async function users(place) {
     ...(user ? [] : [{ name: "username", label: "Name", required: true, "data-first": true }]),
     { name: "password", label: "Password", type: "password", autocomplete: "new-password", required: !user, hint: user ? "Empty: as it is." : undefined },
     { name: "superuser", label: "Superuser: may do everything, whatever the rules say", type: "checkbox", value: user?.superuser },
-    { name: "enabled", label: "Enabled", type: "checkbox", value: user ? user.enabled ?? !user.disabled : true },
+    { name: "enabled", label: "Enabled", type: "checkbox", value: !user?.disabled },
     { name: "attributes", label: "Attributes", type: "area", value: lines(user?.attributes), hint: "name=value, one a line" },
   ], "Save", async (given) => {
     const { enabled, attributes, ...rest } = given;
@@ -32,9 +33,9 @@ export default async function users(place) {
     fetch: (given) => call("users.list", given),
     draw: (items) => table("Users", [
       { label: "Name", show: (user) => user.username },
-      { label: "State", show: (user) => (user.disabled || user.enabled === false ? badge("disabled", "bad") : badge("enabled", "good")) },
+      { label: "State", show: (user) => (user.disabled ? badge("disabled", "bad") : badge("enabled", "good")) },
       { label: "Superuser", show: (user) => (user.superuser ? badge("superuser", "warn") : "–") },
-      ...columnsFor(items, ["kind", "scheme", "hashes", "passwords", "attributes"]),
+      { key: "password" }, { label: "SCRAM", show: (user) => value("scram", user.scram) }, { key: "attributes" },
     ], items, {
       empty: "No users in the store. Other sources of users may have some.",
       actions: can("users.put") ? (user) => [
