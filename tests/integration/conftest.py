@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.peers import Peers
+from tests.kit.api import ADMIN_ARGUMENTS
 from tests.kit.broker_process import BrokerProcess
 
 STORE = os.environ.get("TEST_STORE", "embedded")
@@ -90,3 +91,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         for process in _running:
             report.sections.append((f"log of {process.directory.name}", process.log()[-4000:]))
+
+
+@pytest.fixture(scope="session")
+def http_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """A node with HTTP and the key of `tests.kit.api`, that tests share."""
+    process = BrokerProcess(
+        tmp_path_factory.mktemp("http") / "n", "memory", http="127.0.0.1:0", arguments=ADMIN_ARGUMENTS
+    )
+    process.start()
+    _running.append(process)
+    yield process
+    _running.remove(process)
+    process.stop()

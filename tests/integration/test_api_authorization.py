@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -30,7 +30,7 @@ class World:
         self.admin = open_.enter_context(admin_of(node))
         self.by_scope = {scope: key(f"test-{scope}", scope) for scope in SCOPES}
         self.nobody = open_.enter_context(client_of(node))
-        self.login = open_.enter_context(closing(log_in(node, "admin", ADMIN_SECRET)))
+        self.login = open_.enter_context(log_in(node, "admin", ADMIN_SECRET))
         self.deleted = key("gone", "admin")
         self.wrong = open_.enter_context(client_of(node, "rk_test-admin_" + "0" * 64))
         assert self.deleted.get("/whoami").status_code == 200

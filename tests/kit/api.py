@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -45,12 +47,11 @@ def make_key(admin: httpx.Client, name: str, scope: str, **options: Any) -> str:
     return str(answer.json()["token"])
 
 
-def log_in(node: BrokerProcess, name: str, secret: str) -> httpx.Client:
+@contextmanager
+def log_in(node: BrokerProcess, name: str, secret: str) -> Iterator[httpx.Client]:
     """A client with the cookie of a login, and its CSRF token in `X-CSRF-Token`."""
-    client = client_of(node)
-    answer = client.post("/login", json={"name": name, "secret": secret})
-    if answer.status_code != 200:
-        client.close()
-        raise AssertionError(answer.text)
-    client.headers["X-CSRF-Token"] = answer.json()["csrf_token"]
-    return client
+    with client_of(node) as client:
+        answer = client.post("/login", json={"name": name, "secret": secret})
+        assert answer.status_code == 200, answer.text
+        client.headers["X-CSRF-Token"] = answer.json()["csrf_token"]
+        yield client
