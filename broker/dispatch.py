@@ -15,6 +15,7 @@ from broker.extensions import delayed
 from broker.message import Message
 from broker.metrics import Metrics
 from broker.routes import AckSlot, Entry, Route, Subscriber
+from broker.session.counted import CountedEncoding, encoding_of
 from broker.session.encoding import Encoding
 from broker.table import Table, round_robin
 from cluster.api import REFUSED_FULL, REFUSED_GONE, Cluster, Extension, GroupTarget, NodeTarget, Publication, Target
@@ -103,7 +104,7 @@ class Delivery(Publication):
             return
         encoding = self.encoding
         if encoding is None or message.expiry_s >= 0:
-            encoding = Encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
+            encoding = self._dispatch.encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
         for target, entry in zip(self.targets, self.entries, strict=True):
             seq = target.seq
             session = entry.subscriber.session
@@ -115,6 +116,8 @@ class Delivery(Publication):
                     entry.subscriber.stored_seq = max(entry.subscriber.stored_seq, seq)
             elif seq < 0:
                 self._dispatch.metrics.dropped["queue_full" if seq == REFUSED_FULL else "session_gone"] += 1
+                for count in self._route.counts:
+                    count.dropped += 1
                 if seq == REFUSED_GONE and entry.subscriber.connection is not None:
                     entry.subscriber.connection.session_gone()
             elif target.qos:  # stored before, by a publication whose answer was lost
@@ -225,6 +228,10 @@ class Dispatch(Table):
             route = self.route(message.topic)
         before = self.given.note(message.message_id) if deduplicate else 0
         qos = message.qos
+        counts = route.counts
+        if counts:
+            for count in counts:
+                count.received[qos] += 1
         if message.retain:
             self.retained_passes(message.topic)
             if not message.accepted_at_ms:
@@ -236,7 +243,7 @@ class Dispatch(Table):
                 message.accepted_at_ms = self.cluster.now_ms()
             self.cluster.publish(delivery(self, message, None, route, (), (), deduplicate, slot))
             return False
-        encoding = Encoding(message, message.expiry_s)
+        encoding = CountedEncoding(message, message.expiry_s, counts) if counts else Encoding(message, message.expiry_s)
         if not qos:
             self._publish_qos0(message, route, encoding, before)
             return True
@@ -380,7 +387,7 @@ class Dispatch(Table):
             route = self.route(message.topic)
         except PeerError:
             return
-        encoding = Encoding(message, message.remaining_s(self.cluster.now_ms()))
+        encoding = encoding_of(message, message.remaining_s(self.cluster.now_ms()), route.counts)
         # The id of a client's QoS 2 message, a will or a delayed message: it may come by several nodes.
         before = self.given.note(message.message_id) if message.message_id else 0
         if message.retain:
@@ -415,6 +422,9 @@ class Dispatch(Table):
                 route = self.route(topic)
             except PeerError:
                 return
+        if route.counts:
+            self.arrived(Message(topic, frame[body + (family == V5) :], 0, False), True, ())
+            return
         plain, others = route.arrivals()
         self.forward_verbatim(plain, topic, frame, family, body)
         if others:

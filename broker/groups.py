@@ -274,7 +274,7 @@ class Group:
         for entry in entries:
             remaining = entry.message.remaining_s(now_ms)
             if remaining or entry.kept_for:
-                self.offer(entry, Encoding(entry.message, remaining))
+                self.offer(entry, self._table.encoding(entry.message, remaining))
             else:
                 self._expired(entry)
 
@@ -301,7 +301,7 @@ class Group:
                 self._let_wait(entry)
             else:
                 member = self._turns.pick(self.online, entry.message) if only is None else if_idle(only)
-                given = self._give(member, entry, Encoding(entry.message, remaining))
+                given = self._give(member, entry, self._table.encoding(entry.message, remaining))
                 if not given and (only is not None or self._anybody_for(entry)):
                     return
             self._given += 1
@@ -314,7 +314,7 @@ class Group:
             if entry.member:
                 self._send_back((entry,))
                 continue
-            encoding = Encoding(entry.message, entry.message.remaining_s(now_ms))
+            encoding = self._table.encoding(entry.message, entry.message.remaining_s(now_ms))
             if encoding.remaining_s == 0:
                 self._expired(entry)
             elif not self._give(self._turns.pick(self.online, entry.message), entry, encoding):
@@ -347,7 +347,7 @@ class Group:
         anyones: list[GroupEntry] = []
         for entry in entries:
             if entry.kept_for:
-                self._give_owner(entry, Encoding(entry.message, entry.message.remaining_s(now_ms)))
+                self._give_owner(entry, self._table.encoding(entry.message, entry.message.remaining_s(now_ms)))
             elif entry.member:
                 self._here.discard(entry.entry_id)
                 self.take((entry,))

@@ -168,6 +168,7 @@ class Life:
             nursery.start_soon(self.measuring.serve)
             nursery.start_soon(self.server.system_topics.serve)
             nursery.start_soon(self.server.slow.serve)
+            nursery.start_soon(self.server.topic_counts.serve)
             self.server.alarms.certificates = lambda: _expiries(listeners, certificates)
             nursery.start_soon(self.server.alarms.serve)
             self.joined = True

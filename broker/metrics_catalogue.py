@@ -127,6 +127,13 @@ CATALOGUE: Final[Sequence[Family]] = (
         _counter("mqtt_messages_sent_total", "PUBLISH to clients.", "qos"),
         _counter("mqtt_messages_retransmitted_total", "PUBLISH sent with DUP."),
         _counter("mqtt_messages_dropped_total", "Messages that a receiver did not get.", "reason"),
+        _counter(
+            "mqtt_topic_messages_total",
+            "Messages of the topic filters that operators chose (at most 50), by what became of them here: received,"
+            " sent (copies) or dropped.",
+            "filter",
+            "direction",
+        ),
         _gauge("mqtt_inflight_messages", "Messages sent to connected clients that they have not acknowledged."),
         _gauge(
             "mqtt_queued_messages",

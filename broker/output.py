@@ -122,6 +122,8 @@ class Output:
         metrics = self.metrics
         if self.stream.congested or self.session is None:
             metrics.dropped["output_full"] += 1
+            for count in encoding.counts:
+                count.dropped += 1
             return
         gate = self.gate
         view = encoding
@@ -129,17 +131,23 @@ class Output:
             passed = gate.view(encoding)
             if passed is None:
                 metrics.dropped[gate.reason] += 1
+                for count in encoding.counts:
+                    count.dropped += 1
                 return
             view = passed
         if self._alias_out is not None or (subscription_ids and self.version == V5):
             refusal = self._send_special(view, int(retain), 0, subscription_ids)
             if refusal:
                 metrics.dropped[refusal] += 1
+                for count in encoding.counts:
+                    count.dropped += 1
                 return
         else:
             packet = view.qos0(self.version, retain)
             if self._client_max and len(packet) > self._client_max:
                 metrics.dropped[_TOO_LARGE] += 1
+                for count in encoding.counts:
+                    count.dropped += 1
                 return
             self.stream.write(packet)
             metrics.messages_sent[0] += 1

@@ -134,7 +134,8 @@ class ClusterSide:
             return
         encoding = self._last
         if encoding is None or encoding.message is not message:
-            encoding = self._last = Encoding(message, message.remaining_s(self.dispatch.cluster.now_ms()))
+            remaining_s = message.remaining_s(self.dispatch.cluster.now_ms())
+            encoding = self._last = self.dispatch.encoding(message, remaining_s)
         if message.retain:
             self.dispatch.retained_passes(message.topic)
         self.dispatch.remote_ms = message.accepted_at_ms

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from broker.session.counted import TopicCount
 from broker.session.encoding import Encoding
 from broker.session.session import Session
 from cluster.api import NodeTarget, RouteChange
@@ -174,6 +175,7 @@ class Route:
 
     __slots__ = (
         "_arrivals",
+        "counts",
         "delay",
         "entries",
         "groups",
@@ -196,7 +198,10 @@ class Route:
         delay: Delay | None = None,
         refusal: int = 0,
         text: str = "",
+        counts: Sequence[TopicCount] = (),
     ) -> None:
+        #: Who counts messages of the topic: then none takes the direct way.
+        self.counts = counts
         self.refusal = refusal
         self.text = text
         self.topic_name = topic_name
@@ -211,6 +216,7 @@ class Route:
             not groups
             and delay is None
             and not refusal
+            and not counts
             and not any(entry.no_local or entry.subscription_ids for entry in entries)
         )
         self.live0 = [entry.subscriber for entry in entries] if simple else None
@@ -232,6 +238,7 @@ def merge(
     matched: Iterable[Subscription | Group | RemoteNode],
     refusal: int = 0,
     text: str = "",
+    counts: Sequence[TopicCount] = (),
 ) -> Route:
     """Combine overlapping subscriptions of each session, and of each other node."""
     by_subscriber: dict[bytes, list[Subscription]] = {}
@@ -245,4 +252,4 @@ def merge(
         else:
             groups.append(item)
     entries = [Entry(items) for items in by_subscriber.values()]
-    return Route(topic_name, topic, entries, groups, tuple(nodes.values()), None, refusal, text)
+    return Route(topic_name, topic, entries, groups, tuple(nodes.values()), None, refusal, text, counts)

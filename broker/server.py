@@ -21,6 +21,7 @@ from broker.extensions.alarms import Alarms
 from broker.extensions.presence import Presence
 from broker.extensions.slow import SlowSubscribers
 from broker.extensions.sys import SystemTopics
+from broker.extensions.topic_counts import TopicCounts
 from broker.gaps import Gaps
 from broker.groups import Group
 from broker.guard import Guard, NoGuard
@@ -31,7 +32,6 @@ from broker.opening import Opening
 from broker.options.listener import Listener
 from broker.recheck import Rechecking
 from broker.remote import ClusterSide
-from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.quotas import Quotas
 from broker.session.session import GroupDelivery, Session, StoredDelivery
@@ -105,6 +105,7 @@ class Server(ClusterSide):
         self.presence = Presence(self, node_name)
         self.alarms = Alarms(self, node_name)
         self.slow = SlowSubscribers(self)
+        self.topic_counts = TopicCounts(self)
         self._gaps = Gaps(self.start)
         self.connections: set[Connection] = set()
         self.traces = Traces(self, node_name)
@@ -367,7 +368,7 @@ class Server(ClusterSide):
                 [
                     StoredDelivery(
                         item.seq,
-                        Encoding(item.message, item.message.remaining_s(now_ms)),
+                        self.dispatch.encoding(item.message, item.message.remaining_s(now_ms)),
                         item.qos,
                         item.retain,
                         item.subscription_ids,

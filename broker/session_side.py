@@ -68,6 +68,8 @@ class SessionSide(Ending):
 
     def dropped(self, message: Message, reason: str) -> None:
         self.metrics.dropped[reason] += 1
+        for count in self._server.dispatch.counts_of(message.topic):
+            count.dropped += 1
 
     def has_room(self) -> None:
         session = self.session

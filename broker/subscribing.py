@@ -413,7 +413,7 @@ class Subscribing:
             remaining = message.remaining_s(now_ms)
             if remaining == 0:
                 continue
-            encoding = Encoding(message, remaining)
+            encoding = server.dispatch.encoding(message, remaining)
             if not granted:
                 connection.send_qos0(encoding, True, ids)  # [MQTT-3.3.1-8]
             elif subscriber.persistent:

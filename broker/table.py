@@ -6,18 +6,21 @@ Changes by clients of this node are made here first and told to the others then;
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from broker.errors import MalformedPacket
+from broker.errors import MalformedPacket, PeerError
 from broker.extensions.delayed import PREFIX as DELAYED
 from broker.extensions.delayed import Delay
 from broker.extensions.system_filters import PREFIX as SYSTEM
 from broker.extensions.system_filters import SystemFilters
 from broker.given import Given
 from broker.groups import Group
+from broker.message import Message
 from broker.metrics import Metrics
 from broker.reasons import NOT_AUTHORIZED, TOPIC_NAME_INVALID
 from broker.routes import GroupMember, RemoteNode, Route, Subscriber, Subscription, merge
+from broker.session.counted import CountedEncoding, TopicCount
+from broker.session.encoding import Encoding
 from broker.topics.cache import MatchCache
 from broker.topics.names import MAX_BYTES, check_topic_name, is_shared, split_shared
 from broker.topics.trie import TopicTrie
@@ -72,6 +75,8 @@ class Table:
         self._strategy_of = strategy_of
         self._trie: TopicTrie[bytes, Subscription | Group | RemoteNode] = TopicTrie()
         self.system = SystemFilters()
+        #: Finds who counts messages of a topic; None: nobody counts any.
+        self.counting: Callable[[str], Sequence[TopicCount]] | None = None
         #: Starts a task of the node; set before the first client.
         self.spawn: Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -279,6 +284,27 @@ class Table:
             self._max_levels, self._max_bytes = max_levels, max_bytes
             self.suspend(self.suspended)  # without what was remembered
 
+    def count_by(self, counting: Callable[[str], Sequence[TopicCount]] | None) -> None:
+        """Have messages counted, of the topics that it finds somebody for; called again when it would find others."""
+        self.counting = counting
+        self.suspend(self.suspended)  # without what was remembered
+
+    def counts_of(self, topic: bytes) -> Sequence[TopicCount]:
+        """Who counts messages of a topic."""
+        if self.counting is None:
+            return ()
+        try:
+            return self.route(topic).counts
+        except PeerError:
+            return ()
+
+    def encoding(self, message: Message, remaining_s: int) -> Encoding:
+        """One for a message that did not come by its route, such as one of a queue."""
+        if self.counting is None:
+            return Encoding(message, remaining_s)
+        counts = self.counts_of(message.topic)
+        return CountedEncoding(message, remaining_s, counts) if counts else Encoding(message, remaining_s)
+
     def _refusal(self, topic: bytes) -> tuple[int, str]:
         """Why clients may not publish to a valid topic name: a reason code or 0, and a text."""
         if topic.startswith(b"$"):
@@ -314,7 +340,8 @@ class Table:
                     refusal, text = self._refusal(delay.topic)
                 route = Route(name, topic, (), (), (), delay, refusal, text)
             else:
-                route = merge(name, topic, self._trie.match(name), refusal, text)
+                counts = () if self.counting is None else self.counting(name)
+                route = merge(name, topic, self._trie.match(name), refusal, text, counts)
             if not topic.startswith(b"$SYS/"):  # as many topics as there are clients, which take the place of others
                 self.routes.put(topic, route)
         return route

@@ -61,6 +61,7 @@ class Measuring:
             **self._process,
             **self.store.samples(),
             **self._telemetry(),
+            **server.topic_counts.samples(),
             "mqtt_drain_remaining_connections": {"": len(server.connections) if server.draining else 0},
             "mqtt_event_loop_lag_seconds": {"": self.overload.lag_s},
             "mqtt_output_pending_bytes": {"": server.reactor.unsent_bytes},

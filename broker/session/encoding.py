@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from broker.codec.packets import V5
 from broker.codec.publish import encode_publish, publish_head, publish_tail
 from broker.message import Message
+
+if TYPE_CHECKING:
+    from broker.session.counted import TopicCount
 
 
 class Encoding:
@@ -20,6 +24,9 @@ class Encoding:
 
     #: The message as clients with a mountpoint see it, by prefix; only there once somebody wanted it.
     _below: dict[bytes, Encoding]
+
+    #: Who counts the copies; see `broker.session.counted`.
+    counts: Sequence[TopicCount] = ()
 
     def __init__(self, message: Message, remaining_s: int = -1) -> None:
         self.message = message
@@ -70,8 +77,11 @@ class Encoding:
             views = self._below = {}
         view = views.get(prefix)
         if view is None:
-            view = views[prefix] = _Below(self, len(prefix))
+            view = views[prefix] = self._cut(len(prefix))
         return view
+
+    def _cut(self, length: int) -> Encoding:
+        return Below(self, length)
 
     def special(
         self, version: int, flags: int, packet_id: int, subscription_ids: Sequence[int], topic: bytes, topic_alias: int
@@ -91,7 +101,7 @@ class Encoding:
         )
 
 
-class _Below(Encoding):
+class Below(Encoding):
     """A message under a shorter topic."""
 
     __slots__ = ("_whole",)

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from broker.errors import ProtocolError
 from broker.message import Message
+from broker.session.counted import encoding_of
 from broker.session.encoding import Encoding
 
 #: Packet ids of queued messages wrap here; those above belong to the connection (shared groups).
@@ -84,10 +85,11 @@ class GroupDelivery:
 class Waiting:
     """A message of an ephemeral session that waits for the window."""
 
-    __slots__ = ("flags", "message", "subscription_ids")
+    __slots__ = ("counts", "flags", "message", "subscription_ids")
 
-    def __init__(self, message: Message, flags: int, subscription_ids: Sequence[int]) -> None:
-        self.message = message
+    def __init__(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> None:
+        self.message = encoding.message
+        self.counts = encoding.counts
         self.flags = flags
         self.subscription_ids = subscription_ids
 
@@ -218,11 +220,12 @@ class Session:
         """Send a message at QoS 1 or 2, or let it wait; False if the bound refused it."""
         flags = qos << 1 | retain
         if self._queue or self.credit() <= 0:
-            return self._wait(encoding.message, flags, subscription_ids)
+            return self._wait(encoding, flags, subscription_ids)
         self._send_ephemeral(encoding, flags, subscription_ids)
         return True
 
-    def _wait(self, message: Message, flags: int, subscription_ids: Sequence[int]) -> bool:
+    def _wait(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> bool:
+        message = encoding.message
         queue = self._queue
         if queue is None:
             queue = self._queue = deque()
@@ -230,7 +233,7 @@ class Session:
         if len(queue) >= self.max_queue_messages or self._queue_bytes + size > self.max_queue_bytes:
             self.store.dropped(message, "queue_full")
             return False
-        queue.append(Waiting(message, flags, subscription_ids))
+        queue.append(Waiting(encoding, flags, subscription_ids))
         self._queue_bytes += size
         return True
 
@@ -256,7 +259,7 @@ class Session:
             if remaining == 0:
                 self.store.dropped(message, "expired")
                 continue
-            self._send_ephemeral(Encoding(message, remaining), item.flags, item.subscription_ids)
+            self._send_ephemeral(encoding_of(message, remaining, item.counts), item.flags, item.subscription_ids)
         if not queue:
             self._queue = None
 

@@ -359,11 +359,11 @@ class TracedSession(Session):
             return f"{used} of {self.window} are in flight"
         return "older ones wait" if self.behind or self._queue else "the output buffer is full"
 
-    def _wait(self, message: Message, flags: int, subscription_ids: Sequence[int]) -> bool:
+    def _wait(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> bool:
         why = self._window()
-        kept = super()._wait(message, flags, subscription_ids)
+        kept = super()._wait(encoding, flags, subscription_ids)
         if kept:
-            self._note("queue", f"waits in memory: {why}", message, waiting=self.waiting())
+            self._note("queue", f"waits in memory: {why}", encoding.message, waiting=self.waiting())
         return kept
 
     def stored(self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> None:
