@@ -16,7 +16,7 @@ from broker.codec.packets import Disconnect, Puback, Publish
 from broker.config import Settings
 from broker.measuring.life import Measuring
 from broker.session.quotas import Quotas
-from tests.node.kit import Peer, World, serving
+from tests.node.kit import World, serving
 
 
 @asynccontextmanager
