@@ -109,6 +109,8 @@ class Connection:
         self._stream = stream
         self._sending = trio.Lock()
         self._idle = TrioSingleTask()
+        #: The client sends no more: an answer may still be on its way, no other request will come.
+        self._over = False
         self._tasks: TaskGroup
         self._protocol: _Http1
 
@@ -145,6 +147,7 @@ class Connection:
             if not data:
                 break
             await self._protocol.handle(RawData(bytes(data)))
+        self._over = True
         await self._protocol.handle(Closed())
         await self._idle.stop()
 
@@ -157,7 +160,7 @@ class Connection:
             await self._finish()
             await self._protocol.handle(Closed())
         elif isinstance(event, Updated):
-            if event.idle:
+            if event.idle and not self._over:
                 await self._idle.restart(self._tasks, self._time_out)
             else:
                 await self._idle.stop()
