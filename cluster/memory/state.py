@@ -50,7 +50,7 @@ class Session:
         "wills_under_way",
     )
 
-    def __init__(self, client_id: str, session_id: bytes, birth: int, created_ms: int) -> None:
+    def __init__(self, client_id: str, session_id: bytes, birth: int, created_ms: int = 0) -> None:
         self.client_id = client_id
         self.created_ms = created_ms
         self.session_id = session_id
