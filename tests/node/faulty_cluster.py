@@ -136,7 +136,7 @@ class FaultyCluster(MemoryCluster):
         for topic_filter in filters:
             session.subscriptions[topic_filter] = StoredSubscription(topic_filter, options)
             if is_shared(topic_filter):
-                self._groups.join(shared_group_id(topic_filter), session_id, session.birth)
+                self._groups.join(topic_filter, session_id, session.birth)
         self.change_routes(*(self.session_route(client_id, name, options) for name in filters))
         return session_id
 
