@@ -26,6 +26,7 @@ from broker.log import get_logger
 from broker.message import Message
 from broker.peer import network_of
 from broker.routes import Route
+from broker.session.machine import CLOSED
 from broker.session.session import Session
 from broker.topics.names import matches, split_shared
 from broker.topics.relations import common
@@ -46,6 +47,9 @@ KEEP_MS: Final = 600_000
 
 #: Connections that a trace of a client or an address follows at most on a node.
 TAPS_MAX: Final = 100
+
+#: So many connections are looked at before others have their turn.
+PORTION: Final = 250
 
 #: How often lines are told to those who follow, and how many in one message.
 TELL_S: Final = 0.2
@@ -82,6 +86,7 @@ class Traces:
         self.taps: dict[Connection, Tap] = {}
         #: By session id: those, and some that have ended, for what is published on their behalf.
         self.sessions: dict[bytes, Tap] = {}
+        self._looking = False
         self._by_topic: dict[bytes, tuple[Trace, ...]] = {}
         #: Called with the id of a trace and its new lines (JSON, in order), and whether it goes on.
         self.tell: Callable[[str, Sequence[bytes], bool], None] = _nobody
@@ -188,15 +193,35 @@ class Traces:
         dispatch.suspend(dispatch.suspended)  # forget which topics take the direct way
         if not running:
             self.sessions.clear()
-        for connection in list(server.connections):
+        connections = list(server.connections)
+        if len(connections) > PORTION and (self.networks or self.topics):
+            if not self._looking:
+                self._looking = True
+                server.start(self._look_around)
+            connections = [each for each in connections if each.client_id in self.clients or each in self.taps]
+        for connection in connections:
             self.fit(connection)
+
+    async def _look_around(self) -> None:
+        """Find among many connections those that concern traces of topics and addresses, beside other work."""
+        connections = list(self._server.connections)
+        self._looking = False
+        for number, connection in enumerate(connections):
+            if not number % PORTION:
+                await trio.lowlevel.checkpoint()
+            if connection.machine.state != CLOSED:
+                self.fit(connection)
 
     def fit(self, connection: Connection, claimed: str = "") -> Tap | None:
         """See to it that a connection is followed by the traces that it concerns. `claimed`: a client id that it came
         with."""
         tap = self.taps.get(connection)
         traces = self._concerned(connection, claimed, tap)
+        was_followed = tap is not None
+        kind = TracedConnection if traces or self.topics else Connection
         if not traces:
+            if tap is None and connection.__class__ is kind:
+                return None
             self.taps.pop(connection, None)
             tap = None
         elif tap is None:
@@ -206,7 +231,9 @@ class Traces:
                 self.remember(connection.ref.session_id, tap)
         else:
             tap.traces = traces
-        connection.__class__ = TracedConnection if traces or self.topics else Connection
+        connection.__class__ = kind
+        if tap is None and not was_followed:
+            return None
         session = connection.session
         if session is not None:
             session.__class__ = TracedSession if traces else Session
