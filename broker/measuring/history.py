@@ -85,7 +85,7 @@ class History:
         numbers = [
             float(server.metrics.connections),
             float(sum(census.sessions.values())),
-            float(server.dispatch.counts[False]),
+            float(server.dispatch.counts[False] - server.inside.subscription_count()),
             float(census.queued),
             *(round(rate, 1) for rate in rates),
             *self._latency(),
