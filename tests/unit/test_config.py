@@ -33,6 +33,7 @@ EXAMPLES = {
     "authorization": "acl_file?path=/p",
     "hooks": "hook?target=x:y",
     "no_match": "allow",
+    "sys_access": "all",
     "deny_action": "disconnect",
     "session_owner": "any",
     "slow_consumer": "disconnect",
