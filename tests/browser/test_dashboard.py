@@ -33,7 +33,7 @@ class Place(NamedTuple):
             page,
             """if (new URL(page.url()).hash === `#/${given.path}`) await page.reload();
             else await page.evaluate((path) => { location.hash = `#/${path}`; }, given.path);
-            await page.waitForSelector("#main h1:not(:text-is('Log in'))");""",
+            await page.locator(`#main > .${given.path.split("/")[0]} h1`).waitFor();""",
             path=path,
         )
 
@@ -252,9 +252,9 @@ def test_the_client_of_the_page(place: Place) -> None:
             await page.getByText("connected", { exact: true }).waitFor();
             await page.getByRole("button", { name: "Subscribe", exact: true }).click();
             await page.getByRole("button", { name: "Unsubscribe test/#" }).waitFor();
-            await page.getByLabel("Topic").fill("test/from page");
-            await page.getByLabel("Payload").fill("Grüße");
-            await page.getByText("Properties").click();
+            await page.getByLabel("Topic", { exact: true }).fill("test/from page");
+            await page.getByLabel("Payload", { exact: true }).fill("Grüße");
+            await page.locator("summary", { hasText: "Properties" }).click();
             await page.getByLabel("User properties").fill("a=b");
             await page.getByRole("button", { name: "Publish", exact: true }).click();
             await page.getByText("Published and acknowledged.").waitFor();
@@ -384,7 +384,7 @@ def test_forms_that_change_things(place: Place) -> None:
         await dialog.getByLabel("Who").fill("a bad one");
         await dialog.getByLabel("For (seconds)").fill("600");
         await dialog.getByRole("button", { name: "Ban" }).click();
-        await page.getByRole("cell", { name: "a bad one" }).waitFor();
+        await page.getByRole("cell", { name: "a bad one", exact: true }).waitFor();
         await page.getByRole("button", { name: "Remove the ban of a bad one" }).click();
         await dialog.getByRole("button", { name: "Remove" }).click();
         await page.getByText("Nobody is banned.").waitFor();""",
@@ -402,7 +402,7 @@ def test_forms_that_change_things(place: Place) -> None:
         await page.getByRole("button", { name: "Edit u1" }).click();
         await dialog.getByLabel("Superuser").check();
         await dialog.getByRole("button", { name: "Save" }).click();
-        await page.getByRole("cell", { name: "superuser" }).waitFor();
+        await page.getByRole("cell", { name: "superuser", exact: true }).waitFor();
         await page.getByRole("cell", { name: "site" }).waitFor();
         await page.getByRole("button", { name: "Delete u1" }).click();
         await dialog.getByRole("button", { name: "Delete" }).click();
@@ -426,7 +426,7 @@ def test_forms_that_change_things(place: Place) -> None:
         const dialog = page.getByRole("dialog");
         await dialog.getByLabel("Filter").fill("load/#");
         await dialog.getByRole("button", { name: "Count" }).click();
-        await page.getByRole("cell", { name: "load/#" }).waitFor();
+        await page.getByRole("cell", { name: "load/#", exact: true }).waitFor();
         await page.getByRole("button", { name: "Remove load/#" }).click();
         await dialog.getByRole("button", { name: "Remove" }).click();
         await page.getByText("No filter is counted.").waitFor();""",
