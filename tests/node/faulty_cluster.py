@@ -25,7 +25,6 @@ from cluster.api import (
     SessionRef,
     StoredSubscription,
     Target,
-    shared_group_id,
 )
 from cluster.memory import MemoryCluster
 from cluster.memory.state import Call, Session
