@@ -72,10 +72,9 @@ class Api:
 
     def events(self, path: str, query: Sequence[tuple[str, str]] = ()) -> Iterator[Any]:
         """What the node tells, one value after the other, until it ends. Raises ApiFailure."""
-        connection, response = self._ask("GET", path, query, None, self.timeout_s, "text/event-stream")
+        silence_s = max(SILENCE_S, self.timeout_s)
+        connection, response = self._ask("GET", path, query, None, self.timeout_s, "text/event-stream", silence_s)
         try:
-            if connection.sock is not None:
-                connection.sock.settimeout(max(SILENCE_S, self.timeout_s))
             data: list[str] = []
             for raw in response:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
@@ -97,6 +96,7 @@ class Api:
         body: Any,
         timeout_s: float,
         accept: str = "application/json",
+        silence_s: float = 0.0,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         parts = urlsplit(self.url)
         headers = {"Accept": accept, **self._authorization()}
@@ -107,7 +107,10 @@ class Api:
         connection = self._connection(timeout_s)
         try:
             connection.request(method, target, content, headers)
+            taken = connection.sock  # the response may be all that has it from here on
             response = connection.getresponse()
+            if silence_s and taken is not None:
+                taken.settimeout(silence_s)
             if 200 <= response.status < 300:
                 return connection, response
             raise _refusal(response.status, response.read(65536))
