@@ -127,7 +127,8 @@ _METRICS_HEAD = """# Metrics
 `http` serves them at `/metrics`, in the text format of Prometheus or, to whoever asks for it, in that of OpenMetrics.
 `deploy/prometheus` has a scrape configuration, recording rules and alerts with tests, `deploy/grafana` a dashboard.
 
-- No label has a client id, a user name, a topic or an address of a client: ask the API for these.
+- No label has a client id, a user name, an address of a client or, other than filters that an operator chose, a topic:
+  ask the API for these.
 - There is no label for the node: Prometheus adds `instance`. With `workers` the parent tells the values of its workers
   together: the column *workers* says how. What they count goes on when one of them is started again.
 - What begins with `mqtt_cluster_` is about the whole cluster, and every node tells the same: use `max()`, not `sum()`.

@@ -10,15 +10,20 @@ import trio
 from broker.channel import Channel
 from broker.http.exposition import exposition
 from broker.http.report import (
+    DRAINING,
     FENCED,
+    JOINING,
+    OVERLOADED,
     READY,
     RESTARTING,
+    SILENT,
     STARTING,
+    UNREACHABLE,
     Report,
     ready,
 )
 from broker.metrics import Metrics
-from broker.metrics_catalogue import FAMILIES, Samples, growing, summed
+from broker.metrics_catalogue import FAMILIES, NODE_STATES, Samples, growing, summed
 
 
 def _report(node: str = "a", status: str = READY, **values: object) -> Report:
@@ -61,6 +66,14 @@ def test_ready_is_when_all_are_that_clients_may_come_to() -> None:
     assert ready([_report(), _report(status=STARTING)]) == STARTING
     assert ready([_report(), _report(status=RESTARTING)]) == READY
     assert ready([_report(status=RESTARTING)]) == RESTARTING
+
+
+def test_every_status_is_a_state() -> None:
+    why = OVERLOADED + "the event loop is late, by up to 2.0 s"
+    known = (READY, STARTING, JOINING, UNREACHABLE, FENCED, DRAINING, RESTARTING, SILENT, why)
+    assert {_report(status=status).state for status in known} == set(NODE_STATES)
+    assert ready([_report(), _report(status=why)]) == why
+    assert _scrape([_report(status=why)])['mqtt_node_state{state="overloaded"}'] == 1
 
 
 def test_one_scrape_of_several_nodes() -> None:
