@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import socket
 
+import pytest
 import trio
 
 from broker.channel import Channel
+from broker.http import scraping
 from broker.http.exposition import exposition
 from broker.http.report import (
     DRAINING,
@@ -175,3 +177,36 @@ async def test_a_channel_carries_lines_both_ways_until_the_other_end_is_gone() -
     with trio.fail_after(5):
         assert await other.receive() is None
     other.close()
+
+
+class _Source:
+    """A node that counts how often it is asked."""
+
+    name = "a"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def reports(self) -> list[Report]:
+        self.asked += 1
+        return [_report()]
+
+    def ended(self) -> Samples:
+        return {}
+
+
+@pytest.mark.parametrize(("dear_s", "asked"), [(60.0, 4), (-1.0, 2)])
+async def test_what_took_long_is_told_again_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch, dear_s: float, asked: int
+) -> None:
+    monkeypatch.setattr(scraping, "_DEAR_S", dear_s)
+    monkeypatch.setattr(scraping, "_KEPT_S", 60.0)
+    monkeypatch.setattr(scraping, "_LONG_S", -1.0)  # in a thread
+    source = _Source()
+    scrapes = scraping.Scrapes(source)
+    plain = await scrapes.answer()
+    assert await scrapes.answer() == plain
+    other = await scrapes.answer("application/openmetrics-text")
+    assert other != plain
+    assert await scrapes.answer("application/openmetrics-text") == other
+    assert source.asked == asked
