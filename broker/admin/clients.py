@@ -152,7 +152,7 @@ def _shown(office: Office, connection: Connection) -> dict[str, Any]:
         "protocol_version": VERSIONS.get(connection.version),
         "keep_alive_s": connection.keep_alive_s,
         "clean_start": None if agreement is None else agreement.clean_start,
-        "connected_at_ms": now_ms - round(1000 * (now - connection.opened_at)),
+        "connected_at_ms": connection.connected_at_ms or None,
         "last_activity_at_ms": now_ms - round(1000 * max(0.0, now - connection.last_received)),
         "subscriptions": 0 if subscriber is None else len(subscriber.subscriptions),
         "in_flight": 0 if session is None else len(session.inflight),

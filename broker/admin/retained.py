@@ -215,7 +215,8 @@ async def delete_retained(office: Office, arguments: RetainedTopicName) -> None:
     Swept,
 )
 async def delete_matching(office: Office, arguments: Sweep) -> Swept:
-    """Removes up to `limit` messages and says how many that were; where more match, `cursor` is for the next call."""
+    """Removes up to `limit` messages and says how many that were, as far as this node knew of them (what others do
+    comes to know a moment later); where more match, `cursor` is for the next call."""
     part = await _matching(office, arguments.topic_filter, arguments.limit, arguments.cursor)
     topics = [key[0] for key, _ in part.items]
     for at in range(0, len(topics), PAGE_LIMIT):
