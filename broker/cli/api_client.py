@@ -75,15 +75,20 @@ class Api:
         silence_s = max(SILENCE_S, self.timeout_s)
         connection, response = self._ask("GET", path, query, None, self.timeout_s, "text/event-stream", silence_s)
         try:
-            data: list[str] = []
+            name, data = "", ""
             for raw in response:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")
-                if line.startswith("data:"):
-                    data.append(line[5:].removeprefix(" "))
+                if line.startswith("event:"):
+                    name = line[6:].strip()
+                elif line.startswith("data:"):
+                    data = line[5:].strip()
                 elif not line and data:
-                    text, data = "\n".join(data), []
-                    yield json.loads(text)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+                    value = json.loads(data)
+                    if name == "error":
+                        raise _refusal(int(value["status"]), data.encode())
+                    name, data = "", ""
+                    yield value
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise self._silent(error) from None
         finally:
             connection.close()
@@ -158,7 +163,7 @@ def _refusal(status: int, body: bytes) -> ApiFailure:
         if status == 404:
             text = "there is no such thing, or no API here (HTTP status 404)"
     if status == 401:
-        text += "; give an API key with ROOKERY_API_KEY, --key or --key-file"
+        text += " (ROOKERY_API_KEY, --key, --key-file)"
     return ApiFailure(text, _STATUSES.get(status, EXIT_FAILED), status)
 
 

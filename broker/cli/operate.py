@@ -78,7 +78,8 @@ def _option(argument: Argument) -> click.Option:
     text = argument.help
     if argument.default not in (None, "", [], {}, False):
         text = f"{text} [default: {json.dumps(argument.default, ensure_ascii=False)}]".lstrip().replace('"', "")
-    common: dict[str, Any] = {"help": text, "required": argument.required, "default": None}
+    # A default of None counts as one: what is required has none at all.
+    common: dict[str, Any] = {"help": text, "required": True} if argument.required else {"help": text, "default": None}
     if argument.kind == "boolean":
         return click.Option([f"{spelled}/--no-{spelled[2:]}", name], **common)
     if argument.kind == "array" and argument.items in ("string", "integer", "number"):

@@ -239,7 +239,7 @@ class Table:
 
 def card(values: Mapping[str, Any], colour: bool) -> list[str]:
     """One thing with all its fields, one per line; lists of things as tables below."""
-    short = {key: value for key, value in values.items() if not _is_table(value)}
+    short = {key: value for key, value in values.items() if not _is_table(value) and (value or key != "missing_nodes")}
     names = {key: _label(key, values) for key in short}
     room = max((width(name) for name in names.values()), default=0)
     found = []

@@ -383,6 +383,16 @@ def test_trace_begins_follows_and_ends(node: Node, capsys: pytest.CaptureFixture
     assert main(["ctl", "trace", "c", "--ip", "::1"]) == 2
 
 
+def test_a_stream_ends_with_an_error(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    error = b'event: error\ndata: {"status": 503, "title": "the store cannot be reached"}\n\n'
+    node.answers["GET /traces/t1/follow"] = (200, _events({"at_ms": 1, "text": "x"}) + error)
+    assert main(["ctl", "trace", "follow", "t1", "--json"]) == 5
+    captured = capsys.readouterr()
+    assert captured.out == '{"at_ms":1,"text":"x"}\n'
+    assert captured.err == "rookery: the store cannot be reached\n"
+    assert main(["ctl", "trace", "follow", "t1", "--count", "1"]) == 0
+
+
 def test_secrets_are_read_from_standard_input(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
