@@ -310,7 +310,7 @@ def _after(cursor: str) -> dict[str, int]:
         return {}
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        return msgspec.json.decode(raw, type=dict[str, int])
+        return msgspec.json.decode(raw, type=dict[str, Annotated[int, msgspec.Meta(ge=0, le=2**53)]])
     except (binascii.Error, msgspec.DecodeError, ValueError):
         raise AdminError(BAD_REQUEST, "invalid arguments", "the cursor is not one of this list") from None
 

@@ -132,5 +132,5 @@ class Trace:
 
     def after(self, seq: int, limit: int) -> list[bytes]:
         """Up to `limit` lines behind number `seq` that are still there, in order, as JSON."""
-        start = max(0, seq + 1 - self.first)
+        start = min(max(0, seq + 1 - self.first), len(self._lines))
         return list(islice(self._lines, start, start + limit))

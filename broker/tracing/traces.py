@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
-from broker.admin.inside import PRIVATE
 from broker.auth.api import PUBLISH, SUBSCRIBE
 from broker.auth.explain import explain_now
 from broker.auth.permissions import Permissions
@@ -26,6 +25,7 @@ from broker.log import get_logger
 from broker.message import Message
 from broker.peer import network_of
 from broker.routes import Route
+from broker.services import Services
 from broker.session.machine import CLOSED
 from broker.session.session import Session
 from broker.topics.names import matches, split_shared
@@ -37,7 +37,7 @@ from broker.tracing.ways import TracedDispatch
 from broker.transport.api import Stream
 
 if TYPE_CHECKING:
-    from broker.server import Server
+    from broker.access import Access
 
 #: Traces that run at a time.
 RUNNING_MAX: Final = 10
@@ -59,9 +59,9 @@ TELL_LINES: Final = 100
 _MEMORY: Final = 10_000
 
 #: Where the lines of a trace are told, with its id behind.
-TOPIC: Final = PRIVATE + "trace/"
+TOPIC: Final = "$rookery/trace/"
 
-_PRIVATE: Final = PRIVATE.encode()
+_PRIVATE: Final = b"$rookery/"
 
 _log = get_logger("trace")
 
@@ -70,10 +70,17 @@ class TooMany(Exception):
     """RUNNING_MAX traces run here."""
 
 
+class Traced(Services, Protocol):
+    """The server, as its traces see it."""
+
+    connections: set[Connection]
+    access: Access
+
+
 class Traces:
     """Of one server. `Server.tracer` is this while any of them runs, else None."""
 
-    def __init__(self, server: Server, node: str) -> None:
+    def __init__(self, server: Traced, node: str) -> None:
         self._server = server
         self._node = node
         self._task = False

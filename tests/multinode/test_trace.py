@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -189,6 +190,10 @@ async def test_nodes_that_come_and_go(start_cluster: StartCluster) -> None:
         assert (await b.post(f"/traces/{trace['id']}/stop")).json()["running"] is False
 
 
+def cursor_of(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
 async def test_what_cannot_be_traced(nodes: Nodes) -> None:
     async with api_of(nodes, "a") as api:
         for wrong in (
@@ -206,8 +211,11 @@ async def test_what_cannot_be_traced(nodes: Nodes) -> None:
         assert (await api.get("/traces/none/follow")).status_code == 404
         assert (await api.post("/traces/none/stop")).status_code == 404
         trace = await start(api, client_id="c")
-        answer = await api.get(f"/traces/{trace['id']}/lines", params={"cursor": "!"})
-        assert answer.status_code == 400
+        for cursor in ("!", cursor_of({"a": 2**70}), cursor_of({"a": -1}), cursor_of([])):
+            answer = await api.get(f"/traces/{trace['id']}/lines", params={"cursor": cursor})
+            assert answer.status_code == 400, cursor
+        answer = await api.get(f"/traces/{trace['id']}/lines", params={"cursor": cursor_of({"a": 2**53})})
+        assert answer.status_code == 200 and answer.json()["items"] == []
         for _ in range(9):
             await start(api, client_id="c")
         assert (await api.post("/traces", json={"client_id": "c"})).status_code == 409
