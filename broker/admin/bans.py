@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
 from broker.admin.api import BAD_REQUEST, CALLER, NOT_FOUND, OPERATOR, VIEWER, AdminError
 from broker.admin.operations import Nothing, Page, operation
-from broker.admin.paging import LIMIT, Cursor, Limit, Part, Text, cursor_of, key_of, merged
-from broker.limits.bans import Ban, BanError, read_bans
+from broker.admin.paging import LIMIT, Cursor, Limit, Smallest, Text, cursor_of, key_of, merged, portions
+from broker.limits.bans import Ban, BanError, read_ban
 from cluster.registry import BANS
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Kind = Literal["client_id", "username", "client_id_prefix", "username_prefix", "ip"]
 
 #: A hundred years.
-_LONGEST_S = 100 * 365 * 86400
+_LONGEST_S: Final = 100 * 365 * 86400
+#: The end of the year 9999: no date of anybody's comes after that.
+_LAST_S: Final = 253_402_300_799
 
 
 class BanFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,17 +88,23 @@ def _ban(kind: str, value: str) -> Ban:
 @operation("bans.list", VIEWER, "GET", "/bans", "List bans", BanFilter, Page[BanItem])
 async def list_bans(office: Office, arguments: BanFilter) -> Page[BanItem]:
     """The bans that hold, by kind and value."""
-    found, _, _ = read_bans(await office.registry.documents(BANS), time.time())
-    after = key_of(arguments.cursor, 2)
-    bans = [
-        ((ban.kind, ban.value), ban)
-        for ban in found
-        if (arguments.kind is None or ban.kind == arguments.kind)
-        and ban.value.startswith(arguments.prefix)
-        and (after is None or (ban.kind, ban.value) > after)
-        and (ban.until_s is None or abs(ban.until_s) < 1e15)
-    ]
-    items, until = merged([Part(bans, None)], arguments.limit)
+    documents = list((await office.registry.documents(BANS)).items())
+    found: Smallest[Ban] = Smallest(arguments.limit, key_of(arguments.cursor, 2))
+    now_s = time.time()
+    async for portion in portions(documents):
+        for name, document in portion:
+            kind, _, value = name.partition(":")
+            if not found.wants((kind, value)) or not value.startswith(arguments.prefix):
+                continue
+            if arguments.kind is not None and kind != arguments.kind:
+                continue
+            try:
+                ban = read_ban(name, document)
+            except BanError:
+                continue
+            if ban.holds(now_s) and (ban.until_s is None or ban.until_s <= _LAST_S):
+                found.put((kind, value), ban)
+    items, until = merged([found.part()], arguments.limit)
     return Page(items=[_item(ban) for ban in items], cursor=cursor_of(until))
 
 
