@@ -267,6 +267,8 @@ class Opening:
                     raise NotOwner("a client of another identity is connected with this client id")
                 if owner.finished is None:
                     owner.finished = trio.Event()
+                    if self._server.tracer is not None:
+                        self._server.tracer.takes_over(connection, owner)
                 self._server.came_back(client_id)
                 owner.disconnect(0x8E, "another connection uses this client id")  # [MQTT-3.1.4-3]
                 await owner.finished.wait()

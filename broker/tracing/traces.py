@@ -367,6 +367,13 @@ class Traces:
         by = f"let in {who} by {principal.authenticator}" if principal.authenticator else f"let in {who}, unchecked"
         tap.line("authentication", by + (", a superuser" if principal.superuser else ""), details)
 
+    def takes_over(self, connection: Connection, owner: Connection) -> None:
+        """A connection waits for an older one of its client id on this node to be let go."""
+        tap = self.taps.get(connection)
+        if tap is not None:
+            peer = str(owner.stream.peer)
+            tap.line("takeover", f"takes over from the connection of {peer}", {"older": peer})
+
     def restricted(self, connection: Connection) -> None:
         """Its rules are known."""
         tap = self.taps.get(connection)

@@ -389,6 +389,7 @@ async def test_takeover_and_will(autojump_clock: trio.abc.Clock) -> None:
         trace = begin(world, client_id="c")
         await world.connect("c", will=Will("gone", b"", 1, False))
         second = await world.connect("c", will=Will("gone", b"", 0, False))
+        found(trace, "takeover", "takes over from the connection of memory:0")
         found(trace, "takeover", "another connection uses this client id")
         found(trace, "will", 'the will for "gone" is due now')
         await second.send(Disconnect())
