@@ -12,7 +12,7 @@ ARGS ?=
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fuzz-core fault generate packages bench clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate packages bench clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ fuzz: install ## A long campaign of seeded nonsense against a node: make fuzz SE
 fuzz-core: install ## Coverage-guided fuzzing of codec, topics, connection machine and session: make fuzz-core INPUTS=10000000
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.run --inputs $(or $(INPUTS),10000000) --seed $(SEED)
+
+fuzz-api: install ## A long run of schemathesis against the API of a node: make fuzz-api SECONDS=600 SEED=1
+	$(BIN)/python -m tests.fuzz.api --seconds $(SECONDS_) --seed $(SEED)
 
 fault: install ## A long campaign of faults under load, checked by recorded histories: make fault SECONDS=600 SEED=1
 	$(BIN)/python -m tests.fault.campaign --seconds $(SECONDS_) --seed $(SEED)

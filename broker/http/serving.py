@@ -24,13 +24,14 @@ from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from broker.http.problems import PROBLEM_TYPE, problem
 from broker.log import get_logger
 
 CONNECTIONS_MAX: Final = 512
 HEAD_S: Final = 10.0
 SEND_S: Final = 20.0
-#: Of the line of the request and its headers.
-HEAD_BYTES: Final = 32 * 1024
+#: Of the line of the request and its headers. A topic may have 65,535 bytes, each of which may be percent-encoded.
+HEAD_BYTES: Final = 208 * 1024
 _RECEIVE_BYTES: Final = 65536
 _SEND_BYTES: Final = 65536
 _log = get_logger("http")
@@ -95,6 +96,18 @@ class _Http1(H11Protocol):
                 method=request.method, target=request.target, headers=kept, http_version=request.http_version
             )
         await super()._create_stream(request)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        body = problem(status_code, detail="what was sent is no request that can be read").body
+        headers = [
+            (b"content-type", PROBLEM_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        headers += self.config.response_headers("h11")
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Data(data=bytes(body)))
+        await self._send_h11_event(h11.EndOfMessage())
 
 
 class Connection:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from types import NoneType, UnionType
+from typing import Any, Final, Union, get_args, get_origin
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -31,7 +32,7 @@ class Shape:
         others = [field for field in known if field.encode_name not in self._names]
         in_query = operation.method in ("GET", "DELETE")
         title = "".join(part.capitalize() for part in operation.name.replace("_", ".").split("."))
-        struct = _struct(f"{title}Arguments", others, operation.arguments.__doc__) if others else None
+        struct = _struct(f"{title}Arguments", others, in_query, operation.arguments.__doc__) if others else None
         self.query = struct if in_query else None
         self.body = None if in_query else struct
         self._lists = {field.encode_name for field in others if in_query and _is_list(field.type)}
@@ -78,18 +79,25 @@ class Shape:
         return given
 
 
-def _struct(name: str, known: Iterable[FieldInfo], doc: str | None) -> type[msgspec.Struct]:
+def _struct(name: str, known: Iterable[FieldInfo], in_query: bool, doc: str | None) -> type[msgspec.Struct]:
     declared: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for field in known:
+        # Text cannot be null: `null` in a query string is the text.
+        kind = _not_none(field.type) if in_query else field.type
         default: Any = NODEFAULT
         if field.default is not NODEFAULT:
             default = field.default
         elif field.default_factory is not NODEFAULT:
             default = msgspec.field(default_factory=field.default_factory)
-        declared.append(
-            (field.encode_name, field.type) if default is NODEFAULT else (field.encode_name, field.type, default)
-        )
+        declared.append((field.encode_name, kind) if default is NODEFAULT else (field.encode_name, kind, default))
     return msgspec.defstruct(name, declared, kw_only=True, forbid_unknown_fields=True, namespace={"__doc__": doc or ""})
+
+
+def _not_none(declared: Any) -> Any:
+    options = [each for each in get_args(declared) if each is not NoneType]
+    if get_origin(declared) not in (Union, UnionType) or len(options) == len(get_args(declared)):
+        return declared
+    return Union[tuple(options)]  # noqa: UP007
 
 
 def _checked(given: dict[str, Any], struct: type[msgspec.Struct], *, strict: bool) -> None:
