@@ -22,7 +22,7 @@ def exposition(reports: Sequence[Report], ended: Samples, accept: str = "") -> t
     registry.register(_Collector(gathered(reports, ended)))
     # The library's own choice also looks at versions, and fails where one is no number.
     if "application/openmetrics-text" in accept.lower():
-        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST
+        return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
     return generate_latest(registry), _TEXT
 
 
