@@ -392,6 +392,11 @@ class Server(ClusterSide):
 
     # -- ClusterEvents
 
+    def node_gone(self, node: bytes) -> None:
+        """Another node is dead, or has left."""
+        super().node_gone(node)
+        self.system_topics.node_gone(node.decode().rpartition(":")[0])
+
     def store_changed(self, available: bool) -> None:
         """Without the store, clients are let go after a grace period; with it again, sessions go on."""
         if available:

@@ -7,6 +7,7 @@ node subscribes below `$SYS/`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -32,9 +33,10 @@ _MOST: Final = ("clients", "connections", "subscribers", "subscriptions", "share
 
 
 class Counts:
-    """The numbers of a node at one time, from its start. `most` is what some of them were at most, by name."""
+    """The numbers of a node at one time, from its start. `most` is what some of them were at most, by name. What is
+    found only by looking at all sessions is 0 without `whole`."""
 
-    def __init__(self, server: Server, retained: tuple[int, int], most: dict[str, int]) -> None:
+    def __init__(self, server: Server, retained: tuple[int, int], most: dict[str, int], whole: bool) -> None:
         metrics, dispatch = server.metrics, server.dispatch
         self.now_ms = server.now_ms
         self.uptime_s = time.monotonic() - server.started_s
@@ -44,8 +46,8 @@ class Counts:
         self.absent = max(0, len(dispatch.subscribers) - self.clients)
         self.expired = server.sessions_expired
         self.subscribers = len(dispatch.subscribers)
-        self.subscriptions = dispatch.subscription_count()
-        self.shared = sum(len(group.members) for group in dispatch.groups.values())
+        self.subscriptions = dispatch.subscription_count() if whole else 0
+        self.shared = sum(len(group.members) for group in dispatch.groups.values()) if whole else 0
         self.routes = dispatch.route_count()
         self.retained, self.retained_bytes = retained
         self.received_by_kind = list(metrics.packets_received)
@@ -105,15 +107,15 @@ class SystemTopics:
         made = {f"{self._own}durability": health.durability}
         if not self.interval_s:
             return made
-        counts = self._counts()
+        counts = self._counts(whole=True)
         names = sorted({member.rpartition(":")[0] for member in health.members} | {self._node_name})
         made[f"{PREFIX}brokers"] = ",".join(names)
         made.update((self._own + name, value) for name, value in sys_emqx.values(counts))
         made.update((f"{PREFIX}broker/{name}", value) for name, value in sys_mosquitto.values(counts, self._loads))
         return made
 
-    def _counts(self) -> Counts:
-        return Counts(self._server, self.retained(), self._most)
+    def _counts(self, whole: bool) -> Counts:
+        return Counts(self._server, self.retained(), self._most, whole)
 
     # -- in time
 
@@ -128,19 +130,28 @@ class SystemTopics:
         """An interval has passed: tell those who are here."""
         server = self._server
         now = trio.current_time()
-        self._loads.tick(self._counts(), now - self._ticked_s)
+        self._loads.tick(self._counts(whole=False), now - self._ticked_s)
         self._ticked_s = now
         if not len(server.dispatch.system):
             return
         self._values.clear()
         for topic, value in self._all().items():
-            name = topic.encode()
-            encoding: Encoding | None = None
-            for entry in server.dispatch.route(name).entries:
-                receiver = entry.subscriber.connection
-                if receiver is None:
-                    continue
-                if encoding is None:
-                    encoding = Encoding(Message(name, value.encode(), 0, True))
-                receiver.send_qos0(encoding, entry.retain_as_published, entry.subscription_ids)
+            self._tell(topic, value, True)
         server.reactor.wake()
+
+    def node_gone(self, node_name: str) -> None:
+        """Another node has left or died, and with it all its connections: those who are here are told of that."""
+        if self._node_name and len(self._server.dispatch.system):
+            told = {"node": node_name, "at": self._server.now_ms}
+            self._tell(f"{PREFIX}brokers/{node_name}/gone", json.dumps(told, separators=(",", ":")), False)
+
+    def _tell(self, topic: str, value: str, retained: bool) -> None:
+        name = topic.encode()
+        encoding: Encoding | None = None
+        for entry in self._server.dispatch.route(name).entries:
+            receiver = entry.subscriber.connection
+            if receiver is None:
+                continue
+            if encoding is None:
+                encoding = Encoding(Message(name, value.encode(), 0, retained))
+            receiver.send_qos0(encoding, retained and entry.retain_as_published, entry.subscription_ids)

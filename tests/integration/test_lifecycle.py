@@ -141,7 +141,7 @@ async def test_metrics_of_a_node(start_node: StartNode, peers_of: PeersOf) -> No
 
 @pytest.mark.parametrize("topic_filter", ["$SYS/#", "$SYS/brokers/n/durability", "$SYS/brokers/+/durability"])
 async def test_a_node_tells_its_durability(start_node: StartNode, peers_of: PeersOf, topic_filter: str) -> None:
-    node = start_node("--node-name", "n", store="embedded")
+    node = start_node("--node-name", "n", "--sys-interval", "0s", "--sys-access", "all", store="embedded")
     client = await peers_of(node).subscriber(topic_filter)
     told = await client.expect(Publish)
     assert (told.topic_name, told.payload, told.qos, told.retain) == ("$SYS/brokers/n/durability", b"aof", 0, True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from broker.codec.packets import Disconnect
+from broker.codec.packets import Disconnect, Publish
 from tests.kit.mqtt_client import MqttClient
 from tests.multinode.conftest import NAMES, Everywhere, StartCluster, session
 from tests.multinode.nodes import SOON_S
@@ -91,14 +91,18 @@ async def test_a_client_that_goes_from_node_to_node(
 
 
 async def test_a_node_that_is_killed(start_cluster: StartCluster, at_own: Everywhere) -> None:
-    """Nobody is there to tell of the end; the next connection of the client does, by its epoch."""
+    """Nobody is there to tell of the end of each client: that the node is gone, and the next epoch, do."""
     nodes = at_own.nodes = await start_cluster(*OPEN)
     spy = await at_own("b").connect(client_id="spy")
     await spy.subscribe(ALL, qos=1)
     told = Told(spy, "c")
     await session(at_own("a"), "c")
     await told.until("connected", 1)
+    gone = await at_own("b").subscriber("$SYS/brokers/+/gone", qos=1)
     nodes.kill("a")
+    message = await gone.expect(Publish, SOON_S)
+    assert message.topic_name == "$SYS/brokers/a/gone"
+    assert json.loads(message.payload)["node"] == "a"
     client = await session(at_own("c"), "c", True)
     await told.until("connected", 2)
     first, second = (each[1] for each in told.events if each[0] == "connected")
