@@ -27,8 +27,8 @@ _LAST_S: Final = 253_402_300_799
 class BanFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which bans: of a kind, with values that begin so."""
 
-    kind: Kind | None = None
-    prefix: Text = ""
+    kind: Annotated[Kind | None, msgspec.Meta(description="Of this kind.")] = None
+    prefix: Annotated[Text, msgspec.Meta(description="Values that begin so.")] = ""
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -48,19 +48,31 @@ class BanItem(msgspec.Struct, kw_only=True):
 class NewBan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whom to ban, and how long: for `for_s` seconds, or until `until_at_ms` (epoch), or without both for ever."""
 
-    kind: Kind
-    value: Annotated[str, msgspec.Meta(min_length=1, max_length=65535)]
-    for_s: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] | None = None
-    until_at_ms: Annotated[int, msgspec.Meta(gt=0, le=253_402_300_799_000)] | None = None
-    reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
-    new_only: bool = False
+    kind: Annotated[Kind, msgspec.Meta(description="What is banned.")]
+    value: Annotated[
+        str,
+        msgspec.Meta(
+            min_length=1,
+            max_length=65535,
+            description="A client id, user name, address or network, or what it begins with.",
+        ),
+    ]
+    for_s: Annotated[
+        Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] | None, msgspec.Meta(description="For so many seconds.")
+    ] = None
+    until_at_ms: Annotated[
+        Annotated[int, msgspec.Meta(gt=0, le=253_402_300_799_000)] | None,
+        msgspec.Meta(description="Until then, in milliseconds since the epoch."),
+    ] = None
+    reason: Annotated[str, msgspec.Meta(max_length=200, description="Why, for those who list bans.")] = ""
+    new_only: Annotated[bool, msgspec.Meta(description="Whoever is connected may stay.")] = False
 
 
 class NamedBan(msgspec.Struct, frozen=True):
     """Which ban."""
 
-    kind: Kind
-    value: Text
+    kind: Annotated[Kind, msgspec.Meta(description="What is banned.")]
+    value: Annotated[Text, msgspec.Meta(description="The value, as it is listed.")]
 
 
 def _item(ban: Ban) -> BanItem:

@@ -54,16 +54,22 @@ class ClientFilter(msgspec.Struct, kw_only=True):
     it. `ip` is an address or a network. `username`, `ip`, `listener`, `protocol_version` (3.1, 3.1.1, 5) and
     `transport` (tcp, tls, ws, wss, unix) are known of connected clients only."""
 
-    client_id: Text = ""
-    prefix: Text = ""
-    contains: Text = ""
-    username: Text = ""
-    ip: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    node: Text = ""
-    listener: Text = ""
-    protocol_version: Annotated[str, msgspec.Meta(max_length=5)] = ""
-    transport: Annotated[str, msgspec.Meta(max_length=5)] = ""
-    connected: bool | None = None
+    client_id: Annotated[Text, msgspec.Meta(description="This client id.")] = ""
+    prefix: Annotated[Text, msgspec.Meta(description="Client ids that begin so.")] = ""
+    contains: Annotated[Text, msgspec.Meta(description="Client ids with this in them.")] = ""
+    username: Annotated[Text, msgspec.Meta(description="This user name (connected clients only).")] = ""
+    ip: Annotated[str, msgspec.Meta(max_length=64, description="This address or network (connected clients only).")] = (
+        ""
+    )
+    node: Annotated[Text, msgspec.Meta(description="Connected to this node.")] = ""
+    listener: Annotated[Text, msgspec.Meta(description="Name or URL of the listener (connected clients only).")] = ""
+    protocol_version: Annotated[
+        str, msgspec.Meta(max_length=5, description="3.1, 3.1.1 or 5 (connected clients only).")
+    ] = ""
+    transport: Annotated[
+        str, msgspec.Meta(max_length=5, description="tcp, tls, ws, wss or unix (connected clients only).")
+    ] = ""
+    connected: Annotated[bool | None, msgspec.Meta(description="Whether they are connected.")] = None
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -117,15 +123,20 @@ class Client(ClientItem, kw_only=True):
 class NamedClient(msgspec.Struct, frozen=True):
     """Which client."""
 
-    client_id: Text
+    client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
 
 
 class Kick(msgspec.Struct, frozen=True, kw_only=True):
     """Which client, and whether it stays away: for `ban_s` seconds (0: it may come back at once)."""
 
-    client_id: Text
-    ban_s: Annotated[float, msgspec.Meta(ge=0, le=100 * 365 * 86400)] = 0.0
-    reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
+    ban_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, le=100 * 365 * 86400, description="Ban it for so many seconds; 0: it may come back at once."
+        ),
+    ] = 0.0
+    reason: Annotated[str, msgspec.Meta(max_length=200, description="Why it is banned, for those who list bans.")] = ""
 
 
 # -- what a node knows

@@ -22,15 +22,17 @@ _WHOLE: Final = 1024 * 1024
 class DelayedFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the list, and how much of each payload is shown."""
 
-    max_payload_bytes: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 256
-    limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
+    max_payload_bytes: Annotated[int, msgspec.Meta(ge=0, le=4096, description="So much of each payload is shown.")] = (
+        256
+    )
+    limit: Annotated[int, msgspec.Meta(ge=1, le=500, description="At most so many messages.")] = 100
     cursor: Cursor = ""
 
 
 class NamedDelayed(msgspec.Struct, frozen=True):
     """Which message."""
 
-    id: _Id
+    id: Annotated[_Id, msgspec.Meta(description="The id, from the list.")]
 
 
 class Delayed(Shown, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -19,8 +19,8 @@ class GroupFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which: those whose `$share/NAME/FILTER` begins with `prefix`, and which have at least `min_lag` messages
     waiting."""
 
-    prefix: Text = ""
-    min_lag: int = 0
+    prefix: Annotated[Text, msgspec.Meta(description="Those whose `$share/NAME/FILTER` begins so.")] = ""
+    min_lag: Annotated[int, msgspec.Meta(description="At least so many messages that were given to nobody yet.")] = 0
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -60,7 +60,7 @@ class Group(GroupItem, kw_only=True):
 class NamedGroup(msgspec.Struct, frozen=True):
     """Which: the whole `$share/NAME/FILTER`."""
 
-    topic_filter: Text
+    topic_filter: Annotated[Text, msgspec.Meta(description="The whole `$share/NAME/FILTER`.")]
 
 
 def _item(group: GroupInfo) -> GroupItem:

@@ -24,16 +24,19 @@ Level = Literal["debug", "info", "warning", "error"]
 class WhichNode(msgspec.Struct, frozen=True):
     """A node, or all of them."""
 
-    node: Text = ""
+    node: Annotated[Text, msgspec.Meta(description="This node; without it: all.")] = ""
 
 
 class LevelChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Another level, of one node or of all; after `duration_s` that of the settings is back (null: not before a restart
     or SIGHUP)."""
 
-    level: Level
-    node: Text = ""
-    duration_s: Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] | None = None
+    level: Annotated[Level, msgspec.Meta(description="The level.")]
+    node: Annotated[Text, msgspec.Meta(description="This node; without it: all.")] = ""
+    duration_s: Annotated[
+        Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)] | None,
+        msgspec.Meta(description="After so many seconds the level of the settings is back."),
+    ] = None
 
 
 class NodeLevel(msgspec.Struct, kw_only=True):
@@ -55,10 +58,10 @@ class Levels(msgspec.Struct, kw_only=True):
 class LogFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which lines: of a node, of errors only, with this text in event or fields."""
 
-    node: Text = ""
-    level: Literal["warning", "error"] = "warning"
-    contains: Annotated[str, msgspec.Meta(max_length=200)] = ""
-    limit: Annotated[int, msgspec.Meta(ge=1, le=log.RECENT_LINES)] = 100
+    node: Annotated[Text, msgspec.Meta(description="This node; without it: all.")] = ""
+    level: Annotated[Literal["warning", "error"], msgspec.Meta(description="This level and above.")] = "warning"
+    contains: Annotated[str, msgspec.Meta(max_length=200, description="With this text in event or fields.")] = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=log.RECENT_LINES, description="At most so many lines.")] = 100
 
 
 class LogLine(msgspec.Struct, kw_only=True):

@@ -38,13 +38,17 @@ class Publishing(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A message to publish. `payload_encoding` says how `payload` is written. `client_id`: as if this client had
     published it, for subscriptions with No Local; it need not exist."""
 
-    topic: Text
-    payload: str = ""
-    payload_encoding: Encoding = "plain"
-    qos: QoS = 0
-    retain: bool = False
+    topic: Annotated[Text, msgspec.Meta(description="The topic name; `$delayed/SECONDS/TOPIC` publishes later.")]
+    payload: Annotated[str, msgspec.Meta(description="The payload.")] = ""
+    payload_encoding: Annotated[Encoding, msgspec.Meta(description="How the payload is written: plain or base64.")] = (
+        "plain"
+    )
+    qos: Annotated[QoS, msgspec.Meta(description="QoS.")] = 0
+    retain: Annotated[
+        bool, msgspec.Meta(description="Keep it as the topic's retained message; an empty one removes that.")
+    ] = False
     properties: Properties = msgspec.field(default_factory=Properties)
-    client_id: Text = ""
+    client_id: Annotated[Text, msgspec.Meta(description="As if this client had published it (No Local).")] = ""
 
 
 class Published(msgspec.Struct, kw_only=True):
@@ -92,12 +96,14 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     there. With correlation data (made if they are not given) only an answer that repeats them counts, or one without
     any that comes to a topic made for this request."""
 
-    topic: Text
-    payload: str = ""
-    payload_encoding: Encoding = "plain"
-    qos: QoS = 1
+    topic: Annotated[Text, msgspec.Meta(description="The topic name.")]
+    payload: Annotated[str, msgspec.Meta(description="The payload.")] = ""
+    payload_encoding: Annotated[Encoding, msgspec.Meta(description="How the payload is written: plain or base64.")] = (
+        "plain"
+    )
+    qos: Annotated[QoS, msgspec.Meta(description="QoS.")] = 1
     properties: Properties = msgspec.field(default_factory=Properties)
-    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60, description="How long to wait for the answer.")] = 10.0
 
 
 class Stored(AckSlot):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -44,7 +44,7 @@ class Nodes(msgspec.Struct):
 class NamedNode(msgspec.Struct, frozen=True):
     """Which node."""
 
-    node: str
+    node: Annotated[str, msgspec.Meta(description="The name of the node.")]
 
 
 @question("nodes.report")

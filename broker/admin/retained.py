@@ -30,7 +30,9 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
     """The level to look into: the levels before it, as in a topic. Null: the first level; empty: the one below an empty
     first level (topics such as `/a`)."""
 
-    prefix: Text | None = None
+    prefix: Annotated[Text | None, msgspec.Meta(description="The levels before it; without it: the first level.")] = (
+        None
+    )
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -49,8 +51,8 @@ class Matching(msgspec.Struct, frozen=True, kw_only=True):
     """Which topics: those that match the filter. With `details` there is more than the topic, for at most 100 at a
     time."""
 
-    topic_filter: Text = "#"
-    details: bool = False
+    topic_filter: Annotated[Text, msgspec.Meta(description="Topics that match.")] = "#"
+    details: Annotated[bool, msgspec.Meta(description="Tell more than the topics, for at most 100 at a time.")] = False
     max_payload_bytes: _PayloadBytes = 256
     limit: Limit = LIMIT
     cursor: Cursor = ""
@@ -66,20 +68,20 @@ class RetainedTopic(msgspec.Struct, kw_only=True):
 class RetainedMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The message of a topic, and how much of it is shown."""
 
-    topic: Text
+    topic: Annotated[Text, msgspec.Meta(description="The topic name.")]
     max_payload_bytes: _PayloadBytes = 1024 * 1024
 
 
 class RetainedTopicName(msgspec.Struct, frozen=True):
     """Of which topic."""
 
-    topic: Text
+    topic: Annotated[Text, msgspec.Meta(description="The topic name.")]
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be removed: the messages of all topics that match the filter, at most `limit` of them."""
 
-    topic_filter: Annotated[str, msgspec.Meta(min_length=1, max_length=65535)]
+    topic_filter: Annotated[str, msgspec.Meta(min_length=1, max_length=65535, description="Topics that match.")]
     limit: Limit = 1000
     cursor: Cursor = ""
 

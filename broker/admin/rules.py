@@ -48,33 +48,35 @@ class Rule(msgspec.Struct, kw_only=True):
 class NamedRule(msgspec.Struct, frozen=True):
     """Which rule."""
 
-    name: Text
+    name: Annotated[Text, msgspec.Meta(description="The name of the rule.")]
 
 
 class RuleChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rule, for instance {"permission": "allow", "action": "publish", "topics": ["up/${clientid}/#"]}."""
 
-    name: Text
-    rule: dict[str, Any]
+    name: Annotated[Text, msgspec.Meta(description="The name of the rule: they count in the order of their names.")]
+    rule: Annotated[dict[str, Any], msgspec.Meta(description="The keys of a [[rule]] table.")]
 
 
 class RuleTest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A question: may this client do this? `read`: get a message that is delivered. `topic` is a filter to subscribe
     to. `claimed`: nobody checked the user name."""
 
-    action: Literal["publish", "subscribe", "read"]
-    topic: Annotated[str, msgspec.Meta(min_length=1, max_length=65535)]
-    client_id: Text = "client"
-    username: Text | None = None
-    claimed: bool = False
-    superuser: bool = False
-    ip: Annotated[str, msgspec.Meta(max_length=64)] = "127.0.0.1"
-    listener: _Short = ""
-    cert_common_name: _Short = ""
-    cert_subject: _Short = ""
-    attributes: dict[str, _Short] = {}
-    qos: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
-    retain: bool = False
+    action: Annotated[Literal["publish", "subscribe", "read"], msgspec.Meta(description="What the client wants to do.")]
+    topic: Annotated[
+        str, msgspec.Meta(min_length=1, max_length=65535, description="The topic name, or the filter to subscribe to.")
+    ]
+    client_id: Annotated[Text, msgspec.Meta(description="Client id.")] = "client"
+    username: Annotated[Text | None, msgspec.Meta(description="User name.")] = None
+    claimed: Annotated[bool, msgspec.Meta(description="Nobody checked the user name.")] = False
+    superuser: Annotated[bool, msgspec.Meta(description="The client is a superuser.")] = False
+    ip: Annotated[str, msgspec.Meta(max_length=64, description="Address of the client.")] = "127.0.0.1"
+    listener: Annotated[_Short, msgspec.Meta(description="Name of the listener.")] = ""
+    cert_common_name: Annotated[_Short, msgspec.Meta(description="Common name of the client's certificate.")] = ""
+    cert_subject: Annotated[_Short, msgspec.Meta(description="Subject of the client's certificate.")] = ""
+    attributes: Annotated[dict[str, _Short], msgspec.Meta(description="Client attributes.")] = {}
+    qos: Annotated[int, msgspec.Meta(ge=0, le=2, description="QoS.")] = 0
+    retain: Annotated[bool, msgspec.Meta(description="The message is a retained one.")] = False
 
 
 class RuleAnswer(msgspec.Struct, kw_only=True):

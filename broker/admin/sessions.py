@@ -29,11 +29,11 @@ _TRIES: Final = 5
 class SessionFilter(msgspec.Struct, kw_only=True):
     """Which sessions; all that is given must hold. `prefix`: the client id begins so; `contains`: this is in it."""
 
-    prefix: Text = ""
-    contains: Text = ""
-    node: Text = ""
-    connected: bool | None = None
-    min_queued: Annotated[int, msgspec.Meta(ge=0)] = 0
+    prefix: Annotated[Text, msgspec.Meta(description="Client ids that begin so.")] = ""
+    contains: Annotated[Text, msgspec.Meta(description="Client ids with this in them.")] = ""
+    node: Annotated[Text, msgspec.Meta(description="Connected to this node.")] = ""
+    connected: Annotated[bool | None, msgspec.Meta(description="Whether their clients are connected.")] = None
+    min_queued: Annotated[int, msgspec.Meta(ge=0, description="At least so many queued messages.")] = 0
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -63,15 +63,17 @@ class Session(msgspec.Struct, kw_only=True):
 class NamedSession(msgspec.Struct, frozen=True):
     """Whose session."""
 
-    client_id: Text
+    client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """Whose queue, and how much of each payload is shown."""
 
-    client_id: Text
-    max_payload_bytes: Annotated[int, msgspec.Meta(ge=0, le=1024 * 1024)] = 4096
-    limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_LIMIT)] = 20
+    client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
+    max_payload_bytes: Annotated[
+        int, msgspec.Meta(ge=0, le=1024 * 1024, description="So much of each payload is shown.")
+    ] = 4096
+    limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_LIMIT, description="At most so many messages.")] = 20
     cursor: Cursor = ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class WhichSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of which node (empty: the one that answers); `changed`: only those that are not as by default."""
 
-    node: Text = ""
-    changed: bool = False
+    node: Annotated[Text, msgspec.Meta(description="Of this node; without it: the one that answers.")] = ""
+    changed: Annotated[bool, msgspec.Meta(description="Only those that are not as by default.")] = False
 
 
 class SettingItem(msgspec.Struct, kw_only=True):

@@ -72,7 +72,7 @@ class Stats(Point, kw_only=True):
 class Period(msgspec.Struct, frozen=True):
     """How far to look back."""
 
-    minutes: Annotated[int, msgspec.Meta(ge=1, le=_MINUTES_MAX)] = 15
+    minutes: Annotated[int, msgspec.Meta(ge=1, le=_MINUTES_MAX, description="How far to look back.")] = 15
 
 
 class Course(msgspec.Struct, kw_only=True):

@@ -50,11 +50,19 @@ class SubscriptionOptions(msgspec.Struct, kw_only=True):
     """How a client is subscribed to a filter. `retain_handling`: retained messages are sent 0 always, 1 if the
     subscription is new, 2 never. `subscription_identifier` null: none."""
 
-    qos: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
-    no_local: bool = False
-    retain_as_published: bool = False
-    retain_handling: Annotated[int, msgspec.Meta(ge=0, le=2)] = 0
-    subscription_identifier: Annotated[int, msgspec.Meta(ge=1, le=268_435_455)] | None = None
+    qos: Annotated[int, msgspec.Meta(ge=0, le=2, description="Maximum QoS.")] = 0
+    no_local: Annotated[bool, msgspec.Meta(description="Not the client's own messages.")] = False
+    retain_as_published: Annotated[bool, msgspec.Meta(description="Keep the RETAIN flag of live messages.")] = False
+    retain_handling: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0, le=2, description="Send retained messages: 0 always, 1 if the subscription is new, 2 never."
+        ),
+    ] = 0
+    subscription_identifier: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=268_435_455)] | None,
+        msgspec.Meta(description="Subscription identifier; none if it is not given."),
+    ] = None
 
 
 class Subscription(SubscriptionOptions, kw_only=True):
@@ -75,11 +83,11 @@ class SubscriptionFilter(msgspec.Struct, kw_only=True):
     """Which subscriptions; all that is given must hold. `topic`: their filters match this topic name. `share`: this
     share name. `prefix`: the filter behind `$share/NAME/` begins so."""
 
-    client_id: Text = ""
-    topic: Text = ""
-    topic_filter: Text = ""
-    share: Text = ""
-    prefix: Text = ""
+    client_id: Annotated[Text, msgspec.Meta(description="Of this client.")] = ""
+    topic: Annotated[Text, msgspec.Meta(description="Whose filters match this topic name.")] = ""
+    topic_filter: Annotated[Text, msgspec.Meta(description="With this filter, `$share/NAME/` included.")] = ""
+    share: Annotated[Text, msgspec.Meta(description="Shared subscriptions of this name.")] = ""
+    prefix: Annotated[Text, msgspec.Meta(description="Whose filters (behind `$share/NAME/`) begin so.")] = ""
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -87,7 +95,7 @@ class SubscriptionFilter(msgspec.Struct, kw_only=True):
 class OfClient(msgspec.Struct, frozen=True):
     """Whose."""
 
-    client_id: Text
+    client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
 
 
 class Subscriptions(msgspec.Struct, kw_only=True):
@@ -99,15 +107,15 @@ class Subscriptions(msgspec.Struct, kw_only=True):
 class Adding(SubscriptionOptions, kw_only=True, forbid_unknown_fields=True):
     """A subscription for a client."""
 
-    client_id: Text
-    topic_filter: Text
+    client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
+    topic_filter: Annotated[Text, msgspec.Meta(description="The filter, a mountpoint included.")]
 
 
 class Removing(msgspec.Struct, frozen=True):
     """A subscription of a client."""
 
-    client_id: Text
-    topic_filter: Text
+    client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
+    topic_filter: Annotated[Text, msgspec.Meta(description="The filter, a mountpoint included.")]
 
 
 # -- what a node knows

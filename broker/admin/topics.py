@@ -37,7 +37,7 @@ _NAMED_MAX: Final = 1000
 class TopicFilter(msgspec.Struct, kw_only=True):
     """Which filters: those that begin with `prefix`."""
 
-    prefix: Text = ""
+    prefix: Annotated[Text, msgspec.Meta(description="Filters that begin so.")] = ""
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -55,8 +55,8 @@ class Subscribed(msgspec.Struct, kw_only=True):
 class OneTopic(msgspec.Struct, frozen=True, kw_only=True):
     """Which topic, and how many receivers are named at most."""
 
-    topic: Text
-    limit: Annotated[int, msgspec.Meta(ge=0, le=_NAMED_MAX)] = LIMIT
+    topic: Annotated[Text, msgspec.Meta(description="The topic name.")]
+    limit: Annotated[int, msgspec.Meta(ge=0, le=_NAMED_MAX, description="Name at most so many receivers.")] = LIMIT
 
 
 class Receiver(msgspec.Struct, kw_only=True):

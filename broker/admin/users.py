@@ -26,7 +26,7 @@ _Value = Annotated[str, msgspec.Meta(max_length=1000)]
 class UserFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which users: those whose names begin so."""
 
-    prefix: Text = ""
+    prefix: Annotated[Text, msgspec.Meta(description="Names that begin so.")] = ""
     limit: Limit = LIMIT
     cursor: Cursor = ""
 
@@ -47,20 +47,28 @@ class User(msgspec.Struct, kw_only=True):
 class NamedUser(msgspec.Struct, frozen=True):
     """Which user."""
 
-    username: Text
+    username: Annotated[Text, msgspec.Meta(description="The user name.")]
 
 
 class UserChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a user is from now on; what is null stays as it is. A new user needs a password. `scram`: make verifiers for
     the SCRAM methods, too. `attributes` replace those that there were."""
 
-    username: Text
-    password: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)] | None = None
-    hash: Literal["sha512-pbkdf2", "argon2id", "scram-sha-256", "scram-sha-512"] | None = None
-    scram: bool = False
-    superuser: bool | None = None
-    disabled: bool | None = None
-    attributes: Annotated[dict[_Name, _Value], msgspec.Meta(max_length=100)] | None = None
+    username: Annotated[Text, msgspec.Meta(description="The user name.")]
+    password: Annotated[
+        Annotated[str, msgspec.Meta(min_length=1, max_length=1000)] | None, msgspec.Meta(description="A new password.")
+    ] = None
+    hash: Annotated[
+        Literal["sha512-pbkdf2", "argon2id", "scram-sha-256", "scram-sha-512"] | None,
+        msgspec.Meta(description="How the password is hashed."),
+    ] = None
+    scram: Annotated[bool, msgspec.Meta(description="Make verifiers for the SCRAM methods, too.")] = False
+    superuser: Annotated[bool | None, msgspec.Meta(description="May do everything, whatever the rules say.")] = None
+    disabled: Annotated[bool | None, msgspec.Meta(description="Is not let in.")] = None
+    attributes: Annotated[
+        Annotated[dict[_Name, _Value], msgspec.Meta(max_length=100)] | None,
+        msgspec.Meta(description="Client attributes, in place of those that there were."),
+    ] = None
 
 
 def _user(name: str, raw: bytes) -> User:
