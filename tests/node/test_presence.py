@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from broker.codec.packets import Disconnect, Publish, Unsuback, Unsubscribe
-from broker.extensions.presence import escaped
+from broker.extensions.presence import CAUGHT_UP_S, MARK, STORED_S, escaped
+from broker.message import Message
 from tests.node.kit import Peer, World, serving
 
 ALL = "$SYS/brokers/+/clients/+/+"
@@ -155,3 +156,71 @@ async def _drain(world: World) -> None:
 
 async def _back(world: World) -> Peer:
     return await world.connect("spy", clean_start=False, expiry_s=100)
+
+
+async def _marked(world: World) -> None:
+    """What this node sent to itself comes back."""
+    mark = next(payload for node, _, _, payload in reversed(world.cluster.pushed) if node == b"a:1")
+    world.cluster.events.deliver(Message(MARK.encode(), mark, 0, False), True, ())
+    await world.settle()
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_what_other_nodes_told_comes_first(autojump_clock: trio.abc.Clock, qos: int) -> None:
+    async with serving(node_name="a", system_open=True) as world:
+        world.cluster.single = False
+        spy = await world.subscriber("spy", ALL, qos=qos)
+        await world.connect("c")
+        await _marked(world)
+        await spy.consume()
+        await world.connect("c")
+        # The end of the connection before was told at once, the new one waits for what is on its way.
+        assert [each.topic_name for each in await spy.consume()] == ["$SYS/brokers/a/clients/c/disconnected"]
+        other = "$SYS/brokers/b/clients/c/disconnected"
+        world.cluster.events.deliver(Message(other.encode(), b"{}", 1, False), True, ())
+        await _marked(world)
+        names = [each.topic_name for each in await spy.consume()]
+        assert names == [other, "$SYS/brokers/a/clients/c/connected"]
+
+
+async def test_an_end_follows_its_beginning_that_waits(autojump_clock: trio.abc.Clock) -> None:
+    async with serving(node_name="a", system_open=True) as world:
+        world.cluster.single = False
+        spy = await world.subscriber("spy", ALL)
+        for _ in range(3):
+            client = await world.connect("c")
+            await client.send(Disconnect(0))
+            await trio.sleep(STORED_S + 0.01)  # then it is given back, told or not
+        while not (found := await spy.consume()):
+            await _marked(world)
+        await _marked(world)
+        found += await spy.consume()
+        told = [(each.topic_name.rpartition("/")[2], json.loads(each.payload)["epoch"]) for each in found]
+        epochs = sorted({epoch for _, epoch in told})
+        assert told == [(what, epoch) for epoch in epochs for what in ("connected", "disconnected")]
+        assert len(epochs) == 3
+
+
+async def test_it_does_not_wait_for_ever(autojump_clock: trio.abc.Clock) -> None:
+    async with serving(node_name="a", system_open=True) as world:
+        world.cluster.single = False
+        spy = await world.subscriber("spy", ALL)
+        await world.connect("c")
+        await spy.nothing()
+        await trio.sleep(CAUGHT_UP_S + 0.1)
+        assert [each.topic_name for each in await spy.consume()] == ["$SYS/brokers/a/clients/c/connected"]
+
+
+async def test_a_session_is_kept_until_its_end_is_stored(autojump_clock: trio.abc.Clock) -> None:
+    async with serving(node_name="a", system_open=True) as world:
+        world.cluster.single = False
+        await world.subscriber("spy", ALL, expiry_s=100)
+        client = await world.connect("c", expiry_s=100)
+        await trio.sleep(CAUGHT_UP_S + 0.1)
+        world.cluster.held = True
+        await client.send(Disconnect(0))
+        assert "c" in world.server.clients, "another node cannot have it yet"
+        world.cluster.held = False
+        world.reactor.wake()
+        await world.settle()
+        assert "c" not in world.server.clients
