@@ -12,7 +12,7 @@ ARGS ?=
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate packages bench clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate packages bench screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ generate: install ## Write the generated pages anew.
 # Medians of short runs; for figures to rely on: python -m loadtest, on a machine that does nothing else.
 bench: install ## Measure the broker, beside mosquitto if it is installed (3 to 4 minutes).
 	@$(BIN)/python -m loadtest --seconds 2 --warmup 0.5 --repeat 2 $(ARGS)
+
+screenshots: packages ## Make the pictures of the dashboard in docs/images anew.
+	$(BIN)/python -m tests.browser.screenshots
 
 clean: ## Remove what was built (not the broker's data).
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -2,98 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from tests.browser.dashboard import SECRET, Place, loaded_nodes, log_in
 from tests.browser.pilot import Pilot
 from tests.integration.paho_client import Paho
 from tests.kit.broker_process import BrokerProcess
-from tests.kit.redis_server import redis_server
 
-NAMES = ("a", "b", "c")
-SECRET = "an admin secret"
 VIEWER_SECRET = "a viewer secret"
 #: Page that everybody shares who does not change how it looks.
 ADMIN = "admin"
 
 
-class Place(NamedTuple):
-    """Nodes by name, and a browser at the dashboard of the first one."""
-
-    nodes: dict[str, BrokerProcess]
-    browser: Pilot
-
-    def open(self, path: str, page: str = ADMIN) -> None:
-        """Go to a page of the dashboard, and wait for its heading."""
-        self.browser.run(
-            page,
-            """if (new URL(page.url()).hash === `#/${given.path}`) await page.reload();
-            else await page.evaluate((path) => { location.hash = `#/${path}`; }, given.path);
-            await page.locator(`#main > .${given.path.split("/")[0]} h1`).waitFor();""",
-            path=path,
-        )
-
-
-def log_in(browser: Pilot, page: str, name: str, secret: str) -> None:
-    """Through the form, as people do."""
-    browser.run(
-        page,
-        """await page.goto("/");
-        await page.getByLabel("Name").fill(given.name);
-        await page.getByLabel("Secret").fill(given.secret);
-        await page.getByRole("button", { name: "Log in" }).click();
-        await page.getByRole("button", { name: "Log out" }).waitFor();""",
-        name=name,
-        secret=secret,
-    )
-
-
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, BrokerProcess]]:
-    """Three nodes; messages go from one to another all the time, as fast as they are acknowledged."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    made: dict[str, BrokerProcess] = {}
-    stopping = threading.Event()
-    threads: list[threading.Thread] = []
-    with redis_server() as store:
-        try:
-            for name in NAMES:
-                made[name] = BrokerProcess(
-                    folder / name,
-                    f"redis://127.0.0.1:{store.address.port}/0",
-                    listen=("tcp://127.0.0.1:0", "ws://127.0.0.1:0/mqtt"),
-                    http="127.0.0.1:0",
-                    arguments=("--node-name", name),
-                    environment={"ROOKERY_ADMIN_SECRET": SECRET},
-                )
-                made[name].start()
-            for number, (source, target) in enumerate((("a", "b"), ("b", "b"))):
-                thread = threading.Thread(
-                    target=_load, args=(made[source], made[target], f"load/{number}", stopping), daemon=True
-                )
-                thread.start()
-                threads.append(thread)
-            yield made
-        finally:
-            stopping.set()
-            for thread in threads:
-                thread.join(30)
-            for node in made.values():
-                node.stop()
-
-
-def _load(source: BrokerProcess, target: BrokerProcess, topic: str, stopping: threading.Event) -> None:
-    with Paho(target, client_id=f"{topic}/to") as receiver, Paho(source, client_id=f"{topic}/from") as sender:
-        receiver.connect()
-        sender.connect()
-        receiver.subscribe(topic)
-        while not stopping.is_set():
-            sender.publish(topic, b"load", qos=1)
-            receiver.take()
+    """Three nodes that carry load."""
+    with loaded_nodes(tmp_path_factory.mktemp("dashboard")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +194,7 @@ def test_the_client_of_the_page(place: Place) -> None:
         message = partner.take()
         assert (message.topic, message.payload.decode()) == ("test/from page", "Grüße")
         assert message.properties is not None
-        assert message.properties.UserProperty == [("a", "b")]
+        assert message.properties.json()["UserProperty"] == [("a", "b")]  # type: ignore[no-untyped-call]
         partner.publish("test/from outside", b"hello page", qos=1)
         place.browser.run(
             ADMIN,
@@ -511,7 +439,8 @@ def test_on_a_phone(place: Place) -> None:
         widths = place.browser.run(
             "phone",
             """await page.waitForFunction(() => !document.querySelector("#main [aria-busy]"));
-            return await page.evaluate(() => ["html", "main"].map((one) => document.querySelector(one).scrollWidth));""",
+            const width = (one) => document.querySelector(one).scrollWidth;
+            return [await page.evaluate(width, "html"), await page.evaluate(width, "main")];""",
         )
         assert max(widths) <= 360, each
     hidden = place.browser.run(

@@ -1,6 +1,6 @@
 // Line charts that follow the colours of the page.
 import { h } from "./dom.js";
-import { compact } from "./format.js";
+import { bytes, clock, compact } from "./format.js";
 
 /* global uPlot */
 const loading = new Map();
@@ -40,7 +40,7 @@ export function chart(title, series, show = compact) {
 			cursor: { y: false, drag: { x: false, y: false }, sync: { key: "overview" } },
 			legend: { show: false },
 			scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.1 : 1] } },
-			axes: [{ ...axis, size: 24, space: 70 }, { ...axis, size: 52, space: 30, values: (_, marks) => marks.map((mark) => show(mark)) }],
+			axes: [{ ...axis, size: 24, space: 70, values: (_, marks) => marks.map((mark) => clock(mark * 1000).slice(0, marks[1] - marks[0] < 60 ? 8 : 5)) }, { ...axis, size: 52, space: 30, incrs: show === bytes ? Array.from({ length: 50 }, (_, power) => 2 ** power) : undefined, values: (_, marks) => marks.map((mark) => show(mark)) }],
 			series: [{}, ...series.map((one) => ({
 				label: one.label, stroke: colour(one.colour), width: 1.6, points: { show: false }, spanGaps: false,
 				fill: series.length === 1 ? `${colour(one.colour)}22` : undefined,
