@@ -25,7 +25,6 @@ from broker.cli.users import users
 #: What the help says of subjects.
 SUBJECTS: Final = {
     "alarms": "What somebody should look after.",
-    "auth": "Who the API takes you for.",
     "bans": "Who is not let in.",
     "clients": "Connected clients and sessions of all nodes.",
     "delayed": "Messages that are published later.",

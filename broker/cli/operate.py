@@ -15,7 +15,7 @@ from broker.cli.api_client import EXIT_INCOMPLETE, Api, api_parameters, path_of,
 from broker.cli.completing import completion_of
 from broker.cli.manifest import EVENTS, LIST, NOTHING, PAGE, Argument, Described, described
 from broker.cli.tables import Table, card, plain, use_colour
-from broker.cli.views import LINES, event_line, shown_fields, shown_rows
+from broker.cli.views import LINES, event_line, shown_fields, shown_rows, value_table
 
 #: Items that a table has without --limit and --all.
 TABLE_ITEMS: Final = 100
@@ -257,7 +257,9 @@ class Result:
         elif isinstance(value, list):
             self._portion(value)
         elif isinstance(value, dict):
-            print(*card(value, self._colour), sep="\n")
+            view = value_table(self.operation.name, value)
+            lines = Table(view[0], self._colour).lines(view[1]) if view else card(value, self._colour)
+            print(*lines, sep="\n")
         else:
             print(plain(str(value)))
         if isinstance(value, dict) and self.operation.method == "GET":

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -170,7 +170,7 @@ def _number(field: str, value: int | float, wide: bool) -> str:
         return moment(value / 1000) if wide else age(value / 1000)
     if (field.endswith(("_at", "_at_s", "until_s")) or field in ("created", "expires", "until")) and value > 1e8:
         return moment(value) if wide else age(value)
-    if field.endswith(("bytes", "_bytes_per_s")) or field == "size":
+    if field.startswith("bytes") or field.endswith("bytes") or field == "size":
         return size(value)
     if field.endswith("_per_s"):
         return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
@@ -240,7 +240,7 @@ class Table:
 def card(values: Mapping[str, Any], colour: bool) -> list[str]:
     """One thing with all its fields, one per line; lists of things as tables below."""
     short = {key: value for key, value in values.items() if not _is_table(value) and (value or key != "missing_nodes")}
-    names = {key: _label(key, values) for key in short}
+    names = {key: label(key, values) for key in short}
     room = max((width(name) for name in names.values()), default=0)
     found = []
     for key, value in short.items():
@@ -255,12 +255,12 @@ def card(values: Mapping[str, Any], colour: bool) -> list[str]:
     return found
 
 
-def _label(field: str, values: Mapping[str, Any]) -> str:
-    """A field's name without its unit, which its value has; with it where two would have one name."""
-    for suffix, short in (("_at_ms", "_at"), ("_ms", ""), ("_s", ""), ("_bytes", "")):
-        if field.endswith(suffix) and not field.endswith("_per_s"):
-            label = field.removesuffix(suffix) + short
-            return plain(field if label in values else label).replace("_", " ")
+def label(field: str, others: Container[str] = ()) -> str:
+    """A field's name without its unit, which its value has; with it where one of the others has that name."""
+    for suffix, short in (("_at_ms", "_at"), ("_ms", ""), ("_per_s", "/s"), ("_s", ""), ("_bytes", "")):
+        if field.endswith(suffix):
+            name = field.removesuffix(suffix) + short
+            return plain(field if name in others else name).replace("_", " ")
     return plain(field).replace("_", " ")
 
 

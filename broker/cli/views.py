@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from broker.cli.manifest import Described
-from broker.cli.tables import BOLD, DIM, GREEN, RED, YELLOW, cell, fields_of, painted, plain
+from broker.cli.tables import BOLD, DIM, GREEN, RED, YELLOW, cell, fields_of, label, painted, plain
 
 #: Columns, by operation; those that no row has a value for are left out.
 _COLUMNS: Final[dict[str, str]] = {
@@ -24,6 +24,13 @@ _COLUMNS: Final[dict[str, str]] = {
     "groups.list": "topic_filter strategy members connected lag pending length oldest_ms",
     "delayed.list": "id topic due_at_ms qos payload_bytes payload",
     "trace.list": "id client_id topic_filter ip running started_at_ms ends_at_ms lines left_out",
+    "alarms.list": "severity name node subject activated_at_ms message",
+    "alarms.history": "severity name node subject activated_at_ms deactivated_at_ms message",
+    "bans.list": "kind value until_at_ms by new_only reason",
+    "keys.list": "name scope created_at_ms expires_at_ms generated fixed",
+    "rules.list": "name rule error",
+    "topic_metrics.list": "topic_filter received_per_s sent_per_s dropped_per_s received sent dropped created_at_ms",
+    "users.list": "username password scram superuser disabled attributes",
     "subscriptions.of_client": "topic_filter qos no_local retain_as_published retain_handling subscription_identifier",
 }
 
@@ -68,6 +75,32 @@ def shown_rows(items: Sequence[Any], subject: str) -> list[Mapping[str, Any]]:
     return rows
 
 
+def value_table(name: str, value: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Any]]] | None:
+    """Columns and rows of an answer that is best read as a table; None for the others."""
+    if name == "stats.show":
+        columns: dict[str, Mapping[str, Any]] = {"all": _numbers(value.get("cluster"))}
+        columns |= {plain(node): _numbers(numbers) for node, numbers in sorted(value.get("nodes", {}).items())}
+        uptimes = value.get("uptime_s", {})
+        rows: list[Mapping[str, Any]] = [
+            {"number": label(field), **{each: cell(field, of.get(field)) for each, of in columns.items()}}
+            for field in columns["all"]
+        ]
+        rows.append({"number": "uptime", **{plain(node): cell("uptime_s", each) for node, each in uptimes.items()}})
+        return ["number", *columns], rows
+    if name == "stats.history":
+        found: list[Mapping[str, Any]] = [
+            {"at_ms": each.get("at_ms"), **_numbers(each.get("cluster"))} for each in value.get("items", ())
+        ]
+        return fields_of(found)[:12], found
+    if name == "settings.show":
+        return ["name", "value", "origin"], list(value.get("items", ()))
+    return None
+
+
+def _numbers(value: Any) -> dict[str, Any]:
+    return {str(field): each for field, each in value.items()} if isinstance(value, dict) else {}
+
+
 def event_line(name: str, value: Any, colour: bool) -> str:
     """An event in one line: when, what, and the rest as `field=value`."""
     if not isinstance(value, dict):
@@ -75,8 +108,10 @@ def event_line(name: str, value: Any, colour: bool) -> str:
     rest = dict(value)
     if name.startswith("trace."):
         return _trace_line(rest, colour)
+    if name == "stats.live":
+        rest = {"at_ms": value.get("at_ms"), **_numbers(value.get("cluster"))}
     words = [painted(_clock(rest), DIM, colour)]
-    for field in ("node", "severity", "event", "client_id", "clientid", "name"):
+    for field in ("node", "severity", "level", "event", "client_id", "clientid", "name"):
         text = rest.pop(field, None)
         if text:
             code = _EVENT_COLOURS.get(str(text), BOLD if field in ("client_id", "clientid", "name") else "")

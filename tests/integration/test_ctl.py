@@ -179,6 +179,33 @@ def test_nodes_are_drained(run: Run, api_node: BrokerProcess, subscriber: Paho) 
     run("nodes", "drain", "nowhere", status=4)
 
 
+def test_numbers_settings_and_levels(run: Run, api_node: BrokerProcess, subscriber: Paho) -> None:
+    heads, connections, *_ = run("stats").splitlines()
+    assert heads.split()[:2] == ["NUMBER", "ALL"]
+    assert connections.split()[0] == "connections"
+    assert "admin_secret  ***" in run("config", "--changed")
+    assert SECRET not in run("config", "--json")
+    assert " info " in run("log-level")
+    run("log-level", "debug")
+    assert " debug " in run("log-level")
+    run("log-level", "loud", status=2)
+
+
+def test_who_comes_and_goes_is_followed(run: Run, api_node: BrokerProcess) -> None:
+    """A client that comes again and again until the command, which begins at some time, has seen it."""
+    command = [*ROOKERY, "events", "clients", "--client-id", "comes", "--count", "2", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while process.poll() is None:
+        with Paho(api_node, 5, "comes") as client:
+            client.connect()
+    assert process.stdout is not None
+    seen = [json.loads(line) for line in process.stdout]
+    process.stdout.close()
+    assert process.wait() == 0
+    assert {event["event"] for event in seen} == {"connected", "disconnected"}
+    assert {event["clientid"] for event in seen} == {"comes"}
+
+
 def test_keys_decide(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     token = json.loads(run("api", "keys", "create", "--name", "looker", "--scope", "viewer", "--json"))["token"]
     (tmp_path / "key").write_text(token + "\n")

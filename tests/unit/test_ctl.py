@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from broker.cli import cli, main
 from broker.cli.ctl import SUBJECTS, api, ctl
 from broker.cli.manifest import FILE, PAGE, Described, described, written
 from broker.cli.operate import OperationCommand, option_name, path_names, request_of
+from broker.cli.tables import Table, cell, moment, use_colour
 
 Answer = tuple[int, Any]
 
@@ -400,6 +402,59 @@ def test_secrets_are_read_from_standard_input(node: Node, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stdin", io.StringIO("hush\n"))
     assert main(["ctl", "api", "users", "put", "ann", "--password", "-"]) == 0
     assert node.requests[-1][2]["password"] == "hush"
+
+
+# -- text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("session_expiry_s", 7 * 86400, "7d"),
+        ("uptime_s", 7500.4, "2h05m"),
+        ("latency_ms", 1500, "1.5s"),
+        ("queued_bytes", 1536, "1.5 KiB"),
+        ("bytes_in_per_s", 10 * 1024 * 1024, "10.0 MiB"),
+        ("messages_in_per_s", 1234.56, "1,234.6"),
+        ("retain", False, "no"),
+        ("username", None, "-"),
+        ("nodes", ["a", "b"], "a, b"),
+        ("client_id", "a\n\u202eb", "a\\n\\u202eb"),
+    ],
+)
+def test_values_for_people(field: str, value: Any, text: str) -> None:
+    assert cell(field, value) == text
+
+
+def test_moments_are_local_and_have_an_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        assert moment(1_700_000_000, 1_700_000_090) == "2023-11-15 03:43:20+05:30 (1m30s ago)"
+        assert moment(1_700_000_000, 1_699_990_000) == "2023-11-15 03:43:20+05:30 (in 2h46m)"
+        assert moment(1e30).startswith("1e+30")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_wide_characters_align() -> None:
+    rows = [{"a": "温度", "b": "x"}, {"a": "e\u0301t", "b": "y"}, {"a": "x" * 100, "b": "z"}]
+    lines = Table(["a", "b"], False).lines(rows)
+    assert lines[1] == "温度" + " " * 56 + "  x"
+    assert lines[2] == "e\u0301t" + " " * 58 + "  y"
+    assert lines[3] == "x" * 59 + "…  z"
+
+
+def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not use_colour()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert use_colour()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not use_colour()
+    assert Table(["status"], True).lines([{"status": "ready"}])[1] == "\x1b[32mready\x1b[0m"
 
 
 # -- shells

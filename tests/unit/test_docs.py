@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from broker.cli import cli
 from broker.config import SETTINGS, load
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
@@ -35,3 +38,28 @@ def test_configurations_in_the_docs_are_valid(block: str, tmp_path: Path) -> Non
     path = tmp_path / "rookery.toml"
     path.write_text(block)
     assert load({"allow_anonymous": True}, {}, path).settings.config == path
+
+
+COMMANDS = [
+    pytest.param(line.strip(), id=f"{path.name}-{line.strip():.60}")
+    for path in sorted(SECURITY.parent.glob("*.md"))
+    if path.name != "ctl.md"
+    for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("rookery ctl ") and "\\" not in line
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_in_the_docs_can_be_given(line: str) -> None:
+    """As far as their options and arguments go; nothing is asked."""
+    words = shlex.split(line.split(" | ")[0], comments=True)[1:]
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        context = click.Context(command, info_name=command.name)
+        command.parse_args(context, list(words))
+        _, found, words = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None
+        command = found
+    with command.make_context(command.name, list(words)):
+        pass
