@@ -16,6 +16,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
+from broker.cli.tables import plain
+
 DEFAULT_URL: Final = "http://127.0.0.1:18083"
 PREFIX: Final = "/api/v1"
 
@@ -44,7 +46,7 @@ class ApiFailure(click.ClickException):
     """What a node refused, or why there was no answer. `exit_code` is one of EXIT_..., `status` that of HTTP or 0."""
 
     def __init__(self, message: str, exit_code: int, status: int = 0) -> None:
-        super().__init__(message)
+        super().__init__(plain(" ".join(message.split())))  # it may quote what a client chose
         self.exit_code = exit_code  # type: ignore[misc]
         self.status = status
 

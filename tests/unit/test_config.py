@@ -171,6 +171,10 @@ def test_unknown_variable_is_refused_with_the_nearest() -> None:
     assert message == "ROOKERY_MAX_INFLIGTH (environment): unknown setting; did you mean ROOKERY_MAX_INFLIGHT?"
 
 
+def test_variables_of_commands_are_no_settings() -> None:
+    load({}, {"ROOKERY_API_URL": "http://h:1", "ROOKERY_API_KEY": "rk_x", "ROOKERY_API_KEY_FILE": "key"})
+
+
 def test_service_links_of_kubernetes_are_no_settings() -> None:
     links = {
         "ROOKERY_SERVICE_HOST": "10.0.0.1",

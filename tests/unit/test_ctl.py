@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -24,8 +25,16 @@ from broker.cli.ctl import SUBJECTS, api, ctl
 from broker.cli.manifest import FILE, PAGE, Described, described, written
 from broker.cli.operate import OperationCommand, option_name, path_names, request_of
 from broker.cli.tables import Table, cell, moment, use_colour
+from tests.kit.certificates import Chain
 
 Answer = tuple[int, Any]
+
+
+class _Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that leave."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
 
 
 class Node:
@@ -58,7 +67,7 @@ class Node:
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
             setattr(Handler, f"do_{method}", Handler.answer)
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = _Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
@@ -217,6 +226,12 @@ def test_a_refusal_is_one_line(node: Node, capsys: pytest.CaptureFixture[str], s
     assert captured.out == ""
 
 
+def test_a_refusal_does_not_steer_the_terminal(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    node.answers["GET /nodes/x"] = (409, {"detail": "session of \x1b]0;x\x07 is connected"})
+    assert main(["ctl", "nodes", "show", "x"]) == 1
+    assert capsys.readouterr().err == "rookery: session of \\x1b]0;x\\x07 is connected\n"
+
+
 def test_a_server_of_another_kind(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.answers["GET /nodes/x"] = (404, b"<html>")
     assert main(["ctl", "nodes", "show", "x"]) == 4
@@ -242,6 +257,22 @@ def test_nobody_there(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_usage(node: Node, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     assert main(["ctl", "nodes", "list", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_https_trusts_whom_it_is_told(
+    node: Node, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    chain = Chain(tmp_path_factory.mktemp("chain"))
+    issued = chain.server()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.certfile, issued.keyfile)
+    node.server.socket = context.wrap_socket(node.server.socket, server_side=True)
+    url = node.url.replace("http://127.0.0.1", "https://localhost")
+    node.answers["GET /nodes"] = (200, NODES)
+    assert main(["ctl", "nodes", "--url", url, "--ca-file", str(chain.ca)]) == 0
+    capsys.readouterr()
+    assert main(["ctl", "nodes", "--url", url]) == 5
+    assert "certificate" in capsys.readouterr().err.lower()
 
 
 # -- pages
