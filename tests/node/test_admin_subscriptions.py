@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from broker.access import Access
 from broker.codec.packets import Publish, SubscriptionRequest
 from broker.config import load
+from broker.options.listener import ListenerOptions
 from broker.session.quotas import Quotas
 from tests.node.admin_kit import Desk, desk
 
@@ -205,3 +207,23 @@ async def test_the_node_itself_is_no_subscriber(autojump_clock: object) -> None:
         assert (await ask("topics.show", topic="a"))["total"] == 0
         assert (await ask("messages.publish", topic="a"))["matched"] == 0
         assert await ask.items("clients.list") == []
+
+
+async def test_filters_are_the_real_ones(autojump_clock: object) -> None:
+    async with desk() as ask:
+        mounted = ListenerOptions(mountpoint="m/${clientid}/")
+        ask.world.listener = dataclasses.replace(ask.world.listener, options=mounted)
+        peer = await ask.world.subscriber("c", "own")
+        await ask("subscriptions.add", client_id="c", topic_filter="m/c/new/#", qos=1)
+        await ask("subscriptions.add", client_id="c", topic_filter="$share/g/m/c/job")
+        assert (await ask.refused("subscriptions.add", client_id="c", topic_filter="new/#"))[0] == 422
+        filters = ["$share/g/m/c/job", "m/c/new/#", "m/c/own"]
+        assert [
+            each["topic_filter"] for each in (await ask("subscriptions.of_client", client_id="c"))["items"]
+        ] == filters
+        assert (await ask("messages.publish", topic="m/c/new/1", payload="x"))["matched"] == 1
+        assert [(message.topic_name, message.payload) for message in await peer.publishes()] == [("new/1", b"x")]
+        for topic_filter in filters:
+            await ask("subscriptions.remove", client_id="c", topic_filter=topic_filter)
+        assert await _listed(ask) == []
+        assert (await ask("clients.show", client_id="c"))["mountpoint"] == "m/c/"
