@@ -224,3 +224,17 @@ async def test_a_session_is_kept_until_its_end_is_stored(autojump_clock: trio.ab
         world.reactor.wake()
         await world.settle()
         assert "c" not in world.server.clients
+
+
+async def test_what_other_nodes_stored_comes_first(autojump_clock: trio.abc.Clock) -> None:
+    async with serving(node_name="a", system_open=True) as world:
+        world.cluster.single = False
+        spy = await world.subscriber("spy", ALL, qos=1, expiry_s=100)
+        await trio.sleep(CAUGHT_UP_S + 0.1)
+        await spy.consume()
+        world.cluster.put("spy", b"of another node, which has not told of it yet")
+        await world.connect("c")
+        await _marked(world)
+        first, second = await spy.consume()
+        assert first.payload.startswith(b"of another node")
+        assert second.topic_name == "$SYS/brokers/a/clients/c/connected"
