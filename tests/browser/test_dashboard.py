@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
 
 from tests.browser.dashboard import SECRET, Place, loaded_nodes, log_in
 from tests.browser.pilot import Pilot
-from tests.integration.paho_client import Paho
+from tests.integration.paho_client import Paho, properties
 from tests.kit.broker_process import BrokerProcess
 
 VIEWER_SECRET = "a viewer secret"
@@ -246,6 +247,10 @@ def test_trace(place: Place) -> None:
             await page.locator(".lines div", { hasText: "SUBSCRIBE" }).first().click();
             await page.getByRole("heading", { name: "Line" }).waitFor();
             await page.keyboard.press("Escape");
+            await page.getByRole("log").focus();
+            for (const key of ["ArrowDown", "ArrowDown", "Enter"]) await page.keyboard.press(key);
+            await page.getByRole("heading", { name: "Line" }).waitFor();
+            await page.keyboard.press("Escape");
             const text = await page.locator(".lines").innerText();
             await page.getByRole("button", { name: "Stop" }).click();
             await page.getByText("ended", { exact: true }).waitFor();
@@ -283,8 +288,6 @@ def test_a_viewer_sees_and_does_not_steer(place: Place) -> None:
 
 
 def test_other_pages_show_what_is_there(place: Place) -> None:
-    with Paho(place.nodes["a"], client_id="sleeper", clean=False) as sleeper:
-        sleeper.connect(connect_properties=None)
     pages = place.browser.run(
         ADMIN, "return await page.locator('#nav a').evaluateAll((links) => links.map((one) => one.hash))"
     )
@@ -301,6 +304,71 @@ def test_other_pages_show_what_is_there(place: Place) -> None:
             return await page.locator("#main .notice.bad:visible, .toast.bad").allTextContents();""",
         )
         assert trouble == [], each
+
+
+def test_what_waits(place: Place) -> None:
+    with Paho(place.nodes["b"], client_id="sleeper", clean=False) as sleeper:
+        sleeper.connect(connect_properties=properties(PacketTypes.CONNECT, SessionExpiryInterval=600))
+        sleeper.subscribe("for sleepers", qos=1)
+        sleeper.subscribe("$share/sleepers/for all of them", qos=1)
+    with Paho(place.nodes["c"], client_id="waker") as waker:
+        waker.connect()
+        waker.publish("for sleepers", b"wake up", qos=1)
+        waker.publish("for all of them", b"all wake up", qos=1)
+        waker.publish("$delayed/600/later", b"not yet", qos=1)
+    place.open("sessions")
+    place.browser.run(
+        ADMIN,
+        """await page.getByLabel("Client ID has").fill("sleeper");
+        await page.keyboard.press("Enter");
+        await page.getByRole("button", { name: "Queue of sleeper" }).click();
+        await page.getByRole("button", { name: "Show the message on for sleepers" }).click();
+        await page.getByText("wake up", { exact: true }).waitFor();
+        await page.keyboard.press("Escape");
+        await page.keyboard.press("Escape");""",
+    )
+    place.open("groups")
+    group = place.browser.run(
+        ADMIN,
+        """await page.getByRole("button", { name: "Show $share/sleepers/for all of them" }).click();
+        await page.getByRole("dialog").getByRole("link", { name: "sleeper" }).waitFor();
+        await page.keyboard.press("Escape");
+        return await page.getByRole("row").filter({ hasText: "sleepers" }).innerText();""",
+    )
+    assert "0 of 1 connected" in group
+    place.open("delayed")
+    place.browser.run(
+        ADMIN,
+        """await page.getByRole("button", { name: "Show the message on later" }).click();
+        await page.getByText("not yet", { exact: true }).waitFor();
+        await page.keyboard.press("Escape");
+        await page.getByRole("button", { name: "Delete the message on later" }).click();
+        await page.getByRole("dialog").getByRole("button", { name: "Delete" }).click();
+        await page.getByText("No message is delayed.").waitFor();""",
+    )
+    place.open("sessions")
+    place.browser.run(
+        ADMIN,
+        """await page.getByRole("button", { name: "Delete the session of sleeper" }).click();
+        await page.getByRole("dialog").getByRole("button", { name: "Delete" }).click();
+        await page.getByRole("button", { name: "Delete the session of sleeper" }).waitFor({ state: "detached" });""",
+    )
+
+
+def test_subscriptions(place: Place) -> None:
+    place.open("subscriptions")
+    place.browser.run(
+        ADMIN,
+        """await page.getByLabel("Matches the topic").fill("load/1");
+        await page.keyboard.press("Enter");
+        await page.getByRole("cell", { name: "load/1", exact: true }).waitFor();
+        await page.getByRole("tab", { name: "Topic tree" }).click();
+        await page.getByRole("button", { name: "Below load" }).waitFor();
+        await page.getByRole("tab", { name: "Who gets it?" }).click();
+        await page.getByLabel("A message on the topic").fill("load/0");
+        await page.keyboard.press("Enter");
+        await page.getByRole("link", { name: "load/0/to" }).waitFor();""",
+    )
 
 
 def test_forms_that_change_things(place: Place) -> None:

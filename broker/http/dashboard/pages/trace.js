@@ -59,6 +59,14 @@ export default async function trace(place, { rest, query, whenLeft }) {
 
 async function watch(place, id, whenLeft) {
 	const lines = h("div", { class: "lines", tabindex: 0, role: "log", "aria-live": "off", "aria-label": "Lines" });
+	lines.addEventListener("keydown", (event) => {
+		const now = event.target === lines ? null : event.target;
+		const next = { ArrowDown: now ? now.nextSibling : lines.firstChild, ArrowUp: now ? now.previousSibling : lines.lastChild }[event.key];
+		if (event.key !== "Enter" && !next) return;
+		event.preventDefault();
+		if (next) next.focus();
+		else now?.click();
+	});
 	const state = h("span", { role: "status" });
 	const all = [];
 	let waiting = [];
