@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -94,6 +94,8 @@ def _struct(name: str, known: Iterable[FieldInfo], in_query: bool, doc: str | No
 
 
 def _not_none(declared: Any) -> Any:
+    if get_origin(declared) is Annotated:
+        return Annotated[(_not_none(declared.__origin__), *declared.__metadata__)]
     options = [each for each in get_args(declared) if each is not NoneType]
     if get_origin(declared) not in (Union, UnionType) or len(options) == len(get_args(declared)):
         return declared

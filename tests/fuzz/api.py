@@ -1,5 +1,5 @@
-"""The API of a real node under schemathesis, which makes requests from the OpenAPI document: no 5xx, every answer as the
-document says, nothing accepted that it forbids. `make fuzz-api SECONDS=600 SEED=1` for long runs.
+"""The API of a real node under schemathesis, which makes requests from the OpenAPI document: no 5xx, every answer as
+the document says, nothing accepted that it forbids. `make fuzz-api SECONDS=600 SEED=1` for long runs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def command_of(node: BrokerProcess, seconds: int, examples: int, seed: int) -> l
     """What to run."""
     command = [
         str(Path(sys.executable).parent / "schemathesis"),
+        f"--config-file={Path(__file__).with_name('schemathesis.toml')}",
         "run",
         f"http://{node.http}/api/v1/openapi.json",
         f"--header=Authorization: Bearer rk_admin_{SECRET}",
