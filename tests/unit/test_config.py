@@ -34,6 +34,8 @@ EXAMPLES = {
     "hooks": "hook?target=x:y",
     "no_match": "allow",
     "sys_access": "all",
+    "metrics_access": "viewer",
+    "admin_secret": "a secret for tests",
     "deny_action": "disconnect",
     "session_owner": "any",
     "slow_consumer": "disconnect",
