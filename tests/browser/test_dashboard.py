@@ -122,6 +122,7 @@ def test_retained_messages(place: Place) -> None:
         retainer.connect()
         retainer.publish("house/kitchen/temperature", b'{"celsius": 21.5}', qos=1, retain=True)
         retainer.publish("house/kitchen/picture", bytes(range(256)), qos=1, retain=True)
+        retainer.publish("/cellar", b"below a level without a name", qos=1, retain=True)
         retainer.publish("house/<img src=x onerror=alert(1)>", b"<script>alert(1)</script>", qos=1, retain=True)
     place.open("retained")
     found = place.browser.run(
@@ -151,6 +152,9 @@ def test_retained_messages(place: Place) -> None:
         await page.getByRole("button", { name: "Below house", exact: true }).click();
         await page.getByRole("button", { name: "Below house/kitchen", exact: true }).waitFor();
         found.push(await page.getByRole("button", { name: "Show house/<img" }).count());
+        await page.getByRole("button", { name: "Below (empty)" }).click();
+        await page.getByRole("button", { name: "Show /cellar" }).click();
+        await page.getByText("below a level without a name").waitFor();
         return found;""",
     )
     assert found == [

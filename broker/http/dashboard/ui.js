@@ -94,7 +94,7 @@ export function folding(name, list, opened = () => {}) {
 		list.hidden = !list.hidden;
 		show();
 		if (!list.hidden) opened();
-	}, { class: "quiet fold", "aria-label": `Below ${name}` });
+	}, { class: "quiet fold", "aria-label": `Below ${name || "(empty)"}` });
 	const show = () => {
 		element.setAttribute("aria-expanded", String(!list.hidden));
 		element.textContent = list.hidden ? "▸" : "▾";

@@ -59,7 +59,7 @@ function branch(level, open) {
 		const count = item ? h("small", null, `${number(item.subscribers)} subscribers on ${value("", item.nodes)}`) : null;
 		if (!below.size) return h("li", null, h("div", { class: "line" }, h("span", { class: "leaf", "aria-hidden": "true" }, "·"), name, count));
 		const list = h("ul", { hidden: !open }, [...branch(below, open).children]);
-		return h("li", null, h("div", { class: "line" }, folding(part || "(empty)", list), name, count), list);
+		return h("li", null, h("div", { class: "line" }, folding(part, list), name, count), list);
 	}));
 }
 
