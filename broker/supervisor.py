@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -18,7 +18,7 @@ import trio
 from broker import __version__
 from broker.access import Access
 from broker.admin.api import UNAVAILABLE, AdminError, Caller
-from broker.admin.relay import Relay
+from broker.admin.relay import Relay, Silent
 from broker.config import Settings, reloaded
 from broker.errors import ConfigError
 from broker.http.app import HttpServer
@@ -211,24 +211,30 @@ class Supervisor:
 
     async def call(self, operation: str, arguments: Mapping[str, Any], caller: Caller) -> Any:
         """See `Desk`: one of the workers carries it out."""
-        return await self._relay().call(operation, arguments, caller)
+        for relay in self._relays():
+            with suppress(Silent):
+                return await relay.call(operation, arguments, caller)
+        raise AdminError(UNAVAILABLE, "no node is ready", "no worker answers")
 
     @asynccontextmanager
     async def stream(
         self, operation: str, arguments: Mapping[str, Any], caller: Caller
     ) -> AsyncIterator[AsyncIterator[Any]]:
         """See `Desk`."""
-        async with self._relay().stream(operation, arguments, caller) as items:
+        async with AsyncExitStack() as stack:
+            for relay in self._relays():
+                with suppress(Silent):
+                    items = await stack.enter_async_context(relay.stream(operation, arguments, caller))
+                    break
+            else:
+                raise AdminError(UNAVAILABLE, "no node is ready", "no worker answers")
             yield items
 
-    def _relay(self) -> Relay:
-        """Of a worker that is ready, or at least there: a drained one can still answer."""
+    def _relays(self) -> list[Relay]:
+        """Of all workers that there are, those that are ready first: a drained one can still answer."""
         there = [worker for worker in self._workers if worker.relay is not None and worker.last is not None]
-        ready = [worker for worker in there if worker.last is not None and worker.last.status == READY]
-        for worker in ready or there:
-            assert worker.relay is not None
-            return worker.relay
-        raise AdminError(UNAVAILABLE, "no node is ready", "no worker is ready yet")
+        there.sort(key=lambda worker: worker.last is None or worker.last.status != READY)
+        return [worker.relay for worker in there if worker.relay is not None]
 
     # -- what it tells
 

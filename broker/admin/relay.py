@@ -17,12 +17,22 @@ from broker.log import get_logger
 #: Longest operation: a request that waits a minute for its answer, and some more.
 PATIENCE_S: Final = 75.0
 
+#: A worker that has not even taken a call in this time is stopped, or hangs: another one is asked.
+TAKEN_S: Final = 1.0
+
 #: Things that were told and not read yet: then the stream ends.
 WAITING_MAX: Final = 1000
 
 Send = Callable[[dict[str, Any]], None]
 
 _log = get_logger("admin")
+
+
+class Silent(AdminError):
+    """The worker took nothing: it was not carried out, and may be carried out by another."""
+
+    def __init__(self) -> None:
+        super().__init__(TIMED_OUT, "the worker does not answer")
 
 
 class Relay:
@@ -34,8 +44,9 @@ class Relay:
         self._waiting: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
 
     async def call(self, operation: str, arguments: Mapping[str, Any], caller: Caller) -> Any:
-        """See `Desk`."""
-        with self._asked("call", operation, arguments, caller) as (_, answers):
+        """See `Desk`. Raises Silent too."""
+        with self._asked("call", operation, arguments, caller) as (number, answers):
+            await self._taken(number, answers)
             with trio.move_on_after(PATIENCE_S):
                 return _checked(await _next(answers)).get("result")
             raise AdminError(TIMED_OUT, "the worker does not answer")
@@ -44,8 +55,9 @@ class Relay:
     async def stream(
         self, operation: str, arguments: Mapping[str, Any], caller: Caller
     ) -> AsyncIterator[AsyncIterator[Any]]:
-        """See `Desk`."""
+        """See `Desk`. Raises Silent too."""
         with self._asked("open", operation, arguments, caller) as (number, answers):
+            await self._taken(number, answers)
             try:
                 _checked(await _next(answers))  # opened
 
@@ -59,6 +71,13 @@ class Relay:
                     yield told
             finally:
                 self._send({"admin": "close", "id": number})
+
+    async def _taken(self, number: int, answers: trio.MemoryReceiveChannel[dict[str, Any]]) -> None:
+        with trio.move_on_after(TAKEN_S):
+            await _next(answers)
+            return
+        self._send({"admin": "close", "id": number})  # when it wakes up it does not begin
+        raise Silent
 
     @contextmanager
     def _asked(
@@ -124,12 +143,14 @@ class RelayEnd:
 
     def asked(self, message: dict[str, Any]) -> None:
         """The parent wants something."""
+        number = message["id"]
         if message["admin"] == "close":
-            scope = self._scopes.get(message["id"])
+            scope = self._scopes.get(number)
             if scope is not None:
                 scope.cancel()
             return
-        self._scopes[message["id"]] = trio.CancelScope()
+        self._scopes[number] = trio.CancelScope()
+        self._tell(number, taken=True)
         self._asked.send_nowait(message)
 
     async def serve(self) -> None:
@@ -142,6 +163,7 @@ class RelayEnd:
         number = message["id"]
         caller = msgspec.convert(message["caller"], Caller)
         with self._scopes[number]:
+            await trio.lowlevel.checkpoint()  # not at all, if it was taken back meanwhile
             try:
                 if message["admin"] == "call":
                     result = await self._desk.call(message["operation"], message["arguments"], caller)

@@ -15,6 +15,7 @@ import trio
 from broker.codec.packets import Disconnect, Publish
 from tests.conformance.peers import Peers
 from tests.integration.conftest import PeersOf, StartNode
+from tests.kit.api import ADMIN_ARGUMENTS, admin_of
 from tests.kit.broker_process import BrokerFailed, BrokerProcess
 
 
@@ -123,6 +124,28 @@ async def test_a_worker_that_does_not_answer_is_named(start_node: StartNode) -> 
         while (await _get(node, "/readyz"))[0] != 200:
             await trio.sleep(0.02)
     assert [worker["pid"] for worker in await _workers(node)] == [first["pid"], second["pid"]]
+
+
+async def test_operators_are_answered_while_a_worker_stands_still(start_node: StartNode) -> None:
+    node = start_node("--workers", "2", "--node-name", "w", *ADMIN_ARGUMENTS, store="embedded", http="127.0.0.1:0")
+
+    def statuses() -> list[str]:
+        with admin_of(node) as admin:
+            answer = admin.get("/nodes")
+            assert answer.status_code == 200, answer.text
+            return [each["status"] for each in answer.json()["items"]]
+
+    for number, worker in enumerate(await _workers(node)):
+        os.kill(worker["pid"], signal.SIGSTOP)
+        try:
+            found = await trio.to_thread.run_sync(statuses)
+        finally:
+            os.kill(worker["pid"], signal.SIGCONT)
+        assert found[number] == "does not answer"
+        assert found[1 - number] == "ready"
+        with trio.fail_after(10):
+            while (await _get(node, "/readyz"))[0] != 200:
+                await trio.sleep(0.02)
 
 
 async def test_workers_end_when_their_parent_is_killed(start_node: StartNode) -> None:

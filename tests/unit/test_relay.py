@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from broker.admin.api import VIEWER, AdminError, Caller
-from broker.admin.relay import WAITING_MAX, Relay, RelayEnd
+from broker.admin.relay import WAITING_MAX, Relay, RelayEnd, Silent
 
 ANNA = Caller("anna", VIEWER)
 
@@ -122,6 +122,27 @@ async def _count(items: AsyncIterator[Any]) -> int:
     async for _ in items:
         count += 1
     raise AdminError(503, "ended", f"ended after {count}")
+
+
+async def test_a_worker_that_takes_nothing_carries_out_nothing(autojump_clock: trio.abc.Clock) -> None:
+    """It was stopped: what it finds when it goes on was given to another one."""
+    desk = Told()
+    waiting: list[dict[str, Any]] = []
+    relay = Relay(waiting.append)
+    with pytest.raises(Silent):
+        await relay.call("do", {}, ANNA)
+    with pytest.raises(Silent):
+        async with relay.stream("some", {"count": 1}, ANNA):
+            raise AssertionError("entered")
+    answers: list[dict[str, Any]] = []
+    end = RelayEnd(desk, answers.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end.serve)
+        for message in waiting:
+            end.asked(message)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [set(answer) - {"admin", "id"} for answer in answers] == [{"taken"}, {"taken"}]
 
 
 async def test_the_end_of_the_worker_ends_what_waits() -> None:
