@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -48,6 +47,7 @@ class HttpServer:
         self._desk = desk
         self._settings = settings
         self._credentials = Credentials(desk, settings.http_rate)
+        self._document = b""
         family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
         try:
             self._socket = socket.create_server((endpoint.host, endpoint.port), family=family, backlog=128)
@@ -120,11 +120,13 @@ class HttpServer:
 
     async def _openapi(self, request: Request) -> Response:
         self._credentials.admit_stranger(request)
+        if not self._document:  # takes a moment: MQTT clients do not wait for it
+            self._document = await trio.to_thread.run_sync(_document)
         return Response(self._document, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 
-    @cached_property
-    def _document(self) -> bytes:
-        return msgspec.json.encode(document(OPERATIONS.values()))
+
+def _document() -> bytes:
+    return msgspec.json.encode(document(OPERATIONS.values()))
 
 
 def _show(first: FirstKey) -> None:
