@@ -100,6 +100,7 @@ class KeyRing:
         self._refused: dict[str, float] = {}
         #: The document of `admin` that is known to have the secret of the settings.
         self._taken = b""
+        self._taking = trio.Lock()
 
     @property
     def now_s(self) -> float:
@@ -272,6 +273,10 @@ class KeyRing:
         return FirstKey(ADMIN_KEY, secret)
 
     async def _take_setting(self) -> None:
+        async with self._taking:  # logins are bound to the hash, and two would make two
+            await self._write_setting()
+
+    async def _write_setting(self) -> None:
         raw = await self._registry.document(KEYS, ADMIN_KEY)
         if raw is not None and raw == self._taken:
             return
@@ -286,8 +291,13 @@ class KeyRing:
                 return
         made = await trio.to_thread.run_sync(stored_hash, self._admin_secret)
         document = KeyDocument(scope="admin", hash=made, created=self.now_s)
-        self._taken = document.write()
-        await self._registry.change(KEYS, {ADMIN_KEY: self._taken})
+        written = document.write()
+        if raw is not None:
+            await self._registry.change(KEYS, {ADMIN_KEY: written})
+        elif not await self._registry.create(KEYS, ADMIN_KEY, written):
+            await self._write_setting()  # another node was first, and has perhaps the same secret
+            return
+        self._taken = written
         self.forget(KEYS, ADMIN_KEY)
 
     async def _is_hash_of_setting(self, known: KeyDocument) -> bool:

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from html.parser import HTMLParser
 from urllib.parse import urljoin
 
@@ -30,13 +31,13 @@ def admin(http_node: BrokerProcess) -> Iterator[httpx.Client]:
 
 
 def raw(node: BrokerProcess, request: bytes) -> bytes:
-    """All that is answered until the server closes."""
+    """All that is answered until the server closes, which it may do before it has read everything."""
     assert node.http is not None
     host, _, port = node.http.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    found = b""
+    with suppress(ConnectionError), socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
-        found = b""
         while part := connection.recv(65536):
             found += part
     return found

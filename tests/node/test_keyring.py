@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
 from broker.admin.api import AdminError
 from broker.admin.key_document import KeyDocument, fast_hash, looks_generated, new_secret, read_token, token_of
@@ -97,6 +98,24 @@ async def test_one_of_many_nodes_makes_the_first_key(autojump_clock: Any) -> Non
     assert [each is not None for each in made] == [True, False, False, False]
     assert made[0] is not None
     assert (await others[2].identify(made[0].name, made[0].secret, "")).scope == "admin"
+
+
+async def test_logins_while_the_setting_is_written(autojump_clock: Any) -> None:
+    world = World(autojump_clock, admin_secret="chosen by us")
+    elsewhere = KeyRing(world.registry, Settings(admin_secret="chosen by us"), world.keys._now_ms)
+    tokens = []
+
+    async def log_in(ring: KeyRing) -> None:
+        tokens.append((await ring.open("admin")).token)
+
+    async with trio.open_nursery() as nursery:
+        for ring in (world.keys, elsewhere):
+            nursery.start_soon(ring.begin)
+            nursery.start_soon(log_in, ring)
+    autojump_clock.jump(2)
+    for token in tokens:
+        assert (await world.keys.whose(token)).name == "admin"
+        assert (await elsewhere.whose(token)).name == "admin"
 
 
 async def test_logins_end(autojump_clock: Any) -> None:
