@@ -24,7 +24,9 @@ SUMS = {
 SCRIPTS_MAX = 100_000
 
 #: Ways to make HTML or code of text; what clients choose must never get there.
-UNSAFE = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|srcdoc|\beval\(|new Function|setHTML")
+UNSAFE = re.compile(
+    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|srcdoc|\beval\(|new Function|setHTML"
+)
 
 
 def test_vendored_files_are_what_they_were() -> None:
@@ -44,4 +46,6 @@ def test_text_is_no_html_and_nothing_is_inline(path: Path) -> None:
         assert not UNSAFE.search(text)
     if path.suffix == ".html":
         assert not re.search(r"<style|style=|\son\w+=|<script>|javascript:", text)
-    assert not re.search(r"""(src|href|url\(|import|from)\s*[=(]?\s*["'](https?:)?//""", text), "nothing comes from elsewhere"
+    assert not re.search(r"""(src|href|url\(|import|from)\s*[=(]?\s*["'](https?:)?//""", text), (
+        "nothing comes from elsewhere"
+    )
