@@ -12,10 +12,10 @@ ARGS ?=
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate packages bench screenshots clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate packages bench bench-operators screenshots clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-15s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make .venv and install the broker, the embedded store and the development tools.
 
@@ -77,6 +77,9 @@ generate: install ## Write the generated pages anew.
 # Medians of short runs; for figures to rely on: python -m loadtest, on a machine that does nothing else.
 bench: install ## Measure the broker, beside mosquitto if it is installed (3 to 4 minutes).
 	@$(BIN)/python -m loadtest --seconds 2 --warmup 0.5 --repeat 2 $(ARGS)
+
+bench-operators: install ## Measure what load and operators (scrapes, dashboard, API) cost each other (1 minute).
+	@$(BIN)/python -m loadtest.operators $(ARGS)
 
 screenshots: packages ## Make the pictures of the dashboard in docs/images anew.
 	$(BIN)/python -m tests.browser.screenshots
