@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from broker import __version__
-from broker.admin.api import OPERATOR, VIEWER
+from broker.admin.api import CONFLICT, OPERATOR, VIEWER, AdminError
 from broker.admin.operations import Nothing, operation
 from broker.admin.questions import question
+from broker.errors import ConfigError
 
 if TYPE_CHECKING:
     from broker.admin.office import Office
@@ -62,8 +63,11 @@ def _report(office: Office, arguments: dict[str, Any]) -> Any:
 def _drain(office: Office, arguments: dict[str, Any]) -> None:
     if arguments["wanted"]:
         office.node.drain()
-    else:
+        return
+    try:
         office.node.undrain()
+    except ConfigError as error:
+        raise AdminError(CONFLICT, "the address is taken", str(error)) from None
 
 
 @operation("nodes.list", VIEWER, "GET", "/nodes", "List the nodes of the cluster", Nothing, Nodes)

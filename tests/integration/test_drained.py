@@ -1,0 +1,53 @@
+"""A node that an operator drains: it stays, its clients go, and it takes them again."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from broker.codec.packets import Disconnect
+from tests.integration.conftest import PeersOf, StartNode
+from tests.kit.api import ADMIN_ARGUMENTS, admin_of
+
+
+async def test_the_address_may_be_taken_meanwhile(start_node: StartNode, peers_of: PeersOf) -> None:
+    node = start_node("--node-name", "n", *ADMIN_ARGUMENTS, store="memory", http="127.0.0.1:0")
+    peers = peers_of(node)
+    client = await peers.connect()
+
+    def steer() -> None:
+        with admin_of(node) as admin:
+            assert admin.post("/nodes/n/drain").status_code == 204
+            with socket.create_server((node.host, node.port)):
+                answer = admin.post("/nodes/n/undrain")
+                assert answer.status_code == 409, answer.text
+                assert str(node.port) in answer.json()["detail"]
+                assert admin.get("/nodes/n").json()["status"] == "draining"
+            assert admin.post("/nodes/n/undrain").status_code == 204
+            assert admin.get("/nodes/n").json()["status"] == "ready"
+
+    await trio.to_thread.run_sync(steer)
+    assert (await client.expect(Disconnect)).reason_code == 0x8B
+    await peers.connect()
+
+
+async def test_a_drained_worker_comes_back_behind_the_shared_port(start_node: StartNode, peers_of: PeersOf) -> None:
+    node = start_node("--workers", "2", "--node-name", "n", *ADMIN_ARGUMENTS, store="embedded", http="127.0.0.1:0")
+    peers = peers_of(node)
+
+    def steer(what: str) -> dict[str, int]:
+        with admin_of(node) as admin:
+            if what:
+                answer = admin.post(f"/nodes/n-1/{what}")
+                assert answer.status_code == 204, answer.text
+            return {each["node"]: each["connections"] for each in admin.get("/nodes").json()["items"]}
+
+    await trio.to_thread.run_sync(steer, "drain")
+    for _ in range(8):
+        await peers.connect()
+    assert await trio.to_thread.run_sync(steer, "") == {"n-1": 0, "n-2": 8}
+    await trio.to_thread.run_sync(steer, "undrain")
+    with trio.fail_after(20):
+        while not (await trio.to_thread.run_sync(steer, ""))["n-1"]:
+            await peers.connect()
