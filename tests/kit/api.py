@@ -10,10 +10,8 @@ from urllib.parse import quote
 import httpx
 
 from broker.admin.operations import Operation
-from tests.kit.broker_process import BrokerProcess
+from tests.kit.broker_process import ADMIN_SECRET, BrokerProcess
 
-#: Of the key `admin` of nodes that tests start.
-ADMIN_SECRET = "a secret for tests"
 ADMIN_ARGUMENTS = ("--admin-secret", ADMIN_SECRET, "--http-rate", "0")
 ADMIN = ("admin", ADMIN_SECRET)
 

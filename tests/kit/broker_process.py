@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: Of the key `admin`, where a test says nothing else: a node without one makes a key and prints its secret.
+ADMIN_SECRET = "a secret for tests"
+
 # Starting includes the embedded store on a busy machine.
 START_S = 30.0
 STOP_S = 20.0
@@ -31,7 +34,7 @@ class BrokerProcess:
     """One node in `directory` (ready file, log and, for an embedded store, its data).
 
     `start` returns once the node accepts clients, `stop` once the process has gone. `kill` and `start` again
-    is a crash and a restart over the same data. Ports are new at every start.
+    is a crash and a restart over the same data. Ports are new at every start. `admin_secret` None: there is none.
     """
 
     def __init__(
@@ -43,13 +46,15 @@ class BrokerProcess:
         http: str = "off",
         arguments: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
+        admin_secret: str | None = ADMIN_SECRET,
     ) -> None:
         self.directory = directory
         self.store = store
         self.listen = listen
         self.http_option = http
         self.arguments = arguments
-        self.environment = environment or {}
+        set_here = {} if admin_secret is None else {"ROOKERY_ADMIN_SECRET": admin_secret}
+        self.environment = {**set_here, **(environment or {})}
         self.listeners: list[str] = []
         self.http: str | None = None
         self.log_path = directory / "broker.log"
