@@ -244,16 +244,22 @@ class Subscribing:
             return 0xA2
         return min(request.qos, quotas.maximum_qos)
 
-    async def _admit(self, connection: Connection, topic_filter: str, qos: int, count: int) -> int:
-        """The same for the real filter, of which the client may be allowed this QoS."""
+    def refusal(self, topic_filter: str, count: int) -> int:
+        """Why nobody who has `count` subscriptions may have this real filter too: a SUBACK reason code, or 0."""
         quotas = self._server.quotas
         plain = split_shared(topic_filter)[1]
         if f"{plain}/".startswith(PRIVATE):
             return 0x87
         if plain.count("/") >= quotas.max_topic_levels or len(topic_filter.encode()) > quotas.max_topic_bytes:
             return 0x8F
-        if count >= quotas.max_subscriptions:
-            return 0x97
+        return 0x97 if count >= quotas.max_subscriptions else 0
+
+    async def _admit(self, connection: Connection, topic_filter: str, qos: int, count: int) -> int:
+        """The same for the real filter, of which the client may be allowed this QoS."""
+        refusal = self.refusal(topic_filter, count)
+        if refusal:
+            return refusal
+        plain = split_shared(topic_filter)[1]
         permissions = connection.permissions
         if permissions is None and not self.may_see(connection, plain):
             return 0x87

@@ -29,6 +29,7 @@ from broker.admin.paging import (
 from broker.admin.questions import question
 from broker.codec.packets import Properties, Subscribe, SubscriptionRequest, Unsubscribe
 from broker.errors import PeerError, SessionConnected, SessionLost
+from broker.extensions.system_filters import is_system
 from broker.reasons import reason_name
 from broker.routes import Subscriber
 from broker.topics.names import check_topic_filter, check_topic_name, matches, split_shared
@@ -307,8 +308,8 @@ async def subscriptions_of_client(office: Office, arguments: OfClient) -> Subscr
 async def add_subscription(office: Office, arguments: Adding) -> Subscription:
     """Subscribes as if the client had done it, with the same checks, rules included; retained messages are sent as
     `retain_handling` says. When the answer comes, all nodes know of it. For a client that is not connected its session
-    is changed: rules are asked when it is back, and retained messages are not sent. The filter is the real one, a
-    mountpoint included."""
+    is changed: rules are asked when it is back, which is too late for filters below `$SYS/` (403, unless `sys_access`
+    is `all`), and retained messages are not sent. The filter is the real one, a mountpoint included."""
     client_id, topic_filter = arguments.client_id, arguments.topic_filter
     options = SubscriptionOptions(
         qos=arguments.qos,
@@ -382,14 +383,13 @@ async def _change_stored(office: Office, client_id: str, topic_filter: str, opti
         done = await office.inspection.change_subscriptions(client_id, [], [topic_filter])
         code = 0
     else:
-        quotas = office.server.quotas
-        code = office.server.subscribing.check(_request(topic_filter, options))
-        plain = split_shared(topic_filter)[1]
-        if plain.count("/") >= quotas.max_topic_levels or len(topic_filter.encode()) > quotas.max_topic_bytes:
-            code = 0x8F
-        elif not known and len(stored) >= quotas.max_subscriptions:
-            code = 0x97
-        elif options.subscription_identifier is not None and not quotas.subscription_ids_available:
+        subscribing = office.server.subscribing
+        code = subscribing.check(_request(topic_filter, options))
+        if code < 0x80:
+            code = subscribing.refusal(topic_filter, 0 if known else len(stored)) or code
+        if code < 0x80 and is_system(split_shared(topic_filter)[1]) and not office.server.system_open:
+            code = 0x87  # it takes a rule, and rules are asked when the client is back: too late for what was queued
+        if code < 0x80 and options.subscription_identifier and not office.server.quotas.subscription_ids_available:
             code = 0xA1
         if code >= 0x80:
             return code

@@ -132,6 +132,31 @@ async def test_what_clients_may_not_operators_may_not_for_them(connected: bool, 
         assert (await ask.refused("subscriptions.add", client_id="d", topic_filter="one"))[0] == 404
 
 
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("topic_filter", ["$rookery/#", "$rookery", "$share/g/$rookery/#", "$SYS/#", "$share/g/$SYS/+"])
+async def test_what_is_not_for_clients_operators_give_to_none(
+    topic_filter: str, connected: bool, autojump_clock: object
+) -> None:
+    async with desk(system_open=False) as ask:
+        peer = await ask.world.connect("c", expiry_s=100)
+        if not connected:
+            peer.socket.finish()
+            await ask.world.settle()
+        assert (await ask.refused("subscriptions.add", client_id="c", topic_filter=topic_filter, qos=1))[0] == 403
+        assert (await ask("subscriptions.of_client", client_id="c"))["items"] == []
+
+
+@pytest.mark.parametrize("topic_filter", ["$rookery/#", "$share/g/$rookery/#"])
+async def test_topics_of_the_nodes_are_private_whatever_is_open(topic_filter: str, autojump_clock: object) -> None:
+    async with desk(system_open=True) as ask:
+        peer = await ask.world.connect("c", expiry_s=100)
+        peer.socket.finish()
+        await ask.world.settle()
+        assert (await ask.refused("subscriptions.add", client_id="c", topic_filter=topic_filter))[0] == 403
+        await ask("subscriptions.add", client_id="c", topic_filter="$SYS/#")
+        assert await _listed(ask) == [("c", "$SYS/#")]
+
+
 async def test_rules_count_for_operators_too(tmp_path: Any, autojump_clock: object) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text('[[rule]]\npermission = "deny"\naction = "subscribe"\ntopics = ["secret/#"]\n')
@@ -142,6 +167,16 @@ async def test_rules_count_for_operators_too(tmp_path: Any, autojump_clock: obje
         await ask.world.connect("c")
         assert (await ask.refused("subscriptions.add", client_id="c", topic_filter="secret/x"))[0] == 403
         await ask("subscriptions.add", client_id="c", topic_filter="open/x")
+        peer = await ask.world.connect("d", expiry_s=100)
+        peer.socket.finish()
+        await ask.world.settle()
+        await ask("subscriptions.add", client_id="d", topic_filter="secret/x", qos=1)
+        await ask("subscriptions.add", client_id="d", topic_filter="open/x", qos=1)
+        for topic in ("secret/x", "open/x"):
+            assert (await ask("messages.publish", topic=topic, payload="x", qos=1))["matched"] == 1 + (topic[0] == "o")
+        back = await ask.world.connect("d", clean_start=False, expiry_s=100)
+        assert [message.topic_name for message in await back.consume()] == ["open/x"]  # not what was queued, either
+        assert await _listed(ask, client_id="d") == [("d", "open/x")]
 
 
 async def test_a_change_waits_for_that_of_the_client(autojump_clock: object) -> None:
