@@ -39,6 +39,8 @@ _DEPTH_POLL_S: Final = 0.05
 _STATE_POLL_S: Final = 2.0
 #: Ids of entries that may be told a second time, of one group.
 _MAX_EARLY: Final = 5000
+#: Ids of entries that are done with and are known again, of one group.
+_MAX_DONE: Final = 1000
 _INFO_VALUES: Final = 3
 #: Lengths of a queue that is not there, and what the broker is told then.
 _GONE: Final = -2
@@ -63,6 +65,7 @@ class _Group:
     __slots__ = (
         "applied",
         "busy",
+        "done",
         "early",
         "held",
         "members",
@@ -88,6 +91,8 @@ class _Group:
         self.early: set[bytes] = set()
         #: Those of them that went back: the stream may tell of them anew, but the call that added them was long ago.
         self.returned_early: set[bytes] = set()
+        #: The last ones that were acknowledged: over connections that break word of them may come once more.
+        self.done: dict[bytes, None] = {}
 
 
 class Groups:
@@ -319,6 +324,10 @@ class Groups:
             group = self._groups.get(each.group_id)
             if group is None:
                 continue
+            if each.kind == ACKNOWLEDGED:
+                group.done[each.entry_id] = None
+                if len(group.done) > _MAX_DONE:
+                    del group.done[next(iter(group.done))]
             coming = group.held.get(each.entry_id)
             if coming is None:
                 full.add(each.group_id)
@@ -361,6 +370,9 @@ class Groups:
             group.early.discard(entry_id)
             return False
         if group.held.get(entry_id) is False:
+            return False
+        if entry_id in group.done:
+            self.acknowledge(group_id, entry_id, None)  # a store that came back without its last writes has it again
             return False
         group.held[entry_id] = False
         return True

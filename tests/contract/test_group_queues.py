@@ -17,6 +17,7 @@ from broker.errors import StoreUnavailable
 from cluster.api import REFUSED_GONE, ROUND_ROBIN, GroupEntry, GroupMemberState, GroupTarget, shared_group_id
 from cluster.keys import GROUP_QUEUE, Keys, partition_of, session_id
 from cluster.policy import ClusterLimits
+from cluster.records import pack_body
 from cluster.redis.link import RedisLink
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import LIMIT_S, GroupHand, World, message, served
@@ -163,6 +164,25 @@ async def test_g14_what_the_stream_did_not_tell_is_asked_for(nodes: Nodes) -> No
         groups.given([group.group_id, lost, b"", b"", 1, 2], [b""])
         await group.settle(group.entries[0], group.entries[2])
         assert len(group.entries) == 3
+        assert nodes.waiting() == 0
+
+
+async def test_g14_what_is_done_with_is_not_given_once_more(nodes: Nodes) -> None:
+    """Word of an entry that was on its way while a connection broke comes after all."""
+    async with nodes.two() as (one, _):
+        group = GroupHand(one, _FILTER)
+        at = await one.connect("m")
+        await one.subscribe(at, _FILTER)
+        await group.members(at)
+        await group.put(b"1")
+        await group.until(1)
+        [entry] = group.entries
+        await group.settle(entry)
+        groups = cast(RedisCluster, one.cluster)._groups
+        groups.given([group.group_id, entry.entry_id, b"", b"", 1, 1], [pack_body(entry.message)])
+        await group.put(b"2")
+        assert await group.until(2) == [b"1", b"2"]
+        await group.settle(group.entries[1])
         assert nodes.waiting() == 0
 
 
