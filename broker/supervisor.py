@@ -22,7 +22,7 @@ from broker.admin.relay import Relay, Silent
 from broker.config import Settings, reloaded
 from broker.errors import ConfigError
 from broker.http.app import HttpServer
-from broker.http.report import JOINING, READY, RESTARTING, STARTING, Report
+from broker.http.report import JOINING, READY, RESTARTING, SILENT, STARTING, Report
 from broker.log import configure, get_logger
 from broker.metrics_catalogue import Samples, growing, summed
 from broker.options.listener import Listener
@@ -231,10 +231,14 @@ class Supervisor:
             yield items
 
     def _relays(self) -> list[Relay]:
-        """Of all workers that there are, those that are ready first: a drained one can still answer."""
-        there = [worker for worker in self._workers if worker.relay is not None and worker.last is not None]
-        there.sort(key=lambda worker: worker.last is None or worker.last.status != READY)
-        return [worker.relay for worker in there if worker.relay is not None]
+        """Of all workers that there are, those that are ready first: a drained one can still answer. One that took
+        nothing comes last until it says something again."""
+        found: list[tuple[bool, bool, Relay]] = []
+        for worker in self._workers:
+            if worker.relay is not None and worker.last is not None:
+                status = worker.last.status
+                found.append((worker.relay.silent or status == SILENT, status != READY, worker.relay))
+        return [relay for _, _, relay in sorted(found, key=lambda each: each[:2])]
 
     # -- what it tells
 

@@ -79,6 +79,7 @@ class WorkerProcess:
             if "admin" in message:
                 relay.answered(message)
                 continue
+            relay.silent = False
             self.last = Report(**message["report"])
             self._answered = max(self._answered, message["asked"])
             self._tell()

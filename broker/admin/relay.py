@@ -39,6 +39,8 @@ class Relay:
     """The parent's side of one channel. `gone` when the worker has ended."""
 
     def __init__(self, send: Send) -> None:
+        #: It did not take the last call in time, and has said nothing since.
+        self.silent = False
         self._send = send
         self._numbers = itertools.count(1)
         self._waiting: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
@@ -76,6 +78,7 @@ class Relay:
         with trio.move_on_after(TAKEN_S):
             await _next(answers)
             return
+        self.silent = True
         self._send({"admin": "close", "id": number})  # when it wakes up it does not begin
         raise Silent
 
@@ -102,6 +105,7 @@ class Relay:
 
     def answered(self, message: dict[str, Any]) -> None:
         """The worker said something."""
+        self.silent = False
         waiting = self._waiting.get(message["id"])
         if waiting is None:
             return

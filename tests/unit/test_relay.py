@@ -12,6 +12,9 @@ import trio
 
 from broker.admin.api import VIEWER, AdminError, Caller
 from broker.admin.relay import WAITING_MAX, Relay, RelayEnd, Silent
+from broker.config import Settings
+from broker.http.report import DRAINING, READY, Report
+from broker.supervisor import Supervisor
 
 ANNA = Caller("anna", VIEWER)
 
@@ -143,6 +146,38 @@ async def test_a_worker_that_takes_nothing_carries_out_nothing(autojump_clock: t
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert [set(answer) - {"admin", "id"} for answer in answers] == [{"taken"}, {"taken"}]
+
+
+async def test_a_worker_that_took_nothing_is_silent_until_it_says_something(autojump_clock: trio.abc.Clock) -> None:
+    waiting: list[dict[str, Any]] = []
+    relay = Relay(waiting.append)
+    silent = [relay.silent]
+    with pytest.raises(Silent):
+        await relay.call("do", {}, ANNA)
+    silent.append(relay.silent)
+    relay.answered({"id": waiting[0]["id"], "taken": True})  # late
+    assert [*silent, relay.silent] == [False, True, False]
+
+
+async def test_who_took_nothing_is_asked_last(autojump_clock: trio.abc.Clock) -> None:
+    asleep: list[dict[str, Any]] = []
+    async with relayed() as (relay, _):
+        parent = Supervisor(Settings(node_name="n", workers=2))
+        first, second = parent._workers
+        first.relay, first.last = Relay(asleep.append), Report("n-1", READY)
+        second.relay, second.last = relay, Report("n-2", DRAINING)
+        for _ in range(3):
+            assert await parent.call("do", {}, ANNA)
+            async with parent.stream("some", {"count": 2}, ANNA) as items:
+                assert [item async for item in items] == [0, 1]
+        assert [message["admin"] for message in asleep] == ["call", "close"]
+        first.relay.answered({"id": asleep[0]["id"], "taken": True})
+        assert await parent.call("do", {}, ANNA)
+        assert [message["admin"] for message in asleep[2:]] == ["call", "close"]
+        second.relay = None
+        with pytest.raises(AdminError) as refused:
+            await parent.call("do", {}, ANNA)
+        assert refused.value.status == 503
 
 
 async def test_the_end_of_the_worker_ends_what_waits() -> None:
