@@ -140,6 +140,8 @@ class Node:
                 return
             except BaseExceptionGroup as group:
                 self._serving = False
+                if self._office is not None:
+                    self._office.end()
                 self._office = None
                 if not self._lives_on(list(causes(group)), life):
                     raise
@@ -340,6 +342,7 @@ class Node:
         """How the node is now."""
         life = self._life
         told = Report(self.name, self.status, pid=os.getpid(), connections=self.metrics.connections)
+        told.resting = self._resting and not self._stops
         told.samples = {
             **(self.metrics.samples() if life is None else life.measuring.samples()),
             **build_samples(self.name, self.started_at_s),

@@ -50,6 +50,8 @@ class Report:
     store_version: str = ""
     durability: str = ""
     available: bool = False
+    #: An operator drained it, and it goes on running: the others get its clients.
+    resting: bool = False
     round_trip_ms: float = 0.0
     connections: int = 0
     groups: dict[str, list[int]] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Source(Protocol):
 
 
 def ready(reports: Iterable[Report]) -> str:
-    """READY, or why not all are of those that clients may come to."""
-    statuses = [report.status for report in reports]
-    present = [status for status in statuses if status != RESTARTING] or statuses
-    return next((status for status in present if status != READY), READY)
+    """READY, or why not all are of those that clients may come to. Others count only where there are no such ones."""
+    every = list(reports)
+    present = [each for each in every if not each.resting and each.status != RESTARTING] or every
+    return next((each.status for each in present if each.status != READY), READY)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import urllib.request
 
 import trio
 
@@ -41,6 +43,11 @@ async def test_a_drained_worker_comes_back_behind_the_shared_port(start_node: St
             if what:
                 answer = admin.post(f"/nodes/n-1/{what}")
                 assert answer.status_code == 204, answer.text
+                with urllib.request.urlopen(f"http://{node.http}/readyz", timeout=10) as ready:
+                    shown = json.load(ready)
+                assert shown["status"] == "ready"  # the other one serves
+                expected = "draining" if what == "drain" else "ready"
+                assert [each["status"] for each in shown["workers"]] == [expected, "ready"]
             return {each["node"]: each["connections"] for each in admin.get("/nodes").json()["items"]}
 
     await trio.to_thread.run_sync(steer, "drain")

@@ -68,6 +68,12 @@ def test_ready_is_when_all_are_that_clients_may_come_to() -> None:
     assert ready([_report(), _report(status=STARTING)]) == STARTING
     assert ready([_report(), _report(status=RESTARTING)]) == READY
     assert ready([_report(status=RESTARTING)]) == RESTARTING
+    drained = _report(status=DRAINING, resting=True)
+    assert ready([drained, _report()]) == READY
+    assert ready([drained, _report(status=UNREACHABLE)]) == UNREACHABLE
+    assert ready([drained, drained]) == ready([drained]) == DRAINING
+    assert ready([drained, _report(status=RESTARTING)]) == DRAINING
+    assert ready([_report(status=DRAINING), _report()]) == DRAINING  # it ends, and the others with it
 
 
 def test_every_status_is_a_state() -> None:
