@@ -1,7 +1,7 @@
 """Who may ask for what: API keys and logins of the whole cluster, as one node checks them.
 
-A key that was deleted counts for `FRESH_S` more. While the store cannot be reached, keys and logins that were seen
-lately go on counting: operators need to see most when something is broken.
+A key that was deleted counts for `FRESH_S` more. While the store cannot be reached, or does not answer in time, keys
+and logins that were seen lately go on counting, at once: operators need to see most when something is broken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 import msgspec
 import trio
 
-from broker.admin.api import FORBIDDEN, TOO_MANY, UNAUTHORIZED, UNAVAILABLE, AdminError, Scope
+from broker.admin.api import FORBIDDEN, UNAUTHORIZED, UNAVAILABLE, AdminError, Scope
+from broker.admin.guesses import Guesses
 from broker.admin.key_document import (
     ADMIN_KEY,
     KeyDocument,
@@ -28,7 +29,7 @@ from broker.admin.key_document import (
 from broker.auth.checking import Busy, Checks
 from broker.auth.hashes import PasswordHash, credential_of, default_decoy, parse_hash
 from broker.config import Settings
-from broker.errors import ClusterError, ConfigError
+from broker.errors import ClusterError, ConfigError, StoreUnavailable
 from broker.log import get_logger
 from cluster.registry import KEYS, LOGINS, Registry
 
@@ -36,11 +37,13 @@ from cluster.registry import KEYS, LOGINS, Registry
 FRESH_S: Final = 1.0
 #: How long a right answer about a secret that was chosen counts without hashing it again.
 REMEMBERED_S: Final = 60.0
+#: How long it counts while others guess at the same key from the same address.
+KNOWN_S: Final = 3600.0
 #: How long what was read goes on counting while the store cannot be reached.
 STALE_S: Final = 600.0
-#: Wrong secrets of one address within a minute; then only what needs no hashing is looked at.
-FAILURES: Final = 20
-FAILURES_WINDOW_S: Final = 60.0
+#: How long the store may take where there is something that goes on counting; then, for how long it is not asked.
+PATIENCE_S: Final = 0.5
+PAUSE_S: Final = 1.0
 #: Logins of all keys.
 LOGINS_MAX: Final = 1000
 #: Of each memory below.
@@ -96,8 +99,13 @@ class KeyRing:
         self._checks = Checks(threads=1, waiting=16)
         self._decoy = default_decoy()
         self._documents: dict[tuple[str, str], tuple[float, bytes]] = {}
+        #: When it was found right.
         self._right: dict[bytes, float] = {}
-        self._refused: dict[str, float] = {}
+        #: Secrets that are being checked.
+        self._checking: dict[bytes, trio.Event] = {}
+        self._guesses = Guesses(registry)
+        #: While the store does not answer: when it is asked again for what is known.
+        self._ask_again: float | None = None
         #: The document of `admin` that is known to have the secret of the settings.
         self._taken = b""
         self._taking = trio.Lock()
@@ -117,24 +125,49 @@ class KeyRing:
     async def identify(self, name: str, secret: str, origin: str) -> Identity:
         """Whoever has the secret of a key; `origin` is where he asks from. Raises AdminError (401, 429, 503) and
         ClusterError. A wrong secret, a name that does not exist and a key that expired look the same."""
-        document, raw = await self._key(name)
+        is_set = name == ADMIN_KEY and self.admin_is_set
+        document, raw = (None, b"") if is_set else await self._key(name)
         if looks_generated(secret):
             return self._identify_generated(name, secret, document)
-        is_set = name == ADMIN_KEY and self.admin_is_set
-        digest = credential_of(name.encode(), secret.encode(), b"" if is_set else raw)
-        now = trio.current_time()
-        if self._right.get(digest, 0.0) > now and (is_set or document is not None):
-            return Identity(name, "admin") if document is None else Identity(name, document.scope, document.expires)
-        if self._refused.get(origin, 0.0) > now:
-            raise AdminError(TOO_MANY, "too many wrong secrets", "wait a minute")
-        if is_set and self._is_set(secret):
-            _keep(self._right, digest, now + REMEMBERED_S)
-            return Identity(name, "admin")
-        if await self._check(self._slow_hash(name, document), secret) and document is not None:
-            _keep(self._right, digest, now + REMEMBERED_S)
-            return Identity(name, document.scope, document.expires)
-        await self._failed(origin)
-        raise unauthorized()
+        digest = credential_of(name.encode(), secret.encode(), raw)
+        while (under_way := self._checking.get(digest)) is not None:
+            await under_way.wait()  # who asks for many things at once tries one secret once
+        if not self._was_right(digest, REMEMBERED_S):
+            checked = self._checking[digest] = trio.Event()
+            try:
+                await self._try(name, secret, document, digest, origin)
+            finally:
+                del self._checking[digest]
+                checked.set()
+        if document is None:
+            if is_set:
+                return Identity(name, "admin")
+            raise unauthorized()
+        return Identity(name, document.scope, document.expires)
+
+    async def _try(self, name: str, secret: str, document: KeyDocument | None, digest: bytes, origin: str) -> None:
+        """Returns if the secret is right. Raises AdminError (401, 429, 503)."""
+        try:
+            await self._guesses.begin(name, origin)
+        except AdminError:
+            if self._was_right(digest, KNOWN_S):
+                return
+            raise
+        if name == ADMIN_KEY and self.admin_is_set:
+            right = self._is_set(secret)
+            if not right:
+                await self._check(self._decoy, secret)
+        else:
+            right = await self._check(self._slow_hash(name, document), secret) and document is not None
+        if not right:
+            await self._guesses.failed(origin)
+            raise unauthorized()
+        _keep(self._right, digest, trio.current_time())
+
+    def _was_right(self, digest: bytes, within_s: float) -> bool:
+        """A digest is of the document as well: where the key is another one, nothing was right."""
+        at = self._right.get(digest)
+        return at is not None and trio.current_time() - at < within_s
 
     def _identify_generated(self, name: str, secret: str, document: KeyDocument | None) -> Identity:
         """Nobody guesses these, so wrong ones are not counted: a forgotten client with an old key locks nobody out."""
@@ -150,7 +183,7 @@ class KeyRing:
         return bool(self._admin_secret) and hmac.compare_digest(given, wanted)
 
     def _slow_hash(self, name: str, document: KeyDocument | None) -> PasswordHash:
-        if document is None or document.generated or (name == ADMIN_KEY and self.admin_is_set):
+        if document is None or document.generated:
             return self._decoy
         try:
             return parse_hash(document.hash)
@@ -164,15 +197,6 @@ class KeyRing:
         except Busy:
             raise AdminError(UNAVAILABLE, "too many secrets are checked", "try again in some seconds") from None
 
-    async def _failed(self, origin: str) -> None:
-        try:
-            count = await self._registry.count(f"api_failures:{origin}", FAILURES_WINDOW_S)
-        except ClusterError:
-            return
-        _log.info("admin.refused", ip=origin, failures=count)
-        if count >= FAILURES:
-            _keep(self._refused, origin, trio.current_time() + FAILURES_WINDOW_S)
-
     async def _key(self, name: str) -> tuple[KeyDocument | None, bytes]:
         """The key of this name, None if there is none that counts; and its document."""
         raw = await self._document(KEYS, name)
@@ -183,24 +207,39 @@ class KeyRing:
         except ValueError as error:
             _log.warning("admin.key_unreadable", name=name, error=str(error)[:200])
             return None, b""
-        return (None if document.is_over(self.now_s) else document), raw
+        return (None, b"") if document.is_over(self.now_s) else (document, raw)
 
     async def _document(self, kind: str, name: str) -> bytes | None:
         now = trio.current_time()
         known = self._documents.get((kind, name))
         if known is not None and now - known[0] < FRESH_S:
             return known[1]
-        try:
+        if known is None or now - known[0] >= STALE_S:
             raw = await self._registry.document(kind, name)
-        except ClusterError:
-            if known is not None and now - known[0] < STALE_S:
+        else:
+            try:
+                raw = await self._asked_in_time(kind, name)
+            except ClusterError:
                 return known[1]
-            raise
         if raw is None:
             self._documents.pop((kind, name), None)
         else:
             _keep(self._documents, (kind, name), (now, raw))
         return raw
+
+    async def _asked_in_time(self, kind: str, name: str) -> bytes | None:
+        """Raises StoreUnavailable where the store does not answer soon, and at once where it lately did not."""
+        now = trio.current_time()
+        if self._ask_again is not None:
+            if now < self._ask_again:
+                raise StoreUnavailable("the store does not answer")
+            self._ask_again = now + PAUSE_S  # one waits, the others do not
+        with trio.move_on_after(PATIENCE_S):
+            raw = await self._registry.document(kind, name)
+            self._ask_again = None
+            return raw
+        self._ask_again = trio.current_time() + PAUSE_S
+        raise StoreUnavailable("the store does not answer")
 
     def forget(self, kind: str, name: str) -> None:
         """A document was changed here."""

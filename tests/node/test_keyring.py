@@ -8,8 +8,17 @@ import pytest
 import trio
 
 from broker.admin.api import AdminError
-from broker.admin.key_document import KeyDocument, fast_hash, looks_generated, new_secret, read_token, token_of
-from broker.admin.keyring import FAILURES, LOGINS_MAX, STALE_S, KeyRing
+from broker.admin.guesses import FAILURES, TRIES, WINDOW_S
+from broker.admin.key_document import (
+    KeyDocument,
+    fast_hash,
+    looks_generated,
+    new_secret,
+    read_token,
+    token_of,
+)
+from broker.admin.keyring import LOGINS_MAX, PATIENCE_S, PAUSE_S, STALE_S, KeyRing
+from broker.auth.hashes import make_pbkdf2
 from broker.config import Settings
 from broker.errors import StoreUnavailable
 from cluster.memory.registry import MemoryRegistry
@@ -17,14 +26,26 @@ from cluster.registry import KEYS, LOGINS
 
 
 class Registry(MemoryRegistry):
-    """Can be out of reach."""
+    """Can be out of reach, and hang. `asked` counts."""
 
     gone = False
+    hangs = False
+    asked = 0
 
-    async def document(self, kind: str, name: str) -> bytes | None:
+    async def _reach(self) -> None:
+        self.asked += 1
+        if self.hangs:
+            await trio.sleep_forever()
         if self.gone:
             raise StoreUnavailable("gone")
+
+    async def document(self, kind: str, name: str) -> bytes | None:
+        await self._reach()
         return await super().document(kind, name)
+
+    async def count(self, name: str, window_s: float) -> int:
+        await self._reach()
+        return await super().count(name, window_s)
 
 
 class World:
@@ -39,9 +60,17 @@ class World:
         await self.registry.change(KEYS, {name: document.write()})
         return secret
 
-    async def refused(self, name: str, secret: str) -> int:
+    async def choose(self, name: str, secret: str) -> None:
+        document = KeyDocument(scope="viewer", hash=make_pbkdf2(secret, 10))
+        await self.registry.change(KEYS, {name: document.write()})
+
+    def another(self) -> KeyRing:
+        """Of another node."""
+        return KeyRing(self.registry, Settings(), self.keys._now_ms)
+
+    async def refused(self, name: str, secret: str, origin: str = "10.0.0.1", ring: KeyRing | None = None) -> int:
         with pytest.raises(AdminError) as caught:
-            await self.keys.identify(name, secret, "10.0.0.1")
+            await (ring or self.keys).identify(name, secret, origin)
         return caught.value.status
 
 
@@ -76,6 +105,113 @@ async def test_wrong_generated_secrets_lock_nobody_out(autojump_clock: Any) -> N
         assert await world.refused("nobody", new_secret()) == 401
     assert (await world.keys.identify("machine", secret, "10.0.0.1")).name == "machine"
     assert (await world.keys.identify("admin", "chosen by us", "10.0.0.1")).scope == "admin"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing of chosen secrets that takes no time."""
+    monkeypatch.setattr("broker.auth.hashes.DEFAULT_ITERATIONS", 10)
+
+
+async def test_guesses_at_a_key_lock_out_nobody_else(autojump_clock: Any, quick: None) -> None:
+    world = World(autojump_clock)
+    await world.choose("person", "right secret")
+    await world.choose("other", "other secret")
+    known, unknown = world.another(), world.another()
+    await known.identify("person", "right secret", "10.0.0.1")
+    autojump_clock.jump(2 * WINDOW_S)
+    statuses = [await world.refused("person", f"guess {number}") for number in range(TRIES)]
+    assert statuses == [401] * TRIES
+    assert await world.refused("person", "right secret") == 429
+    # In the whole cluster: but who was right lately goes on where he was.
+    assert await world.refused("person", "right secret", ring=unknown) == 429
+    assert (await known.identify("person", "right secret", "10.0.0.1")).name == "person"
+    # Other keys from there, and this one from elsewhere.
+    assert (await world.keys.identify("other", "other secret", "10.0.0.1")).name == "other"
+    assert (await world.keys.identify("person", "right secret", "10.0.0.2")).name == "person"
+    autojump_clock.jump(2 * WINDOW_S)
+    assert (await unknown.identify("person", "right secret", "10.0.0.1")).name == "person"
+
+
+async def test_guesses_at_many_keys_are_bounded(autojump_clock: Any, quick: None) -> None:
+    world = World(autojump_clock)
+    await world.choose("person", "right secret")
+    statuses = [await world.refused(f"name{number}", "wrong secret") for number in range(FAILURES)]
+    assert statuses == [401] * FAILURES
+    assert await world.refused("person", "right secret") == 429
+    assert (await world.keys.identify("person", "right secret", "10.0.0.2")).name == "person"
+
+
+async def test_who_asks_for_much_at_once_tries_once(autojump_clock: Any, quick: None) -> None:
+    world = World(autojump_clock)
+    await world.choose("person", "right secret")
+    async with trio.open_nursery() as nursery:
+        for _ in range(3 * TRIES):
+            nursery.start_soon(world.keys.identify, "person", "right secret", "10.0.0.1")
+
+
+async def test_guesses_at_once_all_count(autojump_clock: Any, quick: None) -> None:
+    world = World(autojump_clock)
+    await world.choose("person", "right secret")
+    statuses: list[int] = []
+
+    async def guess(number: int) -> None:
+        statuses.append(await world.refused("person", f"guess {number}", ring=rings[number % 3]))
+
+    rings = [world.another() for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for number in range(3 * TRIES):
+            nursery.start_soon(guess, number)
+    assert statuses.count(429) == 2 * TRIES
+
+
+@pytest.mark.parametrize("how", ["gone", "hangs"])
+async def test_guesses_count_without_the_store(autojump_clock: Any, quick: None, how: str) -> None:
+    world = World(autojump_clock, admin_secret="chosen by us")
+    setattr(world.registry, how, True)
+    statuses = [await world.refused("admin", f"guess {number}") for number in range(TRIES)]
+    assert statuses == [401] * TRIES
+    assert await world.refused("admin", "chosen by us") == 429
+    assert (await world.keys.identify("admin", "chosen by us", "10.0.0.2")).name == "admin"
+
+
+async def test_what_was_seen_counts_at_once_while_the_store_hangs(autojump_clock: Any) -> None:
+    world = World(autojump_clock)
+    secret = await world.make("seen")
+    await world.keys.identify("seen", secret, "")
+    login = await world.keys.open("seen")
+    await world.keys.whose(login.token)
+    autojump_clock.jump(10)
+    world.registry.hangs = True
+    began, asked = trio.current_time(), world.registry.asked
+    for _ in range(100):
+        await world.keys.identify("seen", secret, "")
+        await world.keys.whose(login.token)
+    assert trio.current_time() - began == pytest.approx(PATIENCE_S)
+    assert world.registry.asked - asked == 1
+    autojump_clock.jump(PAUSE_S)
+    # One finds out whether it answers again, and nobody waits for that one.
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(world.keys.identify, "seen", secret, "")
+    assert trio.current_time() - began == pytest.approx(PATIENCE_S)
+    assert world.registry.asked - asked == 2
+    world.registry.hangs = False
+    await world.make("seen")
+    autojump_clock.jump(PAUSE_S)
+    assert await world.refused("seen", secret) == 401
+
+
+async def test_an_expired_key_was_never_right(autojump_clock: Any, quick: None) -> None:
+    world = World(autojump_clock)
+    document = KeyDocument(
+        scope="viewer", hash=make_pbkdf2("right secret", 10), expires=autojump_clock.current_time() + 10
+    )
+    await world.registry.change(KEYS, {"short": document.write()})
+    await world.keys.identify("short", "right secret", "10.0.0.1")
+    autojump_clock.jump(11)
+    assert await world.refused("short", "right secret") == 401
 
 
 async def test_a_setting_that_looks_generated(autojump_clock: Any) -> None:
