@@ -90,7 +90,8 @@ class NamedKey(msgspec.Struct, frozen=True):
 
 
 class RotateKey(msgspec.Struct, kw_only=True):
-    """Which key, and what is new. Without `expires_in_s` it ends when it would have ended."""
+    """Which key, and what is new. Without `expires_in_s` it ends when it would have ended; one that expired
+    needs it."""
 
     name: str
     secret: Chosen | None = None
@@ -106,7 +107,7 @@ async def list_keys(office: Office, arguments: Nothing) -> Keys:
 
 @operation("keys.create", ADMIN, "POST", "/keys", "Make an API key", CreateKey, NewKey, status=201)
 async def create_key(office: Office, arguments: CreateKey) -> NewKey:
-    """Make a key; its secret is in the answer and nowhere else. 409 if there is one of this name."""
+    """Make a key; its secret is in the answer and nowhere else. 409 if there is one of this name that counts."""
     name = arguments.name
     if not valid_name(name):
         raise AdminError(BAD_REQUEST, "invalid arguments", "a name has letters, digits, dots and dashes")
@@ -119,7 +120,7 @@ async def create_key(office: Office, arguments: CreateKey) -> NewKey:
     secret, made = await _secret(arguments.secret)
     document = KeyDocument(scope=arguments.scope, hash=made, created=office.keys.now_s)
     _limit(office, document, arguments.expires_in_s)
-    if not await office.registry.create(KEYS, name, document.write()):
+    if not await _create(office, name, document):
         raise AdminError(CONFLICT, "there is one", f"there is a key {name!r} already")
     office.keys.forget(KEYS, name)
     return _new(name, document, secret)
@@ -127,11 +128,16 @@ async def create_key(office: Office, arguments: CreateKey) -> NewKey:
 
 @operation("keys.rotate", ADMIN, "POST", "/keys/{name}/rotate", "Give an API key a new secret", RotateKey, NewKey)
 async def rotate_key(office: Office, arguments: RotateKey) -> NewKey:
-    """The old secret counts no more within two seconds, and logins of the key end."""
+    """The old secret counts no more within two seconds, and logins of the key end. 409 for a key that expired, unless
+    there is a new end."""
     name = arguments.name
     document = await _existing(office, name)
     if name == ADMIN_KEY and arguments.expires_in_s is not None:
         raise AdminError(BAD_REQUEST, "invalid arguments", f"{ADMIN_KEY} does not expire")
+    if arguments.expires_in_s is None and document.is_over(office.keys.now_s):
+        raise AdminError(
+            CONFLICT, "it expired", f"{name!r:.80} counts no more: say with expires_in_s when it is to end"
+        )
     if arguments.expires_in_s is not None and document.lasts():
         await _check_not_last(office, name)
     secret, document.hash = await _secret(arguments.secret)
@@ -149,6 +155,19 @@ async def delete_key(office: Office, arguments: NamedKey) -> None:
         await _check_not_last(office, arguments.name)
     await office.registry.change(KEYS, {arguments.name: None})
     office.keys.forget(KEYS, arguments.name)
+
+
+async def _create(office: Office, name: str, document: KeyDocument) -> bool:
+    """Whether there was none of this name that counts."""
+    written = document.write()
+    if await office.registry.create(KEYS, name, written):
+        return True
+    raw = await office.registry.document(KEYS, name)
+    found = None if raw is None else _read(raw)
+    if raw is None or found is None or not found.is_over(office.keys.now_s):
+        return False
+    await office.registry.remove(KEYS, {name: raw})
+    return await office.registry.create(KEYS, name, written)
 
 
 async def _existing(office: Office, name: str) -> KeyDocument:

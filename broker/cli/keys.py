@@ -50,7 +50,7 @@ def create(name: str, scope: str, ask: bool, from_stdin: bool, expires: str | No
     now_s = time.time()
     until = now_s + _seconds(expires) if expires is not None else None
     with documents(store) as opened:
-        if opened.document(KEYS, name) is not None:
+        if not _is_free(opened.document(KEYS, name)):
             raise click.ClickException(f"there is a key {name!r} already; rotate it, or delete it first")
         document = KeyDocument(scope=scope, hash="", created=now_s, expires=until)  # type: ignore[arg-type]
         _give_secret(opened, name, document, ask, from_stdin)
@@ -64,7 +64,10 @@ def create(name: str, scope: str, ask: bool, from_stdin: bool, expires: str | No
 def rotate(name: str, ask: bool, from_stdin: bool, **store: object) -> None:
     """Give a key a new secret; the old one counts no more, and logins of the key end."""
     with documents(store) as opened:
-        _give_secret(opened, name, _existing(opened, name), ask, from_stdin)
+        document = _existing(opened, name)
+        if document.is_over(time.time()):
+            raise click.ClickException(f"{name!r} expired; create it anew")
+        _give_secret(opened, name, document, ask, from_stdin)
 
 
 @keys.command()
@@ -100,6 +103,16 @@ def key_line(name: str, raw: bytes) -> str:
     if document.expires is not None:
         until = time.strftime(" until %Y-%m-%dT%H:%M:%SZ", time.gmtime(document.expires))
     return f"{shown} {document.scope}{until}{' expired' if document.is_over(time.time()) else ''}"
+
+
+def _is_free(raw: bytes | None) -> bool:
+    """Whether a name has no key, or one that expired."""
+    from broker.admin.key_document import KeyDocument
+
+    try:
+        return raw is None or KeyDocument.read(raw).is_over(time.time())
+    except ValueError:
+        return False
 
 
 def _existing(opened: Opened, name: str) -> KeyDocument:
