@@ -440,6 +440,7 @@ class Server(ClusterSide):
         self.abandoned = self.draining = self.stopping = True
         for connection in list(self.connections):
             connection.abort(reason)
+        self.inside.reset()
 
     # -- draining
 

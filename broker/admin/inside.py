@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from broker.errors import ClusterError
+from broker.admin.api import UNAVAILABLE, AdminError
+from broker.errors import ClusterError, StoreUnavailable
 from broker.message import Message
 from broker.routes import Subscriber
 from broker.topics.names import matches
@@ -33,6 +34,10 @@ PRIVATE: Final = "$rookery/"
 WAITING_MAX: Final = 1000
 
 
+#: Title and detail of the error that ends what was followed.
+CUT_OFF: Final = ("cut off from the cluster", "what was followed is over; begin anew")
+
+
 class Watching:
     """Messages as they come: iterate over it. `dropped` is how many came too fast."""
 
@@ -49,16 +54,22 @@ class Watching:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
-    def __aiter__(self) -> AsyncIterator[Message]:
-        return self._receive.__aiter__()
+    def __aiter__(self) -> Watching:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self.receive()
 
     async def receive(self) -> Message:
-        """The next message. Raises trio.EndOfChannel when the watching was cut off: the store lost its data, or the
-        node joined the cluster anew."""
-        return await self._receive.receive()
+        """The next message. Raises AdminError when the watching was cut off: the store lost its data, or the node left
+        the cluster, perhaps to join it anew. What was told meanwhile is lost, so whoever watches has to begin anew."""
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            raise AdminError(UNAVAILABLE, *CUT_OFF) from None
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come: what came is read, then there is an error."""
         self._send.close()
 
 
@@ -108,6 +119,8 @@ class Inside:
     @asynccontextmanager
     async def subscription(self, topic_filter: str) -> AsyncIterator[Watching]:
         """Messages of the whole cluster that match, at QoS 0, from when this is entered. Raises ClusterError."""
+        if self._server.abandoned:
+            raise StoreUnavailable("the node was taken for dead, and has to join the cluster anew")
         watching = Watching()
         async with self._changing:
             others = self._watching.setdefault(topic_filter, [])

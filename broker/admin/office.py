@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import msgspec
+import trio
 
 from broker.admin.api import (
     BAD_REQUEST,
@@ -20,6 +21,7 @@ from broker.admin.api import (
 )
 from broker.admin.asking import PATIENCE_S, Asking
 from broker.admin.catalogue import SUBJECTS
+from broker.admin.inside import CUT_OFF
 from broker.admin.keyring import KeyRing
 from broker.admin.logs import Temporary
 from broker.admin.operations import INTERNAL, OPERATIONS, Operation
@@ -82,6 +84,9 @@ class Office:
         self.inside = server.inside
         self.keys = KeyRing(self.registry, node.settings, self.cluster.now_ms)
         self.log_level = Temporary()
+        #: Around all that is being done.
+        self._under_way: set[trio.CancelScope] = set()
+        self._over = False
         self._asking = Asking(self)
         assert SUBJECTS, "what they declare is declared"
 
@@ -95,7 +100,28 @@ class Office:
         """In force now."""
         return self.node.settings
 
+    def end(self) -> None:
+        """The life of the node is over: so is all that was asked, and all that is followed, with an error."""
+        self._over = True
+        for scope in self._under_way:
+            scope.cancel()
+
+    @contextmanager
+    def _while_it_lives(self) -> Iterator[None]:
+        """What a life began and its store does not answer any more would wait for good."""
+        with trio.CancelScope() as scope:
+            self._under_way.add(scope)
+            if self._over:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                self._under_way.discard(scope)
+        if scope.cancelled_caught:
+            raise AdminError(UNAVAILABLE, *CUT_OFF)
+
     # -- other nodes
+
 
     async def everywhere(
         self,
@@ -133,7 +159,8 @@ class Office:
         read = declared.read(arguments)
         CALLER.set(caller)
         try:
-            result = await declared.handler(self, read)
+            with self._while_it_lives():
+                result = await declared.handler(self, read)
         except ClusterError as error:
             raise _unavailable(error) from None
         if declared.method != "GET":
@@ -151,15 +178,21 @@ class Office:
             raise AdminError(BAD_REQUEST, "not a stream", f"{operation} answers once")
         read = declared.read(arguments)
         try:
-            async with declared.handler(self, read) as items, aclosing(_plain(items)) as plain:
+            async with declared.handler(self, read) as items, aclosing(self._plain(items)) as plain:
                 yield plain
         except ClusterError as error:
             raise _unavailable(error) from None
 
-
-async def _plain(items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    async for item in items:
-        yield msgspec.to_builtins(item)
+    async def _plain(self, items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        while True:
+            try:
+                with self._while_it_lives():
+                    item = await anext(items)
+            except StopAsyncIteration:
+                return
+            except ClusterError as error:
+                raise _unavailable(error) from None
+            yield msgspec.to_builtins(item)
 
 
 def _operation(name: str, caller: Caller) -> Operation[Any]:

@@ -354,10 +354,7 @@ async def _followed(office: Office, trace: Trace, watching: Watching) -> AsyncIt
     while nodes - ended and office.cluster.now_ms() < trace.ends_at_ms + _GRACE_MS:
         message: Message | None = None
         with trio.move_on_after(_LOOK_S):
-            try:
-                message = await watching.receive()
-            except trio.EndOfChannel:
-                return
+            message = await watching.receive()
         if message is None:
             # A node may be gone, or may have ended before it was listened to.
             trace = await _find(office, trace.id)

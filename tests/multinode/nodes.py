@@ -112,6 +112,14 @@ class Nodes:
         return "\n".join(f"--- {name}\n{process.log()[-6000:]}" for name, process in self.processes.items())
 
 
+async def until_buried(nodes: Nodes, dead: str) -> None:
+    """Wait until one of the others has reaped a node."""
+    logs = [nodes[name].log_path for name in nodes.names if name != dead]
+    with trio.fail_after(30):
+        while not any(f"cluster.reaped member={dead}:" in log.read_text(errors="replace") for log in logs):
+            await trio.sleep(0.05)
+
+
 @asynccontextmanager
 async def cluster(
     folder: Path,

@@ -15,7 +15,7 @@ import trio
 from broker.codec.packets import Disconnect, Publish
 from tests.kit.api import ADMIN, ADMIN_ARGUMENTS, PREFIX
 from tests.multinode.conftest import NAMES, Everywhere, StartCluster
-from tests.multinode.nodes import SOON_S, Nodes
+from tests.multinode.nodes import SOON_S, Nodes, until_buried
 
 # httpx leaves the generators of a stream that has no end to the garbage collector.
 pytestmark = [
@@ -76,6 +76,36 @@ async def test_clients_of_all_nodes_as_a_stream(start_cluster: StartCluster, at_
         ]
         epochs = [each["epoch"] for each in events]
         assert epochs == sorted(epochs) and {each["clientid"] for each in events} == {"c"}
+
+
+async def test_streams_of_a_node_that_was_taken_for_dead_end(start_cluster: StartCluster, at_own: Everywhere) -> None:
+    nodes = at_own.nodes = await start_cluster(*ADMIN_ARGUMENTS)
+    ends: dict[str, str] = {}
+    async with _api(nodes, "a") as api:
+
+        async def follow(path: str, task_status: trio.TaskStatus[None]) -> None:
+            async with api.stream("GET", path, timeout=SOON_S) as answer:
+                assert answer.status_code == 200
+                task_status.started()
+                names = [line async for line in answer.aiter_lines() if line.startswith("event:")]
+            ends[path] = names[-1] if names else ""
+
+        paths = ["/events/clients", "/events/alarms", "/stats/live"]
+        with trio.fail_after(2 * SOON_S):
+            async with trio.open_nursery() as nursery:
+                for path in paths:
+                    await nursery.start(follow, path)
+                nodes.pause("a")
+                await until_buried(nodes, "a")
+                nodes.wake("a")
+        assert ends == dict.fromkeys(paths, "event: error")
+        with trio.fail_after(SOON_S):
+            while (await api.get("/nodes")).status_code != 200:
+                await trio.sleep(0.05)
+        async with _stream(api, "/events/clients?client_id=c") as told:
+            await at_own("b").connect(client_id="c")
+            with trio.fail_after(SOON_S):
+                assert (await anext(told))["event"] == "connected"
 
 
 async def test_alarms_of_all_nodes(start_cluster: StartCluster, at_own: Everywhere) -> None:

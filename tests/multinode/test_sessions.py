@@ -13,7 +13,7 @@ from broker.codec.packets import V5, V311, Disconnect, Puback, Pubcomp, Publish,
 from tests.integration.exchange import gather, numbered, payloads, publish_many, publishing
 from tests.kit.mqtt_client import ConnectionClosed, MqttClient, UnexpectedPacket
 from tests.multinode.conftest import NAMES, Everywhere, StartCluster, session
-from tests.multinode.nodes import Nodes
+from tests.multinode.nodes import until_buried
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -180,14 +180,6 @@ async def test_g8_a_paused_node_wakes_and_can_change_nothing(
     assert (await third.expect(Pubcomp)).packet_id == 9
     await observer.take(b"fresh")
     await observer.expect_nothing()
-
-
-async def until_buried(nodes: Nodes, dead: str) -> None:
-    """Wait until one of the others has reaped a node."""
-    logs = [nodes[name].log_path for name in nodes.names if name != dead]
-    with trio.fail_after(30):
-        while not any(f"cluster.reaped member={dead}:" in log.read_text(errors="replace") for log in logs):
-            await trio.sleep(0.05)
 
 
 async def test_g9_sessions_of_a_killed_node_are_usable_at_once(

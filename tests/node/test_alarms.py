@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from broker.admin.api import Caller
+from broker.admin.api import AdminError, Caller
 from broker.admin.office import NodeControl, Office
 from broker.codec.packets import Disconnect, Puback, Publish, Pubrec
 from broker.config import Settings
@@ -28,7 +28,7 @@ OPEN: Any = {"node_name": "n", "system_open": True}
 @asynccontextmanager
 async def _office(**options: Any) -> AsyncIterator[tuple[World, Office]]:
     async with serving(**{**OPEN, **options}) as world:
-        node = cast(NodeControl, SimpleNamespace(name="n", settings=Settings()))
+        node = cast(NodeControl, SimpleNamespace(name="n", settings=Settings(), started_at_s=0.0))
         yield world, Office(node, world.server, world.metrics, Measuring(world.server))
 
 
@@ -239,3 +239,45 @@ async def test_presence_as_a_stream(autojump_clock: trio.abc.Clock) -> None:
         assert (came["event"], gone["event"]) == ("connected", "disconnected")
         assert came["clientid"] == gone["clientid"] == "a/b" and came["epoch"] == gone["epoch"]
         assert "disconnected_at" not in came and gone["reason"] == "normal"
+
+
+@pytest.mark.parametrize("operation", ["events.clients", "events.alarms", "stats.live"])
+async def test_streams_end_with_the_life_of_the_node(autojump_clock: trio.abc.Clock, operation: str) -> None:
+    async with _office() as (world, office):
+        told: list[str] = []
+
+        async def follow(task_status: trio.TaskStatus[None]) -> None:
+            with pytest.raises(AdminError) as caught:
+                async with office.stream(operation, {}, Caller()) as stream:
+                    task_status.started()
+                    async for _ in stream:
+                        pass
+            told.append(f"{caught.value.status} {caught.value.title}")
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(follow)
+            await trio.sleep(0.1)
+            world.server.abandon("fenced")
+            office.end()
+        assert told == ["503 cut off from the cluster"]
+
+
+async def test_what_was_asked_of_a_life_ends_with_it(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _office() as (_, office):
+
+        async def forever(*_: object) -> Any:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(office.inspection, "session", forever)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(AdminError) as caught:
+                    await office.call("sessions.show", {"client_id": "c"}, Caller())
+                assert caught.value.status == 503
+
+            nursery.start_soon(ask)
+            await trio.sleep(100)
+            office.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from broker.admin.api import AdminError
 from broker.admin.inside import PRIVATE, WAITING_MAX
 from broker.codec.packets import Connack, Connect, Puback, Publish, Suback, Subscribe, SubscriptionRequest
 from broker.errors import StoreUnavailable
@@ -64,13 +65,30 @@ async def test_a_store_that_lost_its_data_ends_the_watching(autojump_clock: trio
     async with serving() as world:
         async with world.server.inside.subscription("a") as watching:
             world.server.store_emptied()
-            with pytest.raises(trio.EndOfChannel):
+            with pytest.raises(AdminError):
                 await watching.receive()
         sender = await world.connect("sender")
         async with world.server.inside.subscription("a") as watching:
             await sender.send(Publish("a", b"1", 0))
             await world.settle()
             assert (await watching.receive()).payload == b"1"
+
+
+async def test_a_node_that_was_taken_for_dead_ends_the_watching(autojump_clock: trio.abc.Clock) -> None:
+    async with serving() as world:
+        sender = await world.connect("sender")
+        async with world.server.inside.subscription("a") as watching:
+            await sender.send(Publish("a", b"1", 0))
+            await world.settle()
+            world.server.abandon("fenced")
+            assert [each.payload for each in [await watching.receive()]] == [b"1"], "what came is read first"
+            with pytest.raises(AdminError) as caught:
+                async for _ in watching:
+                    raise AssertionError("told")
+            assert caught.value.status == 503
+        with pytest.raises(StoreUnavailable):
+            async with world.server.inside.subscription("a"):
+                raise AssertionError("entered")
 
 
 async def test_without_the_store_there_is_an_error_and_nothing_is_left(autojump_clock: trio.abc.Clock) -> None:
