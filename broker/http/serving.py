@@ -1,8 +1,8 @@
 """Connections of the HTTP server: hypercorn's HTTP/1.1 over trio, with bounds that it does not have.
 
-- At most `CONNECTIONS_MAX` at a time; further ones wait in the backlog of the system.
+- So many at a time as `broker.http.guests` allows; who comes then takes the place of one who is not being served.
 - A request's head must come within `HEAD_S`, and so must the next request on a connection.
-- Bytes that are sent must be taken within `SEND_S`: hypercorn's own sending cannot be cancelled, so that one client
+- An answer must be taken within `SEND_S` as a whole: hypercorn's own sending cannot be cancelled, so that one client
   that reads nothing would keep the node from stopping.
 - HTTP/2 and upgrades are not offered: what they cost cannot be bounded in the same way.
 """
@@ -24,16 +24,16 @@ from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from broker.http.guests import GUEST, Guest, Guests
 from broker.http.problems import PROBLEM_TYPE, problem
+from broker.limits.places import origin_of
 from broker.log import get_logger
 
-CONNECTIONS_MAX: Final = 512
 HEAD_S: Final = 10.0
 SEND_S: Final = 20.0
 #: Of the line of the request and its headers. A topic may have 65,535 bytes, each of which may be percent-encoded.
 HEAD_BYTES: Final = 208 * 1024
 _RECEIVE_BYTES: Final = 65536
-_SEND_BYTES: Final = 65536
 _log = get_logger("http")
 
 #: A pause before the next connection where the system has no descriptor left.
@@ -52,38 +52,51 @@ def make_config() -> hypercorn.config.Config:
     return config
 
 
-async def serve(app: Any, listening: socket.socket) -> None:
+async def serve(app: Any, listening: socket.socket, guests: Guests | None = None) -> None:
     """Serve an ASGI app on a listening socket until cancelled."""
     config = make_config()
     context = WorkerContext(None)
     wrapped = ASGIWrapper(app)
-    room = trio.CapacityLimiter(CONNECTIONS_MAX)
+    guests = guests or Guests()
     listener = trio.socket.from_stdlib_socket(listening)
     async with trio.open_nursery() as nursery:
         while True:
-            slot = object()
-            await room.acquire_on_behalf_of(slot)
             try:
-                accepted, _ = await listener.accept()
+                accepted, address = await listener.accept()
             except OSError:  # the client left, or there is no descriptor
-                room.release_on_behalf_of(slot)
                 await trio.sleep(_OUT_OF_DESCRIPTORS_S)
                 continue
-            connection = Connection(wrapped, config, context, trio.SocketStream(accepted))
-            nursery.start_soon(_run, connection, room, slot)
+            guest = guests.admit(origin_of(address[0]))
+            if guest is None:
+                accepted.close()
+                continue
+            connection = Connection(wrapped, config, context, trio.SocketStream(accepted), guests, guest)
+            nursery.start_soon(_run, connection, guests, guest)
 
 
-async def _run(connection: Connection, room: trio.CapacityLimiter, slot: object) -> None:
+async def _run(connection: Connection, guests: Guests, guest: Guest) -> None:
     try:
-        await connection.run()
+        with guest.scope:
+            await connection.run()
     except Exception:
         _log.exception("http.connection_failed")
     finally:
-        room.release_on_behalf_of(slot)
+        guests.leave(guest)
+
+
+def origin_form(target: bytes) -> bytes:
+    """The target of a request without scheme and authority, which all clients may send (RFC 9112, 3.2.2)."""
+    scheme, found, rest = target[:8].partition(b"://")
+    if not found or scheme.lower() not in (b"http", b"https"):
+        return target
+    rest = target[len(scheme) + 3 :]
+    end = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+    path = rest[end:]
+    return path if path.startswith(b"/") else b"/" + path
 
 
 class _Http1(H11Protocol):
-    """Without upgrades."""
+    """Without upgrades, and with targets of every form."""
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
@@ -91,10 +104,9 @@ class _Http1(H11Protocol):
     async def _create_stream(self, request: h11.Request) -> None:
         headers = list(request.headers)
         kept = [(name, value) for name, value in headers if name != b"upgrade"]
-        if len(kept) != len(headers):
-            request = h11.Request(
-                method=request.method, target=request.target, headers=kept, http_version=request.http_version
-            )
+        target = origin_form(request.target)
+        if len(kept) != len(headers) or target != request.target:
+            request = h11.Request(method=request.method, target=target, headers=kept, http_version=request.http_version)
         await super()._create_stream(request)
 
     async def _send_error_response(self, status_code: int) -> None:
@@ -114,12 +126,20 @@ class Connection:
     """One of them; `run` it as a task. After hypercorn's `TCPServer`."""
 
     def __init__(
-        self, app: ASGIWrapper, config: hypercorn.config.Config, context: WorkerContext, stream: trio.SocketStream
+        self,
+        app: ASGIWrapper,
+        config: hypercorn.config.Config,
+        context: WorkerContext,
+        stream: trio.SocketStream,
+        guests: Guests,
+        guest: Guest,
     ) -> None:
         self._app = app
         self._config = config
         self._context = context
         self._stream = stream
+        self._guests = guests
+        self._guest = guest
         self._sending = trio.Lock()
         self._idle = TrioSingleTask()
         #: The client sends no more: an answer may still be on its way, no other request will come.
@@ -138,7 +158,7 @@ class Connection:
                     self._config,
                     self._context,
                     tasks,
-                    ConnectionState({}),
+                    ConnectionState({GUEST: self._guest}),
                     False,
                     parse_socket_addr(taken.family, taken.getpeername()),
                     parse_socket_addr(taken.family, taken.getsockname()),
@@ -173,18 +193,20 @@ class Connection:
             await self._finish()
             await self._protocol.handle(Closed())
         elif isinstance(event, Updated):
+            if event.idle:
+                self._guest.rests()
             if event.idle and not self._over:
                 await self._idle.restart(self._tasks, self._time_out)
             else:
                 await self._idle.stop()
 
     async def _sent(self, data: bytes) -> bool:
-        """Whether the client took all of it in time: each part of it."""
+        """Whether the client took all of it in time."""
         try:
-            async with self._sending:
-                for start in range(0, len(data), _SEND_BYTES):
-                    with trio.fail_after(SEND_S):
-                        await self._stream.send_all(data[start : start + _SEND_BYTES])
+            with trio.fail_after(SEND_S):
+                async with self._sending:
+                    with self._guests.sending(self._guest, len(data)):
+                        await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             return False
         return True
