@@ -12,7 +12,7 @@ from broker.admin.api import BAD_REQUEST, AdminError, Desk, Scope
 from broker.admin.key_document import LONGEST_SECRET
 from broker.admin.keyring import Login, unauthorized
 from broker.http.credentials import COOKIE, INSIDE, Credentials, origin
-from broker.http.operations import read_body
+from broker.http.operations import STRANGERS_BODY_S, read_body
 from broker.http.problems import json_response
 
 _BODY_MAX = 4096
@@ -45,7 +45,7 @@ class Logins:
     async def login(self, request: Request) -> Response:
         """POST: begins a login; the cookie is for the same site only, and no script can read it."""
         self._credentials.admit_stranger(request)
-        body = await read_body(request, _BODY_MAX)
+        body = await read_body(request, _BODY_MAX, STRANGERS_BODY_S)
         try:
             given = msgspec.json.decode(body or b"{}", type=LoginRequest)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -68,8 +68,9 @@ class Logins:
         await read_body(request, _BODY_MAX)
         answer = Response(status_code=204)
         if identity.csrf is not None:
-            await self._desk.call("auth.close", {"token": request.cookies[COOKIE]}, INSIDE)
-            self._credentials.forget()
+            token = request.cookies[COOKIE]
+            await self._desk.call("auth.close", {"token": token}, INSIDE)
+            self._credentials.forget(token)
             _set_cookie(answer, request, "", 0)
         return answer
 

@@ -32,3 +32,9 @@ class Rates:
             del self._buckets[next(iter(self._buckets))]
         self._buckets[name] = (tokens - 1.0 if allowed else tokens, now)
         return allowed
+
+    def give_back(self, name: str) -> None:
+        """A request that was counted does not count."""
+        known = self._buckets.get(name)
+        if known is not None:
+            self._buckets[name] = (min(known[0] + 1.0, 2.0 * self._rate), known[1])

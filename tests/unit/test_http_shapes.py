@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from typing import Annotated, Any
 
 import msgspec
 import pytest
 
-from broker.admin.api import AdminError
+from broker.admin.api import AdminError, Caller, Scope
 from broker.admin.operations import Method, Operation
 from broker.http.rates import BUCKETS_MAX, Rates
 from broker.http.shapes import Shape
+from broker.http.shares import Shares
 
 
 class Arguments(msgspec.Struct, kw_only=True):
@@ -111,3 +113,23 @@ def test_rates_forget_who_was_not_seen_for_longest() -> None:
         rates.allows(str(number))
     assert rates.allows("first")
     assert len(rates._buckets) == BUCKETS_MAX
+
+
+def admits(shares: Shares, stack: ExitStack, name: str, scope: Scope = "viewer") -> bool:
+    with suppress(AdminError):
+        stack.enter_context(shares.taken(Caller(name, scope)))
+        return True
+    return False
+
+
+def test_one_credential_has_a_share() -> None:
+    shares = Shares("streams", most=5, each=2, kept=1)
+    with ExitStack() as stack:
+        assert [admits(shares, stack, "a") for _ in range(3)] == [True, True, False]
+        assert [admits(shares, stack, "b") for _ in range(3)] == [True, True, False]
+        assert not admits(shares, stack, "c")  # the last one is for admins
+        assert admits(shares, stack, "root", "admin")
+        assert not admits(shares, stack, "other", "admin")
+    with ExitStack() as stack:
+        assert [admits(shares, stack, "a") for _ in range(3)] == [True, True, False]
+        assert admits(shares, stack, "c")
