@@ -150,14 +150,31 @@ CATALOGUE: Final[Sequence[Family]] = (
         "Subscriptions",
         _gauge("mqtt_subscriptions", "Subscriptions of sessions that end with their connections to this node."),
         _gauge("mqtt_cluster_subscriptions", "Subscriptions of persistent sessions, connected or not.", over=MAX),
-        _gauge("mqtt_cluster_routes", "Filters that other nodes have ephemeral sessions or members for.", over=MAX),
+        _gauge(
+            "mqtt_remote_routes",
+            "Filters that other nodes have ephemeral sessions, or connected members of shared subscriptions, for. Each"
+            " node knows those of the others: no two tell the same.",
+            over=MAX,
+        ),
         _gauge("mqtt_routes_cached", "Topic names of which the receivers are remembered."),
         _gauge("mqtt_cluster_retained_messages", "Retained messages.", over=MAX),
-        _gauge("mqtt_shared_groups", "Shared subscriptions with connected members here."),
-        _gauge("mqtt_shared_group_lag", "Messages of all shared subscriptions that no member was given yet."),
-        _gauge("mqtt_shared_group_lag_max", "The same of the shared subscription that has most."),
-        _gauge("mqtt_shared_group_pending", "Messages that a member was given and has not acknowledged."),
-        _gauge("mqtt_shared_group_oldest_seconds", "Age of the oldest message of any shared subscription."),
+        _gauge("mqtt_cluster_shared_groups", "Shared subscriptions, with connected members or without.", over=MAX),
+        _gauge(
+            "mqtt_cluster_shared_group_lag",
+            "Messages of all shared subscriptions that no member was given yet.",
+            over=MAX,
+        ),
+        _gauge("mqtt_cluster_shared_group_lag_max", "The same of the one that has most.", over=MAX),
+        _gauge(
+            "mqtt_cluster_shared_group_pending",
+            "Messages of all shared subscriptions that a member was given and has not acknowledged.",
+            over=MAX,
+        ),
+        _gauge(
+            "mqtt_cluster_shared_group_oldest_seconds",
+            "Age of the oldest message of any shared subscription, acknowledged by nobody; 0: there is none.",
+            over=MAX,
+        ),
     ),
     *_group(
         "Access",

@@ -355,7 +355,6 @@ class Node:
         told.member = next((each for each in health.members if each.rpartition(":")[0] == self.name), "")
         told.store, told.store_version, told.durability = health.kind, health.version, health.durability
         told.available, told.round_trip_ms = health.available, health.round_trip_ms
-        told.groups = {key.hex(): [each.lag, each.pending, each.oldest_ms] for key, each in health.groups.items()}
         return told
 
 

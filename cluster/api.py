@@ -13,7 +13,7 @@ After a lost store connection the unanswered suffix is sent again in order; noth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from broker.message import Message
@@ -256,18 +256,6 @@ class GroupMemberState:
         self.window = window
 
 
-class GroupState:
-    """What metrics show of a group's queue: `lag` messages given to no node yet, `pending` given and not acknowledged,
-    age of the oldest of all in ms (0 if there is none)."""
-
-    __slots__ = ("lag", "oldest_ms", "pending")
-
-    def __init__(self, lag: int, pending: int, oldest_ms: int) -> None:
-        self.lag = lag
-        self.pending = pending
-        self.oldest_ms = oldest_ms
-
-
 class Target:
     """A persistent session that a publication must reach; `seq` is filled in when it is stored.
 
@@ -488,9 +476,9 @@ class Poller(Protocol):
 
 class StoreHealth:
     """What a node knows of its store and its cluster. `durability` is a class of GUARANTEES section 2. `members` are
-    the live nodes, `<name>:<incarnation>`, with this one. `groups` has the groups with members here, by group id."""
+    the live nodes, `<name>:<incarnation>`, with this one."""
 
-    __slots__ = ("available", "durability", "groups", "kind", "members", "round_trip_ms", "version")
+    __slots__ = ("available", "durability", "kind", "members", "round_trip_ms", "version")
 
     def __init__(
         self,
@@ -500,7 +488,6 @@ class StoreHealth:
         available: bool,
         round_trip_ms: float,
         members: Sequence[str] = (),
-        groups: Mapping[bytes, GroupState] | None = None,
     ) -> None:
         self.kind = kind
         self.version = version
@@ -508,7 +495,6 @@ class StoreHealth:
         self.available = available
         self.round_trip_ms = round_trip_ms
         self.members = members
-        self.groups: Mapping[bytes, GroupState] = groups if groups is not None else {}
 
 
 class Cluster(Protocol):

@@ -9,6 +9,7 @@ and doing it again is right), and ClusterError for what the store refuses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -137,6 +138,18 @@ class GroupInfo:
         self.oldest_ms = oldest_ms
 
 
+@dataclass(frozen=True, slots=True)
+class GroupTotals:
+    """All shared subscriptions together: how many there are, the sums of what `GroupInfo` has of each, the `lag` of the
+    one that has most, and the age of the oldest message of any (0: none)."""
+
+    groups: int = 0
+    lag: int = 0
+    lag_max: int = 0
+    pending: int = 0
+    oldest_ms: int = 0
+
+
 class DelayedMessage:
     """A message that is published at `due_ms`, store time. `delayed_id` is good for `after` and `cancel_delayed`; ids
     sort as text by the time that they are due."""
@@ -210,6 +223,10 @@ class Inspection(Protocol):
 
     async def groups(self) -> list[GroupInfo]:
         """All shared subscriptions that have members, ordered by topic filter."""
+
+    async def group_totals(self) -> GroupTotals:
+        """What waits in all shared subscriptions of the cluster, with connected members or without; light enough to be
+        asked every few seconds."""
 
     async def delayed(self, after: str, limit: int) -> list[DelayedMessage]:
         """At most `limit` (<= LIST_LIMIT) delayed messages behind the id `after` ("" for the beginning), by the time

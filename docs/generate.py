@@ -132,6 +132,8 @@ _METRICS_HEAD = """# Metrics
 - There is no label for the node: Prometheus adds `instance`. With `workers` the parent tells the values of its workers
   together: the column *workers* says how. What they count goes on when one of them is started again.
 - What begins with `mqtt_cluster_` is about the whole cluster, and every node tells the same: use `max()`, not `sum()`.
+  What the store has to be asked for (its memory, retained messages, `mqtt_cluster_shared_...`) is as of the last look,
+  at most 10 seconds ago; with thousands of shared subscriptions a look at these comes less often.
 - A session that ends with its connection is ephemeral, any other is persistent. All subscriptions of a cluster are
   `sum(mqtt_subscriptions) + max(mqtt_cluster_subscriptions)`.
 - `mqtt_delivery_seconds`: what is passed on at once is measured by the turn of the event loop in which it was read and

@@ -32,22 +32,7 @@ def gathered(reports: Sequence[Report], ended: Samples) -> Samples:
     samples["mqtt_node_state"] = {state: sum(report.state == state for report in reports) for state in NODE_STATES}
     samples["mqtt_store_available"] = {"": int(all(report.available for report in reports) and bool(reports))}
     samples["mqtt_cluster_members"] = {"": max((len(report.members) for report in reports), default=0)}
-    groups = _groups(reports)
-    samples["mqtt_shared_groups"] = {"": len(groups)}
-    samples["mqtt_shared_group_lag"] = {"": sum(group[0] for group in groups)}
-    samples["mqtt_shared_group_lag_max"] = {"": max((group[0] for group in groups), default=0)}
-    samples["mqtt_shared_group_pending"] = {"": sum(group[1] for group in groups)}
-    samples["mqtt_shared_group_oldest_seconds"] = {"": max((group[2] for group in groups), default=0) / 1000}
     return samples
-
-
-def _groups(reports: Sequence[Report]) -> list[list[int]]:
-    """Each group once: nodes that share it tell the same of it, give or take a moment."""
-    found: dict[str, list[int]] = {}
-    for report in reports:
-        for name, state in report.groups.items():
-            found[name] = [max(pair) for pair in zip(found.get(name, [0, 0, 0]), state, strict=True)]
-    return list(found.values())
 
 
 class _Collector:

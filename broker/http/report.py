@@ -38,8 +38,7 @@ _STATES = {
 @dataclass(slots=True)
 class Report:
     """One node. `status` is READY or why it is not, `member` is `<name>:<incarnation>` ("" before it has joined),
-    `groups` has lag, pending and age in ms of the oldest message by id of the shared subscription, `samples` the values
-    of the families in `broker.metrics_catalogue`."""
+    `samples` has the values of the families in `broker.metrics_catalogue`."""
 
     node: str
     status: str
@@ -54,7 +53,6 @@ class Report:
     resting: bool = False
     round_trip_ms: float = 0.0
     connections: int = 0
-    groups: dict[str, list[int]] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
 
     @property

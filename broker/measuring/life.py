@@ -72,7 +72,7 @@ class Measuring:
             "mqtt_queued_messages": {"": census.queued},
             "mqtt_subscriptions": {"": dispatch.counts[False] - server.inside.subscription_count()},
             "mqtt_cluster_subscriptions": {"": dispatch.counts[True]},
-            "mqtt_cluster_routes": {"": sum(len(node.filters) for node in dispatch.nodes.values())},
+            "mqtt_remote_routes": {"": sum(len(node.filters) for node in dispatch.nodes.values())},
             "mqtt_routes_cached": {"": len(dispatch.routes.entries)},
         }
 

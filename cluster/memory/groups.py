@@ -17,7 +17,6 @@ from cluster.api import (
     STICKY,
     GroupEntry,
     GroupMemberState,
-    GroupState,
     GroupTarget,
     shared_group_id,
 )
@@ -26,6 +25,18 @@ from cluster.api import (
 NAMING: Final = frozenset({STICKY, HASH_TOPIC, HASH_CLIENTID})
 #: Unacknowledged entries of a group whose strategy names members: more than their windows, as one may be full.
 NAMED_WINDOW: Final = 1000
+
+
+class GroupState:
+    """What waits in a queue: `lag` messages given to nobody yet, `pending` given and not acknowledged, the age of the
+    oldest of all in ms (0: none)."""
+
+    __slots__ = ("lag", "oldest_ms", "pending")
+
+    def __init__(self, lag: int, pending: int, oldest_ms: int) -> None:
+        self.lag = lag
+        self.pending = pending
+        self.oldest_ms = oldest_ms
 
 
 class _Stored:
@@ -83,7 +94,7 @@ class GroupQueue:
         return not self.joined and not self.members
 
     def state(self, now_ms: int) -> GroupState:
-        """For metrics."""
+        """For operators and metrics."""
         oldest = next(iter(self._entries.values()), None)
         age_ms = max(0, now_ms - oldest.added_ms) if oldest is not None else 0
         return GroupState(len(self._entries) - self._pending, self._pending, age_ms)
@@ -226,10 +237,6 @@ class Groups:
                 if tell:
                     result.append((group_id, entries, len(queue)))
         return result
-
-    def states(self, now_ms: int) -> dict[bytes, GroupState]:
-        """Of the groups with connected members."""
-        return {group_id: queue.state(now_ms) for group_id, queue in self._queues.items() if queue.members}
 
     def all(self) -> list[tuple[bytes, str, GroupQueue]]:
         """Id, `$share/name/filter` and queue of each."""

@@ -17,6 +17,7 @@ from cluster.inspection import (
     DelayedMessage,
     GroupInfo,
     GroupMember,
+    GroupTotals,
     SessionState,
     StoreMemory,
     make_id,
@@ -129,6 +130,18 @@ class MemoryInspection:
             pending_by_node,
             len(queue),
             state.oldest_ms,
+        )
+
+    async def group_totals(self) -> GroupTotals:
+        """See `Inspection`."""
+        await trio.lowlevel.checkpoint()
+        states = [queue.state(self._cluster.now_ms()) for _, _, queue in self._groups.all()]
+        return GroupTotals(
+            len(states),
+            sum(each.lag for each in states),
+            max((each.lag for each in states), default=0),
+            sum(each.pending for each in states),
+            max((each.oldest_ms for each in states), default=0),
         )
 
     async def delayed(self, after: str, limit: int) -> list[DelayedMessage]:

@@ -18,7 +18,6 @@ from cluster.api import (
     ClusterEvents,
     GroupEntry,
     GroupMemberState,
-    GroupState,
     Poller,
     shared_group_id,
 )
@@ -35,8 +34,6 @@ from cluster.redis.requests import result
 
 #: How often the store is asked for the length of queues that are over half of their bound.
 _DEPTH_POLL_S: Final = 0.05
-#: How often for what metrics show.
-_STATE_POLL_S: Final = 2.0
 #: Ids of entries that may be told a second time, of one group.
 _MAX_EARLY: Final = 5000
 #: Ids of entries that are done with and are known again, of one group.
@@ -108,8 +105,6 @@ class Groups:
         node_routes: NodeRoutes,
     ) -> None:
         self.events: ClusterEvents | None = None
-        #: Of groups with members here, a few seconds old.
-        self.states: dict[bytes, GroupState] = {}
         self._prefixes = keys.partitions
         self._link = link
         self._poller = poller
@@ -184,7 +179,6 @@ class Groups:
         group.applied = number
         if not members and group.number == number:
             del self._groups[group_id]
-            self.states.pop(group_id, None)
 
     def _members_call(
         self, group_id: bytes, topic_filter: str, strategy: str, members: Sequence[GroupMemberState]
@@ -394,31 +388,23 @@ class Groups:
 
     async def serve(self) -> None:
         """Follows the lengths of the queues, until cancelled."""
-        next_states = 0.0
         while True:
             if not self._over:
                 self._filled = trio.Event()
-                with trio.move_on_after(_STATE_POLL_S):
-                    await self._filled.wait()
+                await self._filled.wait()
             await trio.sleep(_DEPTH_POLL_S)
             try:
-                if self._over:
-                    await self._poll_over()
-                if self._groups and trio.current_time() >= next_states:
-                    next_states = trio.current_time() + _STATE_POLL_S
-                    found = await self._info(list(self._groups))
-                    self.states = {name: state for name, state in found.items() if name in self._groups}
+                await self._poll_over()
             except ClusterError as error:
                 _log.warning("cluster.groups_unknown", reason=str(error)[:200])
 
     async def _poll_over(self) -> None:
-        for group_id, state in (await self._info(list(self._over))).items():
-            depth = state.lag + state.pending
+        for group_id, depth in (await self._depths(list(self._over))).items():
             if depth <= self._half_full:
                 self._over.discard(group_id)
             self._call_events(group_id, (), depth)
 
-    async def _info(self, group_ids: Sequence[bytes]) -> dict[bytes, GroupState]:
+    async def _depths(self, group_ids: Sequence[bytes]) -> dict[bytes, int]:
         by_prefix: dict[bytes, list[bytes]] = {}
         for group_id in group_ids:
             prefix = self._prefix(group_id)
@@ -429,16 +415,12 @@ class Groups:
             self._poller,
             [("FCALL", "rk1_group_info", 1, prefix, *names) for prefix, names in by_prefix.items()],
         )
-        states: dict[bytes, GroupState] = {}
+        depths: dict[bytes, int] = {}
         for names, reply in zip(by_prefix.values(), replies, strict=True):
             values = iter(cast("list[int | bytes]", result(reply)))
-            for name, lag, pending, oldest in zip(names, *[values] * _INFO_VALUES, strict=True):
-                states[name] = GroupState(max(cast(int, lag), 0), cast(int, pending), self._age_ms(cast(bytes, oldest)))
-        return states
-
-    def _age_ms(self, entry_id: bytes) -> int:
-        """Entry ids begin with the store's time."""
-        return max(0, self._member.now_ms() - int(entry_id.partition(b"-")[0])) if entry_id else 0
+            for name, lag, pending, _ in zip(names, *[values] * _INFO_VALUES, strict=True):
+                depths[name] = max(cast(int, lag), 0) + cast(int, pending)
+        return depths
 
     def _prefix(self, group_id: bytes) -> bytes:
         return self._prefixes[partition_of(group_id, len(self._prefixes))]

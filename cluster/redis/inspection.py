@@ -12,12 +12,13 @@ import trio
 from broker.errors import SessionConnected
 from cluster import keys as names
 from cluster.api import PAGE_LIMIT, ClusterEvents, Poller, QueuedMessage, SessionRef, StoredSubscription
-from cluster.inspection import LIST_LIMIT, DelayedMessage, GroupInfo, SessionState, StoreMemory
+from cluster.inspection import LIST_LIMIT, DelayedMessage, GroupInfo, GroupTotals, SessionState, StoreMemory
 from cluster.keys import RETAINED, SESSION, SESSION_INDEX, SUBSCRIPTIONS, Keys
 from cluster.records import pack_subscription
 from cluster.redis.asking import Asking
 from cluster.redis.delayed import DelayedView
 from cluster.redis.durability import info_fields
+from cluster.redis.group_totals import TotalsView
 from cluster.redis.group_view import GroupView
 from cluster.redis.links import Link
 from cluster.redis.membership import Membership
@@ -56,6 +57,7 @@ class RedisInspection:
         self._events = events
         self._asking = Asking(link, poller)
         self._groups = GroupView(keys, self._asking, member)
+        self._totals = TotalsView(keys, self._asking, member)
         self._delayed = DelayedView(keys, self._asking)
 
     # Sessions
@@ -229,6 +231,10 @@ class RedisInspection:
     async def groups(self) -> list[GroupInfo]:
         """See `Inspection`."""
         return await self._groups.all()
+
+    async def group_totals(self) -> GroupTotals:
+        """See `Inspection`."""
+        return await self._totals.add_up()
 
     async def delayed(self, after: str, limit: int) -> list[DelayedMessage]:
         """See `Inspection`."""

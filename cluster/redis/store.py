@@ -356,7 +356,6 @@ class RedisCluster:
             self._available and self._member.well() and self._link.short_s <= LEASE_S,
             self._link.round_trip_ms,
             [member.decode("utf-8", "replace") for member in self._member.members],
-            self._groups.states,
         )
 
     def telemetry(self) -> Telemetry:

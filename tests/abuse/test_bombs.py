@@ -202,7 +202,7 @@ async def test_g15_a_bomb_of_shared_groups(node: AbusedNode) -> None:
         assert len(await client.collect(Publish, 1000)) == 1000
         await client.close()
         await publisher.close()
-        await node.until_gauge("mqtt_shared_groups", 0)
+        await node.until_gauge("mqtt_cluster_shared_groups", 0)
 
 
 async def test_g15_unsubscribing_from_what_never_was(node: AbusedNode) -> None:

@@ -273,16 +273,3 @@ async def test_hash_strategies_name_a_member(make_cluster: Maker, strategy: str)
             key: member for key, member in first.items() if member != gone
         }
         assert gone not in moved.values()
-
-
-async def test_groups_are_shown_to_metrics(make_cluster: Maker) -> None:
-    async with served(make_cluster()) as world:
-        group, _ = await group_of(world, window=3)
-        await group.put(*numbers(1, 8))
-
-        def state() -> tuple[int, int] | None:
-            found = world.cluster.health().groups.get(group.group_id)
-            return None if found is None or found.oldest_ms < 0 else (found.lag, found.pending)
-
-        # What is known of it is read from the store now and then.
-        await world.events.within(lambda: state() == (5, 3))

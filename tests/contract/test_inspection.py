@@ -10,7 +10,7 @@ import pytest
 
 from broker.errors import SessionConnected
 from cluster.api import Attachment, StoredSubscription, StoredWill, shared_group_id
-from cluster.inspection import Inspection, SessionState
+from cluster.inspection import GroupTotals, Inspection, SessionState
 from cluster.policy import NEVER_EXPIRES, ClusterLimits
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import Answer, GroupHand, Maker, WaitingPublication, World, message, served, target
@@ -254,6 +254,24 @@ async def test_groups_with_members_and_queues(world: World) -> None:
     third = (await inspection.groups())[1]
     assert {(each.client_id, each.node) for each in third.members} == {("one", "a"), ("gone", ""), ("other", "a")}
     assert (third.lag, third.pending) == (0, 3)
+
+
+async def test_what_waits_in_all_groups(world: World) -> None:
+    inspection = world.cluster.inspection
+    assert await inspection.group_totals() == GroupTotals()
+    one, gone = await world.connect("one"), await world.connect("gone")
+    await world.subscribe(one, "$share/g/a")
+    await world.subscribe(gone, *(f"$share/f{number}/b" for number in range(120)))
+    assert await inspection.group_totals() == GroupTotals(121)
+    there, absent = GroupHand(world, "$share/g/a"), GroupHand(world, "$share/f7/b")
+    await there.members(one, window=2)
+    await there.put(b"1", b"2", b"3")
+    await there.until(2)
+    await leave(world, gone)
+    await absent.put(b"4", b"5", b"6", b"7")
+    found = await inspection.group_totals()
+    assert (found.groups, found.lag, found.lag_max, found.pending) == (121, 5, 4, 2)
+    assert 0 <= found.oldest_ms < 60_000
 
 
 # Delayed messages

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from broker.codec.packets import Disconnect, Publish, Subscribe, SubscriptionRequest
 from broker.measuring.census import PORTION, Census
 from broker.measuring.life import Measuring
+from broker.measuring.store import POLL_S, StoreWatch
 from broker.measuring.turns import Turns
 from broker.message import Message
 from broker.metrics_catalogue import FAMILIES
+from cluster.inspection import GroupTotals
+from cluster.memory import MemoryCluster
+from cluster.policy import ClusterLimits
 from tests.node.kit import World, serving
 
 
@@ -163,3 +168,41 @@ async def test_all_that_a_life_tells_is_declared(autojump_clock: object) -> None
                 assert isinstance(value, list) == bool(family.bounds)
                 if isinstance(value, list):
                     assert len(value) == len(family.bounds) + 2
+
+
+async def test_a_shared_subscription_without_connected_members_is_told_of(autojump_clock: object) -> None:
+    async with serving() as world:
+        member = await world.subscriber("m", "$share/g/t", expiry_s=1000)
+        await member.send(Disconnect())
+        await world.settle()
+        sender = await world.connect("s")
+        for number in range(3):
+            await sender.send(Publish("t", b"m", 1, False, False, number + 1))
+        await world.settle()
+        store = StoreWatch(world.cluster)
+        assert "mqtt_cluster_shared_groups" not in store.samples()  # nobody looked yet
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.serve)
+            await trio.sleep(POLL_S / 2)
+            first = store.samples()
+            await trio.sleep(3 * POLL_S)
+            later = store.samples()
+            nursery.cancel_scope.cancel()
+        for samples in (first, later):
+            assert samples["mqtt_cluster_shared_groups"] == {"": 1}
+            assert samples["mqtt_cluster_shared_group_lag"] == {"": 3}
+            assert samples["mqtt_cluster_shared_group_lag_max"] == {"": 3}
+            assert samples["mqtt_cluster_shared_group_pending"] == {"": 0}
+        oldest = later["mqtt_cluster_shared_group_oldest_seconds"][""]
+        assert isinstance(oldest, float) and 3 * POLL_S <= oldest < 5 * POLL_S
+
+
+def test_an_old_message_gets_older_until_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StoreWatch(MemoryCluster("a", ClusterLimits()))
+    now = [1000.0]
+    monkeypatch.setattr("broker.measuring.store.time.monotonic", lambda: now[0])
+    store._groups_at_s = 1000.0
+    for age_ms, then_s in ((20_000, 24.0), (50, 0.05)):  # one that stays, and one that was on its way
+        store.groups = GroupTotals(1, 1, 1, 0, age_ms)
+        now[0] = 1004.0
+        assert store.samples()["mqtt_cluster_shared_group_oldest_seconds"] == {"": then_s}

@@ -88,12 +88,10 @@ def test_one_scrape_of_several_nodes() -> None:
     metrics = Metrics()
     metrics.messages_received[1] = 3
     metrics.dropped["queue_full"] = 2
-    groups = {"aa": [5, 2, 1500], "bb": [1, 0, 0]}
     one = _report(
         connections=2,
         available=True,
         members=["a:1", "b:2"],
-        groups=groups,
         samples={**metrics.samples(), "mqtt_connections": {"tcp://h:1,5": 2}, "mqtt_cluster_subscriptions": {"": 7}},
     )
     other = _report(
@@ -102,7 +100,6 @@ def test_one_scrape_of_several_nodes() -> None:
         samples={"mqtt_connections": {"tcp://h:1,5": 1}, "mqtt_cluster_subscriptions": {"": 8}},
         available=True,
         members=["a:1", "b:2"],
-        groups={"aa": [4, 2, 900]},
     )
     found = _scrape([one, other], growing(metrics.samples()))
     assert found['mqtt_connections{listener="tcp://h:1",protocol_version="5"}'] == 3
@@ -110,14 +107,8 @@ def test_one_scrape_of_several_nodes() -> None:
     assert found['mqtt_node_state{state="ready"}'] == 2
     assert found["mqtt_cluster_members"] == 2
     assert found["mqtt_store_available"] == 1
-    assert found["mqtt_shared_groups"] == 2
-    assert found["mqtt_shared_group_lag"] == 6
-    assert found["mqtt_shared_group_lag_max"] == 5
-    assert found["mqtt_shared_group_pending"] == 2
-    assert found["mqtt_shared_group_oldest_seconds"] == 1.5
     assert found['mqtt_messages_received_total{qos="1"}'] == 6  # of one that runs and of one that ended
     assert found['mqtt_messages_dropped_total{reason="queue_full"}'] == 4
-    assert not any("aa" in name or "bb" in name for name in found)
 
 
 def test_a_store_that_one_node_cannot_reach_is_not_available() -> None:
@@ -158,7 +149,7 @@ def test_the_format_is_what_the_scraper_knows() -> None:
 
 
 def test_a_report_passes_as_json() -> None:
-    report = _report(members=["a:1"], groups={"aa": [1, 2, 3]}, samples=Metrics().samples(), durability="aof")
+    report = _report(members=["a:1"], samples=Metrics().samples(), durability="aof")
     again = Report(**json.loads(json.dumps(report.packed())))
     assert again.shown() == report.shown()
     assert _scrape([again]) == _scrape([report])
