@@ -127,9 +127,8 @@ async def test_metrics_of_a_node(start_node: StartNode, peers_of: PeersOf) -> No
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
     with trio.fail_after(20):
-        while not (found := await trio.to_thread.run_sync(metrics)).get(
-            "mqtt_cluster_shared_groups"
-        ):  # read now and then
+        # The store is asked for it now and then.
+        while not (found := await trio.to_thread.run_sync(metrics)).get("mqtt_cluster_shared_groups"):
             await trio.sleep(0.05)
     assert found["mqtt_cluster_shared_group_lag"] == found["mqtt_cluster_shared_group_lag_max"] == 0
     assert sum(value for name, value in found.items() if name.startswith("mqtt_connections{")) == 2
