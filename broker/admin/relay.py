@@ -23,6 +23,9 @@ TAKEN_S: Final = 1.0
 #: Things that were told and not read yet: then the stream ends.
 WAITING_MAX: Final = 1000
 
+#: One of these is in the last thing that a worker says about what was asked.
+_LAST: Final = frozenset({"result", "refused", "ended"})
+
 Send = Callable[[dict[str, Any]], None]
 
 _log = get_logger("admin")
@@ -47,8 +50,8 @@ class Relay:
 
     async def call(self, operation: str, arguments: Mapping[str, Any], caller: Caller) -> Any:
         """See `Desk`. Raises Silent too."""
-        with self._asked("call", operation, arguments, caller) as (number, answers):
-            await self._taken(number, answers)
+        with self._asked("call", operation, arguments, caller) as answers:
+            await self._taken(answers)
             with trio.move_on_after(PATIENCE_S):
                 return _checked(await _next(answers)).get("result")
             raise AdminError(TIMED_OUT, "the worker does not answer")
@@ -58,34 +61,31 @@ class Relay:
         self, operation: str, arguments: Mapping[str, Any], caller: Caller
     ) -> AsyncIterator[AsyncIterator[Any]]:
         """See `Desk`. Raises Silent too."""
-        with self._asked("open", operation, arguments, caller) as (number, answers):
-            await self._taken(number, answers)
-            try:
-                _checked(await _next(answers))  # opened
+        with self._asked("open", operation, arguments, caller) as answers:
+            await self._taken(answers)
+            _checked(await _next(answers))  # opened
 
-                async def items() -> AsyncGenerator[Any, None]:
-                    async for answer in answers:
-                        if "ended" in answer:
-                            return
-                        yield _checked(answer)["item"]
+            async def items() -> AsyncGenerator[Any, None]:
+                async for answer in answers:
+                    if "ended" in answer:
+                        return
+                    yield _checked(answer)["item"]
 
-                async with aclosing(items()) as told:
-                    yield told
-            finally:
-                self._send({"admin": "close", "id": number})
+            async with aclosing(items()) as told:
+                yield told
 
-    async def _taken(self, number: int, answers: trio.MemoryReceiveChannel[dict[str, Any]]) -> None:
+    async def _taken(self, answers: trio.MemoryReceiveChannel[dict[str, Any]]) -> None:
         with trio.move_on_after(TAKEN_S):
             await _next(answers)
             return
         self.silent = True
-        self._send({"admin": "close", "id": number})  # when it wakes up it does not begin
         raise Silent
 
     @contextmanager
     def _asked(
         self, what: str, operation: str, arguments: Mapping[str, Any], caller: Caller
-    ) -> Iterator[tuple[int, trio.MemoryReceiveChannel[dict[str, Any]]]]:
+    ) -> Iterator[trio.MemoryReceiveChannel[dict[str, Any]]]:
+        """Until it is over, or given up: then the worker leaves it, or does not even begin when it wakes up."""
         number = next(self._numbers)
         send, answers = trio.open_memory_channel[dict[str, Any]](WAITING_MAX)
         self._waiting[number] = send
@@ -99,9 +99,10 @@ class Relay:
                     "caller": msgspec.to_builtins(caller),
                 }
             )
-            yield number, answers
+            yield answers
         finally:
-            self._waiting.pop(number, None)
+            if self._waiting.pop(number, None) is not None:
+                self._send({"admin": "close", "id": number})
 
     def answered(self, message: dict[str, Any]) -> None:
         """The worker said something."""
@@ -112,8 +113,12 @@ class Relay:
         try:
             waiting.send_nowait(message)
         except trio.WouldBlock:  # whoever reads is too slow
-            del self._waiting[message["id"]]
-            waiting.close()
+            self._send({"admin": "close", "id": message["id"]})
+        else:
+            if not message.keys() & _LAST:
+                return
+        del self._waiting[message["id"]]
+        waiting.close()
 
     def gone(self) -> None:
         """The worker has ended: whoever waits is told."""

@@ -32,7 +32,10 @@ class Told:
         if operation == "fail":
             raise RuntimeError("a defect")
         if operation == "wait":
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.left += 1
         return [operation, dict(arguments), caller.name, caller.scope]
 
     @asynccontextmanager
@@ -87,6 +90,51 @@ async def test_a_defect_is_told_as_one_and_no_more() -> None:
         assert refused.value.status == 500
         assert "defect" not in refused.value.detail
         assert await relay.call("do", {}, ANNA)
+
+
+async def test_a_call_that_is_given_up() -> None:
+    async with relayed() as (relay, desk):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.call, "wait", {}, ANNA)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert desk.left == 1
+
+
+async def test_a_stream_that_is_given_up_before_it_is_open() -> None:
+    asked: list[dict[str, Any]] = []
+    relay = Relay(asked.append)
+
+    async def follow() -> None:
+        async with relay.stream("some", {"count": 1}, ANNA):
+            raise AssertionError("entered")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [message["admin"] for message in asked] == ["open", "close"]
+
+
+async def test_what_was_answered_is_not_taken_back() -> None:
+    desk, asked = Told(), list[dict[str, Any]]()
+
+    def send(message: dict[str, Any]) -> None:
+        asked.append(message)
+        end.asked(message)
+
+    relay = Relay(send)
+    end = RelayEnd(desk, relay.answered)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end.serve)
+        await relay.call("do", {}, ANNA)
+        with pytest.raises(AdminError):
+            await relay.call("refuse", {}, ANNA)
+        async with relay.stream("some", {"count": 1}, ANNA) as items:
+            assert [item async for item in items] == [0]
+        nursery.cancel_scope.cancel()
+    assert [message["admin"] for message in asked] == ["call", "call", "open"]
 
 
 async def test_a_stream_to_its_end() -> None:
