@@ -9,7 +9,7 @@ import msgspec
 
 from broker.admin.api import BAD_REQUEST, CALLER, NOT_FOUND, OPERATOR, VIEWER, AdminError
 from broker.admin.operations import Nothing, Page, operation
-from broker.admin.paging import LIMIT, Cursor, Limit, Smallest, Text, cursor_of, key_of, merged, portions
+from broker.admin.paging import LIMIT, Cursor, Limit, Part, Smallest, Text, cursor_of, key_of, merged, portions
 from broker.limits.bans import Ban, BanError, read_ban
 from cluster.registry import BANS
 
@@ -116,8 +116,9 @@ async def list_bans(office: Office, arguments: BanFilter) -> Page[BanItem]:
                 continue
             if ban.holds(now_s) and (ban.until_s is None or ban.until_s <= _LAST_S):
                 found.put((kind, value), ban)
-    items, until = merged([found.part()], arguments.limit)
-    return Page(items=[_item(ban) for ban in items], cursor=cursor_of(until))
+    part = found.part()
+    items, until = merged([Part([(key, _item(ban)) for key, ban in part.items], part.until)], arguments.limit)
+    return Page(items=items, cursor=cursor_of(until))
 
 
 @operation("bans.add", OPERATOR, "POST", "/bans", "Ban clients", NewBan, BanItem, status=201)

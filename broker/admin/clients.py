@@ -15,6 +15,8 @@ from broker.admin.inside import PRIVATE
 from broker.admin.operations import Nothing, Page, operation
 from broker.admin.paging import (
     LIMIT,
+    PAGE_BYTES,
+    PART_BYTES,
     Cursor,
     Key,
     Limit,
@@ -22,6 +24,7 @@ from broker.admin.paging import (
     Smallest,
     Text,
     cursor_of,
+    cut,
     key_of,
     merged,
     packed,
@@ -42,6 +45,10 @@ if TYPE_CHECKING:
 
 #: Stored sessions that are looked at for one part of a list; it may come out short.
 SCANNED_MAX: Final = 5 * LIST_LIMIT
+
+#: How many are read at a time: client ids may be as long as 64 KiB.
+SESSIONS_FIRST: Final = 32
+SESSIONS_MAX: Final = 250
 
 #: How long a client may take to be gone after it was disconnected.
 GONE_S: Final = 1.5
@@ -101,7 +108,8 @@ class ClientItem(msgspec.Struct, kw_only=True):
 
 
 class Client(ClientItem, kw_only=True):
-    """Everything that is known of a client. What begins with `stored_` is of the session in the store."""
+    """Everything that is known of a client. What begins with `stored_` is of the session in the store; `missing_nodes`
+    did not answer: what only they know of a connection is null."""
 
     authenticator: str | None = None
     superuser: bool | None = None
@@ -118,6 +126,7 @@ class Client(ClientItem, kw_only=True):
     stored_oldest_ms: int | None = None
     stored_in_flight: int | None = None
     created_at_ms: int | None = None
+    missing_nodes: list[str] = []
 
 
 class NamedClient(msgspec.Struct, frozen=True):
@@ -235,10 +244,10 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         raise AdminError(BAD_REQUEST, "invalid arguments", f"ip: {error}") from None
 
 
-@question("clients.page")
+@question("clients.page", looks=True)
 async def _page(office: Office, arguments: dict[str, Any]) -> dict[str, object]:
     """A part of the clients that are connected here."""
-    filters = msgspec.convert(arguments, ClientFilter)
+    filters = msgspec.convert(arguments["filters"], ClientFilter)
     passes = _wanted(filters)
     found: Smallest[Connection] = Smallest(filters.limit + 1, key_of(filters.cursor))
     if filters.client_id:
@@ -255,7 +264,7 @@ async def _page(office: Office, arguments: dict[str, Any]) -> dict[str, object]:
     items: list[tuple[Key, dict[str, Any]]] = []
     async for each in portions(part.items):
         items += [(key, _shown(office, connection)) for key, connection in each if connection.machine.state == OPEN]
-    return packed(Part(items, part.until))
+    return packed(await cut(Part(items, part.until), arguments["most_bytes"]))
 
 
 @question("clients.show")
@@ -305,12 +314,17 @@ async def stored_part(
     """Persistent sessions by client id, as far as the store was looked through for this part."""
     found: list[tuple[Key, SessionState]] = []
     last = "" if after is None else after[0]
-    scanned = 0
-    while len(found) <= limit and scanned < SCANNED_MAX:
-        sessions = await office.inspection.sessions(last, min(LIST_LIMIT, limit + 1), prefix)
+    scanned = size = 0
+    count = SESSIONS_FIRST
+    while len(found) <= limit and scanned < SCANNED_MAX and size < PAGE_BYTES:
+        async with office.reading.turn():
+            sessions = await office.inspection.sessions(last, min(count, limit + 1), prefix)
         if not sessions:
             return Part(found, None)
         scanned += len(sessions)
+        read = sum(len(state.client_id) for state in sessions)
+        size += read
+        count = max(SESSIONS_FIRST // 4, min(4 * count, PART_BYTES * len(sessions) // (read + 1), SESSIONS_MAX))
         last = sessions[-1].client_id
         found += [((state.client_id,), state) for state in sessions if passes(state)]
     return Part(found, (last,))
@@ -344,7 +358,8 @@ async def list_clients(office: Office, arguments: ClientFilter) -> Page[ClientIt
     missing: list[str] = []
     if filters.connected is not False:
         nodes = [filters.node] if filters.node else None
-        answers = await office.everywhere("clients.page", msgspec.to_builtins(filters), nodes)
+        asked = {"filters": msgspec.to_builtins(filters), "most_bytes": office.part_bytes()}
+        answers = await office.everywhere("clients.page", asked, nodes)
         parts += [unpacked(told, ClientItem) for told in answers.by_node.values()]
         missing = answers.missing
     live = filters.username or filters.ip or filters.listener or filters.protocol_version or filters.transport
@@ -365,15 +380,17 @@ async def list_clients(office: Office, arguments: ClientFilter) -> Page[ClientIt
 
 @operation("clients.show", VIEWER, "GET", "/clients/{client_id}", "Show a client", NamedClient, Client)
 async def show_client(office: Office, arguments: NamedClient) -> Client:
-    """Everything that is known of a client, connected or not."""
+    """Everything that is known of a client, connected or not. Where its node does not answer, it is what the store
+    knows."""
     client_id = arguments.client_id
     state = await office.inspection.session(client_id)
     told = None
-    if state is not None and state.node:
-        told = await office.at(state.node, "clients.show", {"client_id": client_id})
-    elif state is None:
-        answers = await office.everywhere("clients.show", {"client_id": client_id})
+    missing: list[str] = []
+    if state is None or state.node:
+        nodes = None if state is None else [state.node]
+        answers = await office.everywhere("clients.show", {"client_id": client_id}, nodes)
         told = next((each for each in answers.by_node.values() if each is not None), None)
+        missing = answers.missing
     if told is not None:
         client = msgspec.convert(told, Client)
     elif state is not None:
@@ -385,6 +402,8 @@ async def show_client(office: Office, arguments: NamedClient) -> Client:
         client.stored_oldest_ms, client.stored_in_flight = state.oldest_ms, state.in_flight
         client.created_at_ms = state.created_ms or None
         client.session_expires_at_ms = state.expires_at_ms or None
+    if told is None:
+        client.missing_nodes = missing
     return client
 
 

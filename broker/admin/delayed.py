@@ -10,13 +10,16 @@ from broker.admin.api import BAD_REQUEST, NOT_FOUND, OPERATOR, VIEWER, AdminErro
 from broker.admin.operations import Nothing, Page, operation
 from broker.admin.paging import Cursor, cursor_of, key_of
 from broker.admin.payloads import Shown, shown
-from cluster.inspection import LIST_LIMIT, DelayedMessage
+from broker.admin.reading import Reading
+from cluster.inspection import DelayedMessage, make_id, parse_id
 
 if TYPE_CHECKING:
     from broker.admin.office import Office
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _WHOLE: Final = 1024 * 1024
+#: Of a message id.
+_NAME_BYTES: Final = 16
 
 
 class DelayedFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,26 +53,46 @@ def _shown(office: Office, found: DelayedMessage, limit: int) -> dict[str, Any]:
 async def list_delayed(office: Office, arguments: DelayedFilter) -> Page[Delayed]:
     """Messages that were published to `$delayed/SECONDS/TOPIC`, by the time that they are due."""
     key = key_of(arguments.cursor)
-    try:
-        found = await office.inspection.delayed("" if key is None else key[0], arguments.limit)
-    except ValueError:
-        raise AdminError(BAD_REQUEST, "invalid arguments", "the cursor is not one of this list") from None
-    items = [Delayed(**_shown(office, each, arguments.max_payload_bytes)) for each in found]
-    return Page(items=items, cursor=cursor_of((found[-1].delayed_id,)) if len(found) == arguments.limit else None)
+    after = "" if key is None else key[0]
+    reading: Reading[Delayed] = Reading(arguments.limit)
+    while reading.going:
+        try:
+            async with office.reading.turn():
+                found = await office.inspection.delayed(after, reading.count())
+        except ValueError:
+            raise AdminError(BAD_REQUEST, "invalid arguments", "the cursor is not one of this list") from None
+        if not found:
+            return Page(items=reading.items)
+        reading.read([each.message for each in found])
+        for each in found:
+            if not reading.room:
+                break
+            reading.add(Delayed(**_shown(office, each, arguments.max_payload_bytes)))
+            after = each.delayed_id
+    return Page(items=reading.items, cursor=cursor_of((after,)))
 
 
 @operation("delayed.show", VIEWER, "GET", "/delayed/{id}", "Show a delayed message", NamedDelayed, Delayed)
 async def show_delayed(office: Office, arguments: NamedDelayed) -> dict[str, Any]:
     """One of them."""
-    after = ""
-    while found := await office.inspection.delayed(after, LIST_LIMIT):
-        for each in found:
-            if each.delayed_id == arguments.id:
-                return _shown(office, each, _WHOLE)
-        after = found[-1].delayed_id
-        if after > arguments.id:
-            break
-    raise _none(arguments.id)
+    try:
+        before = _before(arguments.id)
+    except ValueError:
+        raise _none(arguments.id) from None
+    async with office.reading.turn():
+        found = await office.inspection.delayed(before, 1)
+    if not found or found[0].delayed_id != arguments.id:
+        raise _none(arguments.id)
+    return _shown(office, found[0], _WHOLE)
+
+
+def _before(delayed_id: str) -> str:
+    """An id that is next to it, and comes before. Raises ValueError."""
+    due_ms, number, name = parse_id(delayed_id)
+    if not name:
+        raise ValueError("no name")
+    below = name[:-1] if name[-1] == 0 else name[:-1] + bytes([name[-1] - 1]) + b"\xff" * _NAME_BYTES
+    return make_id((due_ms, number, below))
 
 
 @operation("delayed.delete", OPERATOR, "DELETE", "/delayed/{id}", "Take a delayed message back", NamedDelayed, Nothing)

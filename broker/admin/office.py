@@ -25,7 +25,9 @@ from broker.admin.inside import CUT_OFF
 from broker.admin.keyring import KeyRing
 from broker.admin.logs import Temporary
 from broker.admin.operations import INTERNAL, OPERATIONS, Operation
+from broker.admin.paging import part_bytes
 from broker.admin.questions import Answers
+from broker.admin.turns import LOOKING, READERS, Turns
 from broker.config import Settings
 from broker.errors import ClusterError, StoreFull
 from broker.http.report import Report
@@ -84,6 +86,10 @@ class Office:
         self.inside = server.inside
         self.keys = KeyRing(self.registry, node.settings, self.cluster.now_ms)
         self.log_level = Temporary()
+        #: Around each read of payloads in the store.
+        self.reading = Turns(READERS)
+        #: Around each look at all that this node knows.
+        self.looking = Turns(LOOKING)
         #: Around all that is being done.
         self._under_way: set[trio.CancelScope] = set()
         self._over = False
@@ -122,6 +128,9 @@ class Office:
 
     # -- other nodes
 
+    def part_bytes(self) -> int:
+        """How much of a page each node may tell."""
+        return part_bytes(len(self.cluster.health().members))
 
     async def everywhere(
         self,

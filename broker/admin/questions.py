@@ -15,13 +15,22 @@ Answering = Callable[["Office", dict[str, Any]], Any]
 QUESTIONS: Final[dict[str, Answering]] = {}
 
 
-def question(name: str) -> Callable[[Answering], Answering]:
+#: Names of those that look through all that a node knows, and change nothing.
+LOOKS: Final[set[str]] = set()
+
+
+def question(name: str, looks: bool = False) -> Callable[[Answering], Answering]:
     """Declares how a node answers; long work lets others have their turn (`trio.lowlevel.checkpoint`). It may raise
-    AdminError, which is what the one who asked gets where he asked one node only."""
+    AdminError, which is what the one who asked gets where he asked one node only.
+
+    One that `looks` through all that the node knows, and changes nothing, has few at its side, and is cancelled when
+    nobody waits for the answer any more."""
 
     def declare(handler: Answering) -> Answering:
         assert name not in QUESTIONS, f"{name} is declared twice"
         QUESTIONS[name] = handler
+        if looks:
+            LOOKS.add(name)
         return handler
 
     return declare

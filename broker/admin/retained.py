@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import trio
@@ -12,6 +12,7 @@ from broker.admin.messages import STORED_S
 from broker.admin.operations import Nothing, Page, operation
 from broker.admin.paging import LIMIT, PORTION, Cursor, Limit, Part, Smallest, Text, cursor_of, key_of, merged
 from broker.admin.payloads import Shown, shown
+from broker.admin.reading import Reading
 from broker.errors import ClusterError, PeerError
 from broker.message import Message
 from broker.topics.names import check_topic_filter, check_topic_name, is_shared
@@ -19,9 +20,6 @@ from cluster.api import PAGE_LIMIT, Publication
 
 if TYPE_CHECKING:
     from broker.admin.office import Office
-
-#: Bytes of payloads that one answer has, about.
-_SHOWN_BYTES: Final = 4 * 1024 * 1024
 
 _PayloadBytes = Annotated[int, msgspec.Meta(ge=0, le=1024 * 1024, description="So much of a payload is shown.")]
 
@@ -126,11 +124,12 @@ async def _matching(office: Office, topic_filter: str, limit: int, cursor: str) 
     """The first topics behind the cursor."""
     _check_filter(topic_filter)
     found: Smallest[None] = Smallest(limit, key_of(cursor))
-    for number, topic in enumerate(office.cluster.retained_match(topic_filter), 1):
-        if topic is None or number % PORTION == 0:
-            await trio.lowlevel.checkpoint()
-        if topic is not None and found.wants((topic,)):
-            found.put((topic,), None)
+    async with office.looking.turn():
+        for number, topic in enumerate(office.cluster.retained_match(topic_filter), 1):
+            if topic is None or number % PORTION == 0:
+                await trio.lowlevel.checkpoint()
+            if topic is not None and found.wants((topic,)):
+                found.put((topic,), None)
     return found.part()
 
 
@@ -139,38 +138,48 @@ async def browse(office: Office, arguments: Level) -> Page[Branch]:
     """The names at one level of the topics that have retained messages, in order. Topics that begin with `$` are shown,
     too."""
     levels = [] if arguments.prefix is None else arguments.prefix.split("/")
-    found: Smallest[Branch] = Smallest(arguments.limit, key_of(arguments.cursor))
-    for number, (level, has_message, below) in enumerate(office.cluster.retained_children(levels), 1):
-        if number % PORTION == 0:
-            await trio.lowlevel.checkpoint()
-        if found.wants((level,)):
-            topic = "/".join([*levels, level])
-            found.put((level,), Branch(level=level, topic=topic, has_message=has_message, below=below))
-    items, until = merged([found.part()], arguments.limit)
-    return Page(items=items, cursor=cursor_of(until))
+    found: Smallest[tuple[bool, int]] = Smallest(arguments.limit, key_of(arguments.cursor))
+    async with office.looking.turn():
+        for number, (level, has_message, below) in enumerate(office.cluster.retained_children(levels), 1):
+            if number % PORTION == 0:
+                await trio.lowlevel.checkpoint()
+            if found.wants((level,)):
+                found.put((level,), (has_message, below))
+    part = found.part()
+    before = "".join(f"{each}/" for each in levels)
+    items = [
+        (key, Branch(level=key[0], topic=before + key[0], has_message=has_message, below=below))
+        for key, (has_message, below) in part.items
+    ]
+    branches, until = merged([Part(items, part.until)], arguments.limit)
+    return Page(items=branches, cursor=cursor_of(until))
 
 
 @operation("retained.list", VIEWER, "GET", "/retained", "List retained messages", Matching, Page[RetainedTopic])
 async def list_retained(office: Office, arguments: Matching) -> Page[RetainedTopic]:
-    """The topics with a retained message that match a filter, in order; `#` leaves out those that begin with `$`."""
+    """The topics with a retained message that match a filter, in order; `#` leaves out those that begin with `$`. A
+    part may have less items than asked for without being the last: `cursor` tells."""
     limit = min(arguments.limit, PAGE_LIMIT) if arguments.details else arguments.limit
     part = await _matching(office, arguments.topic_filter, limit, arguments.cursor)
-    items = [RetainedTopic(topic=key[0]) for key, _ in part.items]
-    until = part.until
-    if arguments.details and items:
-        values = await office.cluster.retained_values([item.topic for item in items])
-        now_ms = office.server.now_ms
-        left = _SHOWN_BYTES
-        for number, (item, message) in enumerate(zip(items, values, strict=True), 1):
-            if message is not None:
-                fields = shown(message, now_ms, arguments.max_payload_bytes)
-                left -= len(fields["payload"])
-                item.message = Shown(**fields)
-            if left <= 0 and number < len(items):
-                until = (item.topic,)
-                items = items[:number]
+    if not arguments.details:
+        topics = Part([(key, RetainedTopic(topic=key[0])) for key, _ in part.items], part.until)
+        items, until = merged([topics], limit)
+        return Page(items=items, cursor=cursor_of(until))
+    names = [key[0] for key, _ in part.items]
+    reading: Reading[RetainedTopic] = Reading(len(names))
+    while reading.going:
+        at = len(reading.items)
+        wanted = names[at : at + reading.count()]
+        async with office.reading.turn():
+            values = await office.cluster.retained_values(wanted)
+        reading.read(values)
+        for topic, message in zip(wanted, values, strict=True):
+            if not reading.room:
                 break
-    return Page(items=items, cursor=cursor_of(until))
+            fields = None if message is None else shown(message, office.server.now_ms, arguments.max_payload_bytes)
+            reading.add(RetainedTopic(topic=topic, message=None if fields is None else Shown(**fields)))
+    more = len(reading.items) < len(names)
+    return Page(items=reading.items, cursor=cursor_of((reading.items[-1].topic,) if more else part.until))
 
 
 @operation(
@@ -178,15 +187,17 @@ async def list_retained(office: Office, arguments: Matching) -> Page[RetainedTop
 )
 async def show_retained(office: Office, arguments: RetainedMessage) -> dict[str, Any]:
     """The retained message of a topic."""
-    _check_topic(arguments.topic)
-    [message] = await office.cluster.retained_values([arguments.topic])
+    return shown(await _message(office, arguments.topic), office.server.now_ms, arguments.max_payload_bytes)
+
+
+async def _message(office: Office, topic: str) -> Message:
+    """Of a topic. Raises AdminError (400, 404)."""
+    _check_topic(topic)
+    async with office.reading.turn():
+        [message] = await office.cluster.retained_values([topic])
     if message is None:
-        raise _none(arguments.topic)
-    return shown(message, office.server.now_ms, arguments.max_payload_bytes)
-
-
-def _none(topic: str) -> AdminError:
-    return AdminError(NOT_FOUND, "no retained message", f"topic {topic!r:.200} has no retained message")
+        raise AdminError(NOT_FOUND, "no retained message", f"topic {topic!r:.200} has no retained message")
+    return message
 
 
 @operation(
@@ -200,10 +211,7 @@ def _none(topic: str) -> AdminError:
 )
 async def delete_retained(office: Office, arguments: RetainedTopicName) -> None:
     """Removes it on all nodes; subscribers are told nothing. Setting one is publishing with `retain`."""
-    _check_topic(arguments.topic)
-    [message] = await office.cluster.retained_values([arguments.topic])
-    if message is None:
-        raise _none(arguments.topic)
+    await _message(office, arguments.topic)
     await _clear(office, [arguments.topic])
 
 

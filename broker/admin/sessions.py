@@ -10,17 +10,15 @@ import trio
 from broker.admin.api import CONFLICT, NOT_FOUND, OPERATOR, VIEWER, AdminError
 from broker.admin.clients import kick, stored_part
 from broker.admin.operations import Nothing, Page, operation
-from broker.admin.paging import LIMIT, Cursor, Limit, Text, cursor_of, key_of, merged
+from broker.admin.paging import LIMIT, Cursor, Limit, Part, Text, cursor_of, key_of, merged
 from broker.admin.payloads import Shown, shown
+from broker.admin.reading import Reading
 from broker.errors import SessionConnected
 from cluster.api import PAGE_LIMIT
 from cluster.inspection import SessionState
 
 if TYPE_CHECKING:
     from broker.admin.office import Office
-
-#: Bytes of payloads that one answer has, about.
-_SHOWN_BYTES: Final = 4 * 1024 * 1024
 
 #: How often a client is disconnected that comes back while its session is being deleted.
 _TRIES: Final = 5
@@ -124,8 +122,8 @@ async def list_sessions(office: Office, arguments: SessionFilter) -> Page[Sessio
         )
 
     part = await stored_part(office, passes, key_of(filters.cursor), filters.limit, filters.prefix)
-    items, until = merged([part], filters.limit)
-    return Page(items=[_session(state) for state in items], cursor=cursor_of(until))
+    items, until = merged([Part([(key, _session(state)) for key, state in part.items], part.until)], filters.limit)
+    return Page(items=items, cursor=cursor_of(until))
 
 
 @operation("sessions.show", VIEWER, "GET", "/sessions/{client_id}", "Show a session", NamedSession, Session)
@@ -154,21 +152,22 @@ async def session_messages(office: Office, arguments: QueueView) -> Page[Queued]
         raise no_session(client_id)
     key = key_of(arguments.cursor)
     after = int(key[0]) if key is not None and key[0].isascii() and key[0].isdigit() else 0
-    messages = await office.inspection.queue(client_id, after, arguments.limit)
-    now_ms = office.server.now_ms
-    items: list[Queued] = []
-    left = _SHOWN_BYTES
-    for each in messages:
-        if items and left <= 0:
-            break
-        fields: dict[str, Any] = shown(each.message, now_ms, arguments.max_payload_bytes)
-        fields["retain"] = each.retain
-        left -= len(fields["payload"])
-        items.append(
-            Queued(seq=each.seq, delivery_qos=each.qos, subscription_ids=list(each.subscription_ids), **fields)
-        )
-    more = bool(items) and (len(items) < len(messages) or len(messages) == arguments.limit)
-    return Page(items=items, cursor=cursor_of((str(items[-1].seq),)) if more else None)
+    reading: Reading[Queued] = Reading(arguments.limit)
+    while reading.going:
+        async with office.reading.turn():
+            messages = await office.inspection.queue(client_id, after, reading.count())
+        if not messages:
+            return Page(items=reading.items)
+        reading.read([each.message for each in messages])
+        for each in messages:
+            if not reading.room:
+                break
+            fields: dict[str, Any] = shown(each.message, office.server.now_ms, arguments.max_payload_bytes)
+            fields["retain"] = each.retain
+            ids = list(each.subscription_ids)
+            reading.add(Queued(seq=each.seq, delivery_qos=each.qos, subscription_ids=ids, **fields))
+            after = each.seq
+    return Page(items=reading.items, cursor=cursor_of((str(after),)))
 
 
 @operation("sessions.delete", OPERATOR, "DELETE", "/sessions/{client_id}", "End a session", NamedSession, Nothing)

@@ -14,12 +14,15 @@ from broker.admin.inside import PRIVATE
 from broker.admin.operations import Nothing, Page, operation
 from broker.admin.paging import (
     LIMIT,
+    LIMIT_MAX,
+    PART_BYTES,
     Cursor,
     Limit,
     Part,
     Smallest,
     Text,
     cursor_of,
+    cut,
     key_of,
     merged,
     packed,
@@ -32,6 +35,7 @@ from broker.errors import PeerError, SessionConnected, SessionLost
 from broker.extensions.system_filters import is_system
 from broker.reasons import reason_name
 from broker.routes import Subscriber
+from broker.routes import Subscription as Known
 from broker.topics.names import check_topic_filter, check_topic_name, matches, split_shared
 from cluster import keys
 from cluster.api import StoredSubscription
@@ -93,16 +97,12 @@ class SubscriptionFilter(msgspec.Struct, kw_only=True):
     cursor: Cursor = ""
 
 
-class OfClient(msgspec.Struct, frozen=True):
+class OfClient(msgspec.Struct, frozen=True, kw_only=True):
     """Whose."""
 
     client_id: Annotated[Text, msgspec.Meta(description="The client id.")]
-
-
-class Subscriptions(msgspec.Struct, kw_only=True):
-    """All subscriptions of a client, by filter."""
-
-    items: list[Subscription]
+    limit: Limit = LIMIT_MAX
+    cursor: Cursor = ""
 
 
 class Adding(SubscriptionOptions, kw_only=True, forbid_unknown_fields=True):
@@ -133,16 +133,24 @@ def _subscription(topic_filter: str, options: int, identifier: int) -> dict[str,
     }
 
 
-@question("subscriptions.of")
-def _of(office: Office, arguments: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Those of a client that is connected here."""
+@question("subscriptions.of", looks=True)
+async def _of(office: Office, arguments: dict[str, Any]) -> dict[str, object] | None:
+    """A part of those of a client that is connected here."""
     connection = connected_here(office, arguments["client_id"])
     if connection is None or connection.subscriber is None:
         return None
-    return [
-        _subscription(topic_filter, each.options, each.identifier)
-        for topic_filter, each in connection.subscriber.subscriptions.items()
-    ]
+    part = _part_of(connection.subscriber, arguments["limit"], arguments["cursor"])
+    return packed(await cut(part, arguments["most_bytes"]))
+
+
+def _part_of(subscriber: Subscriber, limit: int, cursor: str) -> Part[dict[str, Any]]:
+    found: Smallest[Known] = Smallest(limit, key_of(cursor))
+    for topic_filter, each in subscriber.subscriptions.items():
+        if found.wants((topic_filter,)):
+            found.put((topic_filter,), each)
+    part = found.part()
+    items = [(key, _subscription(key[0], each.options, each.identifier)) for key, each in part.items]
+    return Part(items, part.until)
 
 
 def _candidates(office: Office, filters: SubscriptionFilter) -> Iterable[Subscriber]:
@@ -160,11 +168,13 @@ def _candidates(office: Office, filters: SubscriptionFilter) -> Iterable[Subscri
     return list(dispatch.subscribers.values())
 
 
-@question("subscriptions.page")
+@question("subscriptions.page", looks=True)
 async def _page(office: Office, arguments: dict[str, Any]) -> dict[str, object]:
-    """A part of the subscriptions of clients that are connected here; with `stored` of all persistent sessions, too."""
+    """A part of the subscriptions of clients that are connected here; at the node `stored_at` of all persistent
+    sessions, too."""
     filters = msgspec.convert(arguments["filters"], SubscriptionFilter)
-    return packed(await _part(office, filters, arguments["stored"]))
+    part = await _part(office, filters, office.name == arguments["stored_at"])
+    return packed(await cut(part, arguments["most_bytes"]))
 
 
 async def _part(office: Office, filters: SubscriptionFilter, stored: bool) -> Part[dict[str, Any]]:
@@ -261,13 +271,21 @@ async def list_subscriptions(office: Office, arguments: SubscriptionFilter) -> P
             check_topic_name(filters.topic)
         except PeerError as error:
             raise AdminError(BAD_REQUEST, "invalid topic", error.text) from None
-    asked = {"filters": msgspec.to_builtins(filters), "stored": False}
+    asked = {
+        "filters": msgspec.to_builtins(filters),
+        "stored_at": office.name,
+        "most_bytes": office.part_bytes(),
+    }
     answers = await office.everywhere("subscriptions.page", asked)
-    parts = [unpacked(told, ListedSubscription) for told in answers.by_node.values()]
-    own = await _part(office, filters, True)
-    parts.append(Part([(key, msgspec.convert(item, ListedSubscription)) for key, item in own.items], own.until))
-    items, until = merged(parts, filters.limit)
+    # What a node says of its own clients counts more than what this one knows of them.
+    nodes = sorted(answers.by_node, key=lambda node: node == office.name)
+    parts = [unpacked(answers.by_node[node], ListedSubscription) for node in nodes]
+    items, until = merged(parts, filters.limit, _fuller)
     return Page(items=items, cursor=cursor_of(until), missing_nodes=answers.missing)
+
+
+def _fuller(one: ListedSubscription, other: ListedSubscription) -> ListedSubscription:
+    return one if one.node else other
 
 
 @operation(
@@ -277,22 +295,37 @@ async def list_subscriptions(office: Office, arguments: SubscriptionFilter) -> P
     "/clients/{client_id}/subscriptions",
     "List the subscriptions of a client",
     OfClient,
-    Subscriptions,
+    Page[Subscription],
 )
-async def subscriptions_of_client(office: Office, arguments: OfClient) -> Subscriptions:
-    """All that a client has, connected or not."""
+async def subscriptions_of_client(office: Office, arguments: OfClient) -> Page[Subscription]:
+    """All that a client has, connected or not, by filter. Where its node does not answer, it is what is stored."""
     client_id = arguments.client_id
+    key_of(arguments.cursor)
     state = await office.inspection.session(client_id)
     if state is None:
         raise no_client(client_id)
-    found = None
+    told = None
+    missing: list[str] = []
     if state.node:
-        found = await office.at(state.node, "subscriptions.of", {"client_id": client_id})
-    if found is None:
-        stored = await office.inspection.subscriptions(client_id)
-        found = [_subscription(each.topic_filter, each.options, each.subscription_identifier) for each in stored or ()]
-    items = msgspec.convert(found, list[Subscription])
-    return Subscriptions(items=sorted(items, key=lambda each: each.topic_filter))
+        asked = {
+            "client_id": client_id,
+            "limit": arguments.limit,
+            "cursor": arguments.cursor,
+            "most_bytes": PART_BYTES,
+        }
+        answers = await office.everywhere("subscriptions.of", asked, [state.node])
+        told, missing = answers.by_node.get(state.node), answers.missing
+    part: Part[Subscription] = Part([], None)
+    if told is not None:
+        part = unpacked(told, Subscription)
+    else:
+        # What the store has of all persistent sessions each node has, too.
+        known = office.server.dispatch.subscribers.get(keys.session_id(client_id))
+        if known is not None and known.persistent:
+            own = _part_of(known, arguments.limit, arguments.cursor)
+            part = Part([(key, msgspec.convert(item, Subscription)) for key, item in own.items], own.until)
+    items, until = merged([part], arguments.limit)
+    return Page(items=items, cursor=cursor_of(until), missing_nodes=missing)
 
 
 @operation(

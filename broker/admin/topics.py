@@ -11,16 +11,19 @@ from broker.admin.inside import PRIVATE
 from broker.admin.operations import Page, operation
 from broker.admin.paging import (
     LIMIT,
+    PAGE_BYTES,
     Cursor,
     Limit,
     Part,
     Smallest,
     Text,
     cursor_of,
+    cut,
     key_of,
     merged,
     packed,
     portions,
+    size_of,
     unpacked,
 )
 from broker.admin.questions import question
@@ -90,11 +93,12 @@ class Receivers(msgspec.Struct, kw_only=True):
     missing_nodes: list[str] = []
 
 
-@question("topics.page")
+@question("topics.page", looks=True)
 async def _page(office: Office, arguments: dict[str, Any]) -> dict[str, object]:
-    """A part of the filters of clients that are connected here: count, those of persistent sessions, and the node."""
-    filters = msgspec.convert(arguments, TopicFilter)
-    return packed(await _part(office, filters, True))
+    """A part of the filters of clients that are connected here: count, those of persistent sessions, and the node. With
+    `absent` of persistent sessions instead that are not."""
+    filters = msgspec.convert(arguments["filters"], TopicFilter)
+    return packed(await cut(await _part(office, filters, not arguments["absent"]), arguments["most_bytes"]))
 
 
 async def _part(office: Office, filters: TopicFilter, here: bool) -> Part[Subscribed]:
@@ -136,11 +140,12 @@ async def list_topics(office: Office, arguments: TopicFilter) -> Page[Subscribed
     connected."""
     filters = arguments
     key_of(filters.cursor)
-    answers = await office.everywhere("topics.page", msgspec.to_builtins(filters))
+    asked = {"filters": msgspec.to_builtins(filters), "absent": False, "most_bytes": office.part_bytes()}
+    answers = await office.everywhere("topics.page", asked)
     parts = [unpacked(told, Subscribed) for told in answers.by_node.values()]
     # Those of persistent sessions that are connected nowhere; this node cannot tell them from those of other nodes, so
     # what these tell of is taken off.
-    absent = await _part(office, filters, False)
+    absent = unpacked(await office.at(office.name, "topics.page", {**asked, "absent": True}), Subscribed)
     elsewhere: dict[str, int] = {}
     for node, told in answers.by_node.items():
         if node != office.name:
@@ -165,11 +170,11 @@ def _added(one: Subscribed, other: Subscribed) -> Subscribed:
 # -- one topic
 
 
-@question("topics.receivers")
+@question("topics.receivers", looks=True)
 def _receivers(office: Office, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those that are connected here: how many of them end with their connections, the first by name, and groups."""
     route = office.server.dispatch.route(arguments["topic"].encode())
-    items = _named(office, route, arguments["limit"], True)
+    items = _bounded(_named(office, route, arguments["limit"], True), arguments["most_bytes"])
     ephemeral = sum(
         not entry.subscriber.persistent and not _inside(entry.subscriber.client_id) for entry in route.entries
     )
@@ -199,6 +204,15 @@ def _named(office: Office, route: Route, limit: int, here: bool) -> list[Receive
     return found[:limit]
 
 
+def _bounded(items: list[Receiver], most_bytes: int) -> list[Receiver]:
+    size = 0
+    for number, item in enumerate(items):
+        size += size_of(item)
+        if size > most_bytes and number:
+            return items[:number]
+    return items
+
+
 @operation(
     "topics.show", VIEWER, "GET", "/topics/{topic:path}", "Show who gets a message of a topic", OneTopic, Receivers
 )
@@ -211,7 +225,8 @@ async def show_topic(office: Office, arguments: OneTopic) -> Receivers:
         raise AdminError(BAD_REQUEST, "invalid topic", error.text) from None
     except UnicodeError:
         raise AdminError(BAD_REQUEST, "invalid topic", "the topic name is not valid UTF-8") from None
-    answers = await office.everywhere("topics.receivers", {"topic": arguments.topic, "limit": arguments.limit})
+    asked = {"topic": arguments.topic, "limit": arguments.limit, "most_bytes": office.part_bytes()}
+    answers = await office.everywhere("topics.receivers", asked)
     named: dict[str, Receiver] = {}
     online: dict[str, list[str]] = {}
     total = sum(entry.subscriber.persistent for entry in route.entries)
@@ -223,7 +238,7 @@ async def show_topic(office: Office, arguments: OneTopic) -> Receivers:
             online.setdefault(name, []).append(node)
     for item in _named(office, route, arguments.limit + len(named), False):
         named.setdefault(item.client_id, item)
-    items = sorted(named.values(), key=lambda item: item.client_id)[: arguments.limit]
+    items = _bounded(sorted(named.values(), key=lambda item: item.client_id)[: arguments.limit], PAGE_BYTES)
     groups = [
         ReceiverGroup(topic_filter=group.name, strategy=group.strategy, nodes=online.get(group.name, []))
         for group in route.groups

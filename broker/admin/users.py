@@ -10,7 +10,7 @@ import trio
 
 from broker.admin.api import ADMIN, BAD_REQUEST, CONFLICT, NOT_FOUND, VIEWER, AdminError
 from broker.admin.operations import Nothing, Page, operation
-from broker.admin.paging import LIMIT, Cursor, Limit, Smallest, Text, cursor_of, key_of, merged, portions
+from broker.admin.paging import LIMIT, Cursor, Limit, Smallest, Text, cursor_of, key_of, portions
 from broker.auth.accounts import give_password, hashed, kind_of, scram_methods, usable_name
 from broker.auth.stored_users import UserDocument
 from broker.errors import ConfigError
@@ -110,8 +110,7 @@ async def list_users(office: Office, arguments: UserFilter) -> Page[User]:
             if name.startswith(arguments.prefix) and found.wants((name,)):
                 found.put((name,), raw)
     part = found.part()
-    _, until = merged([part], arguments.limit)
-    return Page(items=[_user(key[0], raw) for key, raw in part.items], cursor=cursor_of(until))
+    return Page(items=[_user(key[0], raw) for key, raw in part.items], cursor=cursor_of(part.until))
 
 
 @operation("users.show", VIEWER, "GET", "/users/{username}", "Show a user", NamedUser, User)

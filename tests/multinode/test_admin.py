@@ -306,11 +306,25 @@ async def test_a_node_that_does_not_answer_is_named(start_cluster: StartCluster,
     try:
         await at_own("a").connect(client_id="one")
         await at_own("c").connect(client_id="two")
+        stays = await session(at_own("c"), "stays")
+        await stays.subscribe("t/#", qos=1)
         nodes.pause("c")
-        found = await api("a", "GET", "/clients")
-        assert [each["client_id"] for each in found["items"]] == ["one"] and found["missing_nodes"] == ["c"]
-        statuses = {each["node"]: each["status"] for each in (await api("b", "GET", "/nodes"))["items"]}
+        answers: dict[str, Any] = {}
+
+        async def ask(path: str) -> None:
+            answers[path] = await api("a", "GET", path)
+
+        async with trio.open_nursery() as nursery:  # all at once: soon the node counts as gone
+            for path in ("/clients", "/nodes", "/clients/stays", "/clients/stays/subscriptions"):
+                nursery.start_soon(ask, path)
+        found = answers["/clients"]
+        assert [each["client_id"] for each in found["items"]] == ["one", "stays"] and found["missing_nodes"] == ["c"]
+        statuses = {each["node"]: each["status"] for each in answers["/nodes"]["items"]}
         assert statuses == {"a": "ready", "b": "ready", "c": "does not answer"}
+        shown = answers["/clients/stays"]
+        assert (shown["connected"], shown["node"], shown["ip"], shown["missing_nodes"]) == (True, "c", None, ["c"])
+        kept = answers["/clients/stays/subscriptions"]
+        assert [each["topic_filter"] for each in kept["items"]] == ["t/#"] and kept["missing_nodes"] == ["c"]
         nodes.wake("c")
     finally:
         await api.close()
