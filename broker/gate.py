@@ -131,3 +131,24 @@ class Gate:
         if not self.lets(encoding.message.topic):
             return None
         return encoding.below(self._prefix) if self._prefix else encoding
+
+
+class Concealing(Gate):
+    """A gate in the place of `gate` (None: there was none) that lets nothing pass whose topic begins with one of
+    `hidden`, whatever rules say: it waits in the queue of a session from before it was looked at who may have it."""
+
+    __slots__ = ("_hidden",)
+
+    def __init__(self, gate: Gate | None, hidden: tuple[bytes, ...]) -> None:
+        super().__init__(None, None)
+        self._hidden = hidden
+        if gate is not None:
+            self.permissions, self.told, self._prefix = gate.permissions, gate.told, gate._prefix
+            self._uncovered, self._shared = gate._uncovered, gate._shared
+
+    def lets(self, topic: bytes) -> bool:
+        """Whether a message of this topic may pass."""
+        if topic.startswith(self._hidden):
+            self.reason = NOT_AUTHORIZED
+            return False
+        return super().lets(topic)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from broker.admin.inside import PRIVATE
+from broker.admin.inside import PRIVATE, is_private
 from broker.auth.api import BackendError, ConnectRequest, Exchange, Principal
 from broker.codec.packets import V5, V31, V311, Auth, Connack, Connect, Properties
 from broker.codec.publish import properties_to_forwardable
@@ -308,7 +308,9 @@ class Opening:
         try:
             for stored in attachment.subscriptions:
                 plain = split_shared(stored.topic_filter)[1]
-                if permissions is None:
+                if is_private(plain):  # of a node that did not know of them
+                    allowed = False
+                elif permissions is None:
                     allowed = self._server.subscribing.may_see(connection, plain)
                 else:
                     allowed = await permissions.may_subscribe(plain, stored.options & 3)
@@ -322,6 +324,7 @@ class Opening:
             self._server.log.info(
                 "client.subscriptions_removed", client_id=connection.client_id, count=len(refused), first=refused[0]
             )
+            self._server.subscribing.conceal(connection)  # what is on its way comes yet
             await self._server.cluster.unsubscribe(attachment.ref, refused, True)
             gone = set(refused)
             attachment.subscriptions = [each for each in attachment.subscriptions if each.topic_filter not in gone]

@@ -363,6 +363,8 @@ class Server(ClusterSide):
             except ClusterError:
                 session.page_failed()
                 return
+            assert isinstance(connection, Connection)
+            self.subscribing.screen(connection, messages)
             now_ms = self.now_ms
             session.page(
                 [

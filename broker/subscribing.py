@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from broker.admin.inside import PRIVATE
+from broker.admin.inside import PRIVATE, is_private
 from broker.auth.api import BackendError
 from broker.codec.packets import V5, Suback, Subscribe, SubscriptionRequest, Unsuback, Unsubscribe
 from broker.errors import PeerError, SessionLost, StoreFull, StoreUnavailable
-from broker.extensions.system_filters import is_system
+from broker.extensions.system_filters import PREFIX, is_system
+from broker.gate import Concealing
 from broker.message import Message
 from broker.metrics import Metrics
 from broker.mount import Mount
@@ -20,7 +21,15 @@ from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED
 from broker.session.session import Session
 from broker.topics.names import check_topic_filter, has_wildcard, is_shared, split_shared
-from cluster.api import PAGE_LIMIT, REFUSED_FULL, Publication, StoredSubscription, Target, shared_group_id
+from cluster.api import (
+    PAGE_LIMIT,
+    REFUSED_FULL,
+    Publication,
+    QueuedMessage,
+    StoredSubscription,
+    Target,
+    shared_group_id,
+)
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -248,7 +257,7 @@ class Subscribing:
         """Why nobody who has `count` subscriptions may have this real filter too: a SUBACK reason code, or 0."""
         quotas = self._server.quotas
         plain = split_shared(topic_filter)[1]
-        if f"{plain}/".startswith(PRIVATE):
+        if is_private(plain):
             return 0x87
         if plain.count("/") >= quotas.max_topic_levels or len(topic_filter.encode()) > quotas.max_topic_bytes:
             return 0x8F
@@ -274,6 +283,20 @@ class Subscribing:
         """Whether a client that has no rules may subscribe to a filter, without `$share/NAME/`."""
         principal = connection.principal
         return self._server.system_open or not is_system(plain) or (principal is not None and principal.superuser)
+
+    def conceal(self, connection: Connection) -> None:
+        """What is not for the client has come into the queue of its session, or may have: it leaves it unseen."""
+        hidden = [PRIVATE]
+        if connection.permissions is None and not self.may_see(connection, PREFIX):
+            hidden.append(PREFIX)
+        connection.gate = Concealing(connection.gate, tuple(each.encode() for each in hidden))
+        connection.update_plain()
+
+    def screen(self, connection: Connection, messages: Sequence[QueuedMessage]) -> None:
+        """These were in the queue of its session."""
+        found = any(each.message.topic.startswith(b"$") for each in messages)
+        if found and not isinstance(connection.gate, Concealing):
+            self.conceal(connection)
 
     async def _unsubscribe(self, connection: Connection, packet: Unsubscribe) -> Sequence[int]:
         server = self._server

@@ -37,6 +37,10 @@ WAITING_MAX: Final = 1000
 #: Title and detail of the error that ends what was followed.
 CUT_OFF: Final = ("cut off from the cluster", "what was followed is over; begin anew")
 
+def is_private(topic_filter: str) -> bool:
+    """Whether a filter, without `$share/NAME/`, is about topics of the nodes: no wildcard stands for that level."""
+    return f"{topic_filter}/".startswith(PRIVATE)
+
 
 class Watching:
     """Messages as they come: iterate over it. `dropped` is how many came too fast."""

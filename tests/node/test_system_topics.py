@@ -8,8 +8,10 @@ import pytest
 import trio
 
 from broker.codec.packets import Disconnect, Puback, Publish, Suback, SubscriptionRequest
+from broker.message import Message
+from cluster.api import StoredSubscription
 from tests.node.access_kit import FakeAccess, Rules, ruled
-from tests.node.kit import Peer, serving
+from tests.node.kit import Peer, World, serving
 
 OPEN: Any = {"node_name": "n", "system_open": True}
 CLOSED: Any = {"node_name": "n", "system_open": False}
@@ -136,3 +138,60 @@ async def test_subscription_options_of_live_values(autojump_clock: trio.abc.Cloc
         world.server.system_topics.tick()
         [value] = await client.publishes()
         assert value.retain  # Retain As Published
+
+
+PRIVATE_AND_SYSTEM = ("$rookery/#", "$share/g/$rookery/#", "$SYS/brokers/#", "a")
+
+
+async def _left_behind(world: World, *filters: str) -> None:
+    """A session of `c` with these subscriptions, and a message for each."""
+    client = await world.connect("c", expiry_s=100, clean_start=False)
+    await client.send(Disconnect(0))
+    await world.settle()
+    stored = [StoredSubscription(each, 1) for each in filters]
+    assert await world.cluster.inspection.change_subscriptions("c", stored, [])
+    await world.settle()
+    for number, topic in enumerate(("a", "$rookery/ask", "$SYS/brokers/n/clients/x/connected", "a", "$SYS/x", "a")):
+        name = topic.encode()
+        message = Message(name, b"%d" % number, 1, False, accepted_at_ms=world.server.now_ms)
+        world.server.dispatch.publish(message, world.server.dispatch.route(name), None)
+    world.server.reactor.wake()
+    await world.settle()
+    assert len(await world.cluster.inspection.queue("c", 0, 100)) >= 4
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["in-force", "removed-before"])
+async def test_nothing_private_leaves_a_queue(autojump_clock: trio.abc.Clock, removed: bool) -> None:
+    async with serving(**CLOSED) as world:
+        await _left_behind(world, *PRIVATE_AND_SYSTEM)
+        if removed:  # but what was queued stays
+            gone = [each for each in PRIVATE_AND_SYSTEM if each != "a"]
+            assert await world.cluster.inspection.change_subscriptions("c", [], gone)
+        client = await world.connect("c", clean_start=False, expiry_s=100)
+        assert client.connack is not None and client.connack.session_present
+        assert [each.topic_name for each in await client.consume()] == ["a", "a", "a"]
+        assert await world.cluster.inspection.queue("c", 0, 100) == []
+        kept = await world.cluster.inspection.subscriptions("c")
+        assert [each.topic_filter for each in kept or ()] == ["a"]
+        await client.subscribe("b")
+        await client.expect(Suback)
+        await client.send(Publish("b", b"", 0))
+        assert [each.topic_name for each in await client.publishes()] == ["b"], "all else goes on"
+
+
+async def test_who_may_see_the_values_gets_what_waits(autojump_clock: trio.abc.Clock) -> None:
+    async with serving(**OPEN) as world:
+        await _left_behind(world, *PRIVATE_AND_SYSTEM)
+        client = await world.connect("c", clean_start=False, expiry_s=100)
+        told = [each.topic_name for each in await client.consume() if not each.topic_name.endswith("c/connected")]
+        assert told == ["a", "$SYS/brokers/n/clients/x/connected", "a", "a"]
+
+
+async def test_rules_do_not_give_what_is_of_the_nodes(autojump_clock: trio.abc.Clock) -> None:
+    async with ruled(FakeAccess(c=Rules()), **CLOSED) as world:
+        await _left_behind(world, *PRIVATE_AND_SYSTEM)
+        client = await world.connect("c", clean_start=False, expiry_s=100)
+        told = [each.topic_name for each in await client.consume() if not each.topic_name.endswith("c/connected")]
+        assert told == ["a", "$SYS/brokers/n/clients/x/connected", "a", "a"]
+        kept = await world.cluster.inspection.subscriptions("c")
+        assert sorted(each.topic_filter for each in kept or ()) == ["$SYS/brokers/#", "a"]
