@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.abuse.world import DEFECTS, AbusedNode, bystanders
+from tests.abuse.world import DEFECTS, AbusedNode, bystanders, total
 
 
 class Nodes:
@@ -99,11 +99,11 @@ Counted = Callable[[str], float]
 
 @pytest.fixture
 def moved(node: AbusedNode) -> Counted:
-    """How far a counter moved since the test began."""
+    """How far a counter moved since the test began; without labels, the sum over them."""
     before = node.counters()
 
     def since(name: str) -> float:
-        return node.counter(name) - before.get(name, 0.0)
+        return node.counter(name) - total(before, name)
 
     return since
 

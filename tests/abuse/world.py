@@ -47,14 +47,17 @@ class AbusedNode(BrokerProcess):
         await self.until(lambda: pair.rounds >= until, f"{rounds} rounds of bystanders")
 
     def counters(self) -> dict[str, float]:
-        """Every sample of /metrics by its name and labels; a counter that never moved may be missing."""
-        with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=SETTLE_S) as response:
+        """Every sample of /metrics by its name and labels, as it is now; one that never moved may be missing."""
+        # An answer that took long is given again for a second, to whoever accepts the same.
+        fresh = {"Accept": f"text/plain, x/{next(_numbers)}"}
+        request = urllib.request.Request(f"http://{self.http}/metrics", headers=fresh)
+        with urllib.request.urlopen(request, timeout=SETTLE_S) as response:
             text = response.read().decode()
         return {name: float(value) for name, value in _SAMPLE.findall(text)}
 
     def counter(self, name: str) -> float:
         """One sample, or (without labels) the sum over them; 0 if there is none."""
-        return sum(value for key, value in self.counters().items() if name in (key, key.partition("{")[0]))
+        return total(self.counters(), name)
 
     def rss_bytes(self) -> int:
         """Resident memory of the process."""
@@ -122,6 +125,11 @@ class AbusedNode(BrokerProcess):
         clients, self._clients = self._clients, []
         for client in clients:
             await client.close()
+
+
+def total(counters: dict[str, float], name: str) -> float:
+    """One sample, or (without labels) the sum over them; 0 if there is none."""
+    return sum(value for key, value in counters.items() if name in (key, key.partition("{")[0]))
 
 
 def new_name() -> str:
