@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: Lists have at most so many items.
 LIST_LIMIT: Final = 1000
 
+#: Groups are ordered by so many bytes of their names: all of these are looked at for each list.
+PLACE_BYTES: Final = 256
+
 #: Where a delayed message stands: when it is due (store time, ms), the number of its partition, its message id.
 Place = tuple[int, int, bytes]
 
@@ -100,14 +103,16 @@ class GroupMember:
 
 class GroupInfo:
     """A shared subscription; `topic_filter` is the whole `$share/name/filter`, "" where it is not known (made by a node
-    of an older version). `length` messages are in its queue: `lag` given to no node yet, `pending` given and not
-    acknowledged, `pending_by_node` by node name; `oldest_ms` is the age of the oldest (0: none)."""
+    of an older version). `members` sessions belong to it, `members_by_node` are those connected, by node name. `length`
+    messages are in its queue: `lag` given to no node yet, `pending` given and not acknowledged, `pending_by_node` by
+    node name; `oldest_ms` is the age of the oldest (0: none)."""
 
     __slots__ = (
         "group_id",
         "lag",
         "length",
         "members",
+        "members_by_node",
         "oldest_ms",
         "pending",
         "pending_by_node",
@@ -120,7 +125,8 @@ class GroupInfo:
         group_id: bytes,
         topic_filter: str,
         strategy: str,
-        members: Sequence[GroupMember],
+        members: int,
+        members_by_node: dict[str, int],
         lag: int,
         pending: int,
         pending_by_node: dict[str, int],
@@ -131,11 +137,22 @@ class GroupInfo:
         self.topic_filter = topic_filter
         self.strategy = strategy
         self.members = members
+        self.members_by_node = members_by_node
         self.lag = lag
         self.pending = pending
         self.pending_by_node = pending_by_node
         self.length = length
         self.oldest_ms = oldest_ms
+
+    @property
+    def name(self) -> str:
+        """Its filter, or its id as hex where that is not known."""
+        return self.topic_filter or self.group_id.hex()
+
+    @property
+    def place(self) -> str:
+        """Where it stands among all groups: places sort as text."""
+        return group_place(self.topic_filter.encode(), self.group_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +238,17 @@ class Inspection(Protocol):
         node receives from now on are matched with that (G5). Retained messages are not sent for it. Idempotent. False:
         there is no such session. Raises SessionConnected (nothing is changed: that node has to do it), StoreFull."""
 
-    async def groups(self) -> list[GroupInfo]:
-        """All shared subscriptions that have members, ordered by topic filter."""
+    async def groups(self, after: str, limit: int, prefix: str = "") -> list[GroupInfo]:
+        """At most `limit` (<= LIST_LIMIT) shared subscriptions that have members, whose names begin with `prefix`,
+        behind the place `after` ("" for the beginning), ordered by name (as far as the first PLACE_BYTES bytes of it
+        go); [] at the end. Less than `limit` need not be the end. What came within the last seconds may be missing
+        where there are many."""
+
+    async def group(self, name: str) -> GroupInfo | None:
+        """The one of this name; None if it has no members."""
+
+    async def group_members(self, name: str, limit: int) -> list[GroupMember]:
+        """At most `limit` (<= LIST_LIMIT) members of it, any of them, in no order."""
 
     async def group_totals(self) -> GroupTotals:
         """What waits in all shared subscriptions of the cluster, with connected members or without; light enough to be
@@ -231,6 +257,10 @@ class Inspection(Protocol):
     async def delayed(self, after: str, limit: int) -> list[DelayedMessage]:
         """At most `limit` (<= LIST_LIMIT) delayed messages behind the id `after` ("" for the beginning), by the time
         that they are due; [] at the end."""
+
+    async def delayed_message(self, delayed_id: str) -> DelayedMessage | None:
+        """The one of this id; None if there is none (any more), or it is being published. Raises ValueError for what is
+        no such id."""
 
     async def cancel_delayed(self, delayed_id: str) -> bool:
         """Take a delayed message back. False: there is none, or it is being published. Raises ValueError for what is no
@@ -241,6 +271,16 @@ class Inspection(Protocol):
 
     async def retained_count(self) -> tuple[int, int | None]:
         """How many retained messages there are, and the bytes that they take, where that is known without counting."""
+
+
+def group_place(name: bytes, group_id: bytes) -> str:
+    """The place of a group in the order of names; `name` is empty where it is not known."""
+    return f"{(name or group_id.hex().encode())[:PLACE_BYTES].hex()}-{group_id.hex()}"
+
+
+def group_id_of(place: str) -> bytes:
+    """The id of the group at a place."""
+    return bytes.fromhex(place.rpartition("-")[2])
 
 
 def make_id(place: Place) -> str:

@@ -92,6 +92,8 @@ RETAINED_LOG: Final = b"rlog"
 GROUPS: Final = b"gs"
 GROUP_QUEUE: Final = b"g:"
 GROUP_KEPT: Final = b"ga:"
+#: Suffix, before a group id: its sessions (hash).
+GROUP_MEMBERS: Final = b"gm:"
 #: Suffix: sessions whose routes must be brought in line (zset).
 ROUTES_MARKED: Final = b"tr"
 #: Suffix, before a message id: who got it already (set).
@@ -103,3 +105,6 @@ SIGNALS: Final = b"k"
 DOCUMENTS_VERSION: Final = b"docver"
 DOCUMENTS_VERSIONS: Final = b"docvers"
 DOCUMENTS: Final = b"doc:"
+#: Suffix: what is due when (zset); before a message id, the timer of a delayed message.
+TIMERS: Final = b"t"
+DELAYED_TIMER: Final = b"d"

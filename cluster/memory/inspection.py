@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,6 +21,7 @@ from cluster.inspection import (
     GroupTotals,
     SessionState,
     StoreMemory,
+    group_place,
     make_id,
     parse_id,
 )
@@ -105,29 +107,52 @@ class MemoryInspection:
         self._cluster.change_offline(session, add, [each for each in remove if each not in added])
         return True
 
-    async def groups(self) -> list[GroupInfo]:
+    async def groups(self, after: str, limit: int, prefix: str = "") -> list[GroupInfo]:
         """See `Inspection`."""
         await trio.lowlevel.checkpoint()
-        found = [self._group(*each) for each in self._groups.all()]
-        return sorted(found, key=lambda each: each.topic_filter)
+        found = (
+            (place, group_id, name, queue)
+            for group_id, name, queue in self._groups.all()
+            if name.startswith(prefix) and (place := group_place(name.encode(), group_id)) > after
+        )
+        chosen = heapq.nsmallest(min(limit, LIST_LIMIT), found, key=lambda each: each[0])
+        return [self._group(group_id, name, queue) for _, group_id, name, queue in chosen]
 
-    def _group(self, group_id: bytes, topic_filter: str, queue: GroupQueue) -> GroupInfo:
-        state = queue.state(self._cluster.now_ms())
+    async def group(self, name: str) -> GroupInfo | None:
+        """See `Inspection`."""
+        await trio.lowlevel.checkpoint()
+        group_id, queue = self._queue(name)
+        return self._group(group_id, name, queue) if queue is not None else None
+
+    async def group_members(self, name: str, limit: int) -> list[GroupMember]:
+        """See `Inspection`."""
+        await trio.lowlevel.checkpoint()
+        _, queue = self._queue(name)
+        if queue is None:
+            return []
         members: list[GroupMember] = []
-        for session_id in dict.fromkeys((*queue.joined, *queue.members)):
+        for session_id in islice(_sessions(queue), min(limit, LIST_LIMIT)):
             session = self._sessions.get(session_id)
             node = self._cluster.node_name if session_id in queue.members else ""
             client_id = session.client_id if session is not None else ""
             members.append(GroupMember(session_id, client_id, node, session_id in queue.joined))
-        pending_by_node = {self._cluster.node_name: state.pending} if queue.members else {}
+        return members
+
+    def _queue(self, name: str) -> tuple[bytes, GroupQueue | None]:
+        return next(((group_id, queue) for group_id, known, queue in self._groups.all() if known == name), (b"", None))
+
+    def _group(self, group_id: bytes, topic_filter: str, queue: GroupQueue) -> GroupInfo:
+        state = queue.state(self._cluster.now_ms())
+        here = self._cluster.node_name
         return GroupInfo(
             group_id,
             topic_filter,
             queue.strategy,
-            members,
+            len(_sessions(queue)),
+            {here: len(queue.members)} if queue.members else {},
             state.lag,
             state.pending,
-            pending_by_node,
+            {here: state.pending} if queue.members else {},
             len(queue),
             state.oldest_ms,
         )
@@ -155,6 +180,13 @@ class MemoryInspection:
         ]
         chosen = heapq.nsmallest(min(limit, LIST_LIMIT), found, key=lambda each: each[0])
         return [DelayedMessage(make_id(place), place[0], message) for place, message in chosen]
+
+    async def delayed_message(self, delayed_id: str) -> DelayedMessage | None:
+        """See `Inspection`."""
+        due_ms, _, message_id = parse_id(delayed_id)
+        await trio.lowlevel.checkpoint()
+        found = next((each for each in self._delayed.places() if each[:2] == (due_ms, message_id)), None)
+        return DelayedMessage(delayed_id, due_ms, found[2]) if found is not None else None
 
     async def cancel_delayed(self, delayed_id: str) -> bool:
         """See `Inspection`."""
@@ -209,3 +241,8 @@ class MemoryInspection:
 
 def _client_id(session: Session) -> str:
     return session.client_id
+
+
+def _sessions(queue: GroupQueue) -> dict[bytes, None]:
+    """All members of a group."""
+    return dict.fromkeys((*queue.joined, *queue.members))

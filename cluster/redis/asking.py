@@ -18,6 +18,9 @@ from cluster.redis.requests import result
 #: How long an answer is waited for.
 _ANSWER_S: Final = 5.0
 
+#: Commands that are sent together where each takes the store a while.
+_TOGETHER: Final = 8
+
 
 class Asking:
     """All methods raise StoreUnavailable or ClusterError."""
@@ -34,6 +37,13 @@ class Asking:
         """The answers to commands that are sent as one batch."""
         found = await self.within(patched(self._link, lambda: self._gathered(commands)))
         return cast("list[object]", found)
+
+    async def in_turns(self, commands: Sequence[tuple[Part, ...]]) -> list[object]:
+        """The same, sent a few at a time: in between the store answers others."""
+        found: list[object] = []
+        for first in range(0, len(commands), _TOGETHER):
+            found += await self.all(commands[first : first + _TOGETHER])
+        return found
 
     async def _gathered(self, commands: Sequence[tuple[Part, ...]]) -> list[object]:
         return [result(reply) for reply in await gather(self._link, self._poller, commands)]

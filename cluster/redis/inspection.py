@@ -12,7 +12,15 @@ import trio
 from broker.errors import SessionConnected
 from cluster import keys as names
 from cluster.api import PAGE_LIMIT, ClusterEvents, Poller, QueuedMessage, SessionRef, StoredSubscription
-from cluster.inspection import LIST_LIMIT, DelayedMessage, GroupInfo, GroupTotals, SessionState, StoreMemory
+from cluster.inspection import (
+    LIST_LIMIT,
+    DelayedMessage,
+    GroupInfo,
+    GroupMember,
+    GroupTotals,
+    SessionState,
+    StoreMemory,
+)
 from cluster.keys import RETAINED, SESSION, SESSION_INDEX, SUBSCRIPTIONS, Keys
 from cluster.records import pack_subscription
 from cluster.redis.asking import Asking
@@ -228,9 +236,17 @@ class RedisInspection:
 
     # Groups, delayed messages
 
-    async def groups(self) -> list[GroupInfo]:
+    async def groups(self, after: str, limit: int, prefix: str = "") -> list[GroupInfo]:
         """See `Inspection`."""
-        return await self._groups.all()
+        return await self._groups.page(after, min(limit, LIST_LIMIT), prefix)
+
+    async def group(self, name: str) -> GroupInfo | None:
+        """See `Inspection`."""
+        return await self._groups.one(name)
+
+    async def group_members(self, name: str, limit: int) -> list[GroupMember]:
+        """See `Inspection`."""
+        return await self._groups.members(name, min(limit, LIST_LIMIT))
 
     async def group_totals(self) -> GroupTotals:
         """See `Inspection`."""
@@ -239,6 +255,10 @@ class RedisInspection:
     async def delayed(self, after: str, limit: int) -> list[DelayedMessage]:
         """See `Inspection`."""
         return await self._delayed.page(after, min(limit, LIST_LIMIT))
+
+    async def delayed_message(self, delayed_id: str) -> DelayedMessage | None:
+        """See `Inspection`."""
+        return await self._delayed.one(delayed_id)
 
     async def cancel_delayed(self, delayed_id: str) -> bool:
         """See `Inspection`."""

@@ -258,7 +258,7 @@ def test_flags(functions: Functions) -> None:
     adding = {"attach", "attach_as", "subscribe", "enqueue", "push", "retain", "set_routes", "delay"}
     adding |= {"change_documents", "create_document", "count", "draw", "attach_numbered", "change_subscriptions"}
     reading = {"outcome", "routes_wanted", "page", "unseen", "group_held", "group_info", "verify"}
-    reading |= {"session_states", "group_states", "delayed"}
+    reading |= {"session_states", "group_states", "group_names", "delayed_part"}
     assert {name for name, flags in found.items() if not flags} == adding
     assert {name for name, flags in found.items() if flags == [b"no-writes"]} == reading
     rest = {name for name, flags in found.items() if flags == [b"allow-oom"]}

@@ -185,7 +185,7 @@ async def test_a_session_is_ended_with_all_it_had(world: World) -> None:
     assert await inspection.end_session("c")
     assert world.events.ended == [("c", ["$share/g/b", "a"])]
     assert await names(inspection) == []
-    assert await inspection.groups() == []
+    assert await inspection.groups("", 10) == []
     assert not await inspection.end_session("c")
     assert not await inspection.end_session("never")
     again = await world.connect("c")
@@ -216,7 +216,7 @@ async def test_subscriptions_are_changed_for_a_session(world: World) -> None:
         if each.session is not None and each.session.session_id == at.ref.session_id
     }
     assert routes >= {(False, "n/#"), (False, "$share/h/y"), (True, "a"), (True, "$share/g/x")}
-    assert [each.topic_filter for each in await inspection.groups()] == ["$share/h/y"]
+    assert [each.topic_filter for each in await inspection.groups("", 10)] == ["$share/h/y"]
     assert await change("c", [], ["b", "nothing"])
     assert await change("c", [], [])
     again = await world.connect("c")
@@ -230,7 +230,7 @@ async def test_subscriptions_are_changed_for_a_session(world: World) -> None:
 
 async def test_groups_with_members_and_queues(world: World) -> None:
     inspection = world.cluster.inspection
-    assert await inspection.groups() == []
+    assert await inspection.groups("", 10) == []
     one, other = await world.connect("one"), await world.connect("other", expiry_s=0)
     gone = await world.connect("gone")
     await world.subscribe(one, "$share/g/a")
@@ -241,19 +241,56 @@ async def test_groups_with_members_and_queues(world: World) -> None:
     await world.cluster.group_members("$share/e/ü", "sticky", [])
     await hand.put(b"1", b"2", b"3")
     assert await hand.until(2) == [b"1", b"2"]
-    first, second = await inspection.groups()
+    first, second = await inspection.groups("", 10)
     assert (first.topic_filter, first.group_id) == ("$share/f/a", shared_group_id("$share/f/a"))
-    assert [(each.client_id, each.node, each.persistent) for each in first.members] == [("gone", "", True)]
+    assert await members(inspection, "$share/f/a") == {("gone", "", True)}
+    assert (first.members, first.members_by_node) == (1, {})
     assert (first.length, first.lag, first.pending, first.oldest_ms) == (0, 0, 0, 0)
     assert (second.topic_filter, second.strategy) == ("$share/g/a", "round_robin")
-    members = {(each.client_id, each.node, each.persistent) for each in second.members}
-    assert members == {("one", "a", True), ("gone", "", True)}
+    assert await members(inspection, "$share/g/a") == {("one", "a", True), ("gone", "", True)}
+    assert (second.members, second.members_by_node) == (2, {"a": 1})
     assert (second.length, second.lag, second.pending, second.pending_by_node) == (3, 1, 2, {"a": 2})
     await hand.members(one, other, window=2)
     await hand.until(3)
-    third = (await inspection.groups())[1]
-    assert {(each.client_id, each.node) for each in third.members} == {("one", "a"), ("gone", ""), ("other", "a")}
-    assert (third.lag, third.pending) == (0, 3)
+    third = await inspection.group("$share/g/a")
+    assert third is not None
+    found = {(client_id, node) for client_id, node, _ in await members(inspection, "$share/g/a")}
+    assert found == {("one", "a"), ("gone", ""), ("other", "a")}
+    assert (third.lag, third.pending, third.members, third.members_by_node) == (0, 3, 3, {"a": 2})
+    assert await inspection.group("$share/g/b") is None
+    assert await inspection.group_members("$share/g/b", 10) == []
+    assert len(await inspection.group_members("$share/g/a", 2)) == 2
+    totals = await inspection.group_totals()
+    assert isinstance(totals, GroupTotals)
+    assert (totals.groups, totals.lag, totals.lag_max, totals.pending) == (2, 0, 0, 3)
+
+
+async def members(inspection: Inspection, name: str) -> set[tuple[str, str, bool]]:
+    return {(each.client_id, each.node, each.persistent) for each in await inspection.group_members(name, 1000)}
+
+
+async def test_groups_in_parts(world: World, implementation: str) -> None:
+    """By name, whatever it is and however long; what comes and goes meanwhile does not matter to the others."""
+    inspection = world.cluster.inspection
+    at = await world.connect("c")
+    long = "x" * 60_000
+    names = [f"$share/{name}" for name in ("a/1", "a/1/", "a/2", "a/ü", "a/\uffff", "b/1")]
+    names += [f"$share/long{number}/{long}" for number in range(30)]
+    names += [f"$share/same/{'y' * 300}{number}" for number in range(5)]
+    await world.subscribe(at, *names)
+    found: list[str] = []
+    after = ""
+    while page := await inspection.groups(after, 4):
+        assert 1 <= len(page) <= 4
+        found += [each.topic_filter for each in page]
+        after = page[-1].place
+    assert sorted(found, key=lambda name: name.encode()[:256]) == found
+    assert sorted(found) == sorted(names)
+    if implementation != "memory":  # which has no way to go
+        assert 1 <= len(await inspection.groups("", 1000, "$share/long")) < 25
+    assert [each.topic_filter for each in await inspection.groups("", 9, "$share/a/1")] == names[:2]
+    assert [each.topic_filter for each in await inspection.groups("", 9, names[-1])] == names[-1:]
+    assert await inspection.groups(after, 9) == await inspection.groups("", 9, "$share/c") == []
 
 
 async def test_what_waits_in_all_groups(world: World) -> None:
@@ -304,13 +341,19 @@ async def test_delayed_messages_in_the_order_of_their_time(world: World) -> None
         after, last_ms = page[-1].delayed_id, page[-1].due_ms
     assert payloads == wanted
     first = (await inspection.delayed("", 1))[0]
+    shown = await inspection.delayed_message(first.delayed_id)
+    assert shown is not None
+    assert (shown.delayed_id, shown.due_ms, shown.message.payload) == (first.delayed_id, first.due_ms, wanted[0])
     assert abs(first.due_ms - world.cluster.now_ms() - 1_000_000) < 20_000
     assert await inspection.cancel_delayed(first.delayed_id)
     assert not await inspection.cancel_delayed(first.delayed_id)
+    assert await inspection.delayed_message(first.delayed_id) is None
     assert [each.message.payload for each in await inspection.delayed("", 1000)] == wanted[1:]
     for text in ("", "x", "1-2-3", "000000000000001-0000-zz"):
         with pytest.raises(ValueError, match=r"id|hex"):
             await inspection.cancel_delayed(text)
+        with pytest.raises(ValueError, match=r"id|hex"):
+            await inspection.delayed_message(text)
 
 
 async def test_a_delayed_message_that_was_taken_back_never_comes(world: World) -> None:

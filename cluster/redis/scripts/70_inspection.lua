@@ -2,6 +2,9 @@
 
 do
   local LOOK = 1000 -- seqs that are looked at one by one
+  local LOOK_TIMERS = 300 -- timers in one call
+  local FEW = 300 -- delayed messages of a partition that are looked at one by one, however many timers there are
+  local STATES_BYTES = 262144 -- what is read for the states of groups in one call
 
   -- When the message of a queue's record was accepted (its field 7), 0 if that cannot be told.
   local function accepted_at(record)
@@ -101,73 +104,106 @@ do
     return { 1, tonumber(s[1]) }
   end
 
-  -- args: gids. Returns per gid nothing if there is no such group, else {name or '', strategy, entries, id of the oldest
-  -- or '', flat {member, entries that it holds, ...}, flat {sid, 'p' persistent or 'e', the member where it is connected
-  -- or '', ...}}.
+  -- The first bytes of what groups are called. args: how many bytes, gids. Returns per gid that, or ''.
+  local function group_names(keys, args)
+    local key, most, answer = keys[1] .. 'gt', tonumber(args[1]), {}
+    for i = 2, #args do
+      answer[i - 1] = string.sub(redis.call('HGET', key, args[i]) or '', 1, most)
+    end
+    return answer
+  end
+
+  -- args: gids. Returns for the first of these, for as many as are not too large together, nothing if there is no such
+  -- group, else {name or '', strategy, entries, id of the oldest or '', sessions, flat {member, entries that it holds,
+  -- sessions connected there, ...}}.
   local function group_states(keys, args)
-    local p, answer = keys[1], {}
+    local p, answer, bytes = keys[1], {}, 0
     for i, gid in ipairs(args) do
       local group = load_group(p, gid)
       answer[i] = {}
       if group then
-        local first, holders, sessions = redis.call('XRANGE', group.key, '-', '+', 'COUNT', 1)[1], {}, {}
+        local name = redis.call('HGET', p .. 'gt', gid) or ''
+        local first, members = redis.call('XRANGE', group.key, '-', '+', 'COUNT', 1)[1], {}
         for _, m in ipairs(group.members) do
-          holders[#holders + 1] = m[NAME]
-          holders[#holders + 1] = m[COUNT]
+          local n = #members
+          members[n + 1], members[n + 2], members[n + 3] = m[NAME], m[COUNT], m[SESSIONS]
         end
-        local all = redis.call('HGETALL', p .. 'gm:' .. gid)
-        for j = 1, #all, 2 do
-          local kind, _, at = group_session(all[j + 1])
-          local n = #sessions
-          sessions[n + 1], sessions[n + 2], sessions[n + 3] = all[j], kind, at
+        answer[i] = { name, group.strategy, redis.call('XLEN', group.key), first and first[1] or '',
+          redis.call('HLEN', p .. 'gm:' .. gid), members }
+        -- There is no way to learn the id of an entry without its body.
+        bytes = bytes + #name + (first and #first[2][2] or 0)
+        if bytes >= STATES_BYTES then
+          break
         end
-        answer[i] = { redis.call('HGET', p .. 'gt', gid) or '', group.strategy, redis.call('XLEN', group.key),
-          first and first[1] or '', holders, sessions }
       end
     end
     return answer
   end
 
-  -- The next delayed messages. args: time, message id or '', limit. Those due later than that time count, with an id also
-  -- those due then whose ids are higher, and with '' all that are due then. Returns flat {due, message id, ...}.
-  local function delayed(keys, args)
-    local p, from, after, limit = keys[1], tonumber(args[1]), 'd' .. args[2], tonumber(args[3])
-    local count, answer = redis.call('HLEN', p .. 'dly'), {}
+  -- As the store orders it: strings are compared here by the rules of some language.
+  local function is_behind(member, other)
+    for i = 1, math.min(#member, #other) do
+      local one, two = string.byte(member, i), string.byte(other, i)
+      if one ~= two then
+        return one > two
+      end
+    end
+    return #member > #other
+  end
+
+  -- How many timers of that time are not behind `after`, which need not be there (any more).
+  local function not_behind(timers, time, after)
+    local function counts(at)
+      local found = redis.call('ZRANGEBYSCORE', timers, time, time, 'LIMIT', at, 1)[1]
+      return found and not is_behind(found, after)
+    end
+    local low, step = 0, 1
+    while counts(low + step - 1) do
+      low, step = low + step, 2 * step
+    end
+    local high = low + step - 1
+    while low < high do
+      local mid = math.floor((low + high) / 2)
+      if counts(mid) then
+        low = mid + 1
+      else
+        high = mid
+      end
+    end
+    return low
+  end
+
+  -- Delayed messages due at a time or later, if a timer is given those behind it; a part of them, for which not many
+  -- timers are looked at. args: time, timer or '', limit. Returns {time and timer to go on behind, or '' and '' if these
+  -- are all, due, message id, ...}: in no order if there are few delayed messages, then some before that timer as well.
+  local function delayed_part(keys, args)
+    local timers, dly, limit, answer = keys[1] .. 't', keys[1] .. 'dly', tonumber(args[3]), { '', '' }
+    local count, n = redis.call('HLEN', dly), 2
     if count == 0 then
       return answer
-    end
-    local function take(member, due)
-      if #answer < 2 * limit and string.sub(member, 1, 1) == 'd' and (due > from or member > after) then
-        answer[#answer + 1] = due
-        answer[#answer + 1] = string.sub(member, 2)
-      end
-    end
-    if redis.call('ZCARD', p .. 't') > 4 * count + 1000 then
-      -- Most of the timers are other ones.
-      local found = {}
-      for _, id in ipairs(redis.call('HKEYS', p .. 'dly')) do
-        local due = tonumber(redis.call('ZSCORE', p .. 't', 'd' .. id) or -1)
-        if due >= from then
-          found[#found + 1] = { due, 'd' .. id }
+    elseif count <= FEW then
+      for _, id in ipairs(redis.call('HKEYS', dly)) do
+        local due = tonumber(redis.call('ZSCORE', timers, 'd' .. id) or -1)
+        if due >= tonumber(args[1]) then
+          answer[n + 1], answer[n + 2] = due, id
+          n = n + 2
         end
-      end
-      table.sort(found, function(one, other)
-        return one[1] < other[1] or (one[1] == other[1] and one[2] < other[2])
-      end)
-      for _, each in ipairs(found) do
-        take(each[2], each[1])
       end
       return answer
     end
-    local at, chunk = 0, limit
-    repeat
-      local page = redis.call('ZRANGEBYSCORE', p .. 't', args[1], '+inf', 'WITHSCORES', 'LIMIT', at, chunk)
-      for i = 1, #page, 2 do
-        take(page[i], tonumber(page[i + 1]))
+    local at = args[2] == '' and 0 or not_behind(timers, args[1], args[2])
+    local page = redis.call('ZRANGEBYSCORE', timers, args[1], '+inf', 'WITHSCORES', 'LIMIT', at, LOOK_TIMERS)
+    for i = 1, #page, 2 do
+      local member, due = page[i], tonumber(page[i + 1])
+      if string.byte(member) == 100 then -- 'd'
+        answer[n + 1], answer[n + 2] = due, string.sub(member, 2)
+        n = n + 2
       end
-      at = at + chunk
-      chunk = 1000
-    until #page == 0 or #answer >= 2 * limit
+      if i == 2 * LOOK_TIMERS - 1 or n == 2 * limit + 2 then
+        answer[1], answer[2] = due, member
+        break
+      end
+    end
     return answer
   end
 
@@ -187,7 +223,8 @@ do
   redis.register_function('rk1_change_subscriptions', change_subscriptions)
   redis.register_function { function_name = 'rk1_remove_subscriptions', callback = change_subscriptions,
     flags = { 'allow-oom' } }
+  redis.register_function { function_name = 'rk1_group_names', callback = group_names, flags = { 'no-writes' } }
   redis.register_function { function_name = 'rk1_group_states', callback = group_states, flags = { 'no-writes' } }
-  redis.register_function { function_name = 'rk1_delayed', callback = delayed, flags = { 'no-writes' } }
+  redis.register_function { function_name = 'rk1_delayed_part', callback = delayed_part, flags = { 'no-writes' } }
   redis.register_function { function_name = 'rk1_cancel_delayed', callback = cancel_delayed, flags = { 'allow-oom' } }
 end
