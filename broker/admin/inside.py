@@ -183,8 +183,14 @@ class Inside:
         """Subscriptions of its own, which no client has."""
         return self._listening + (len(self._subscriber.subscriptions) if self._subscriber is not None else 0)
 
+    def subscriber_count(self) -> int:
+        """Sessions of its own that have them."""
+        return self._listening + (self._subscriber is not None and bool(self._subscriber.subscriptions))
+
     def reset(self) -> None:
         """What the cluster knew of it is gone: whoever watches has to begin anew."""
+        if self._subscriber is not None:
+            self._server.dispatch.drop(self._subscriber)
         self._subscriber = self._ref = None
         watching, self._watching = self._watching, {}
         for each in watching.values():
@@ -193,10 +199,9 @@ class Inside:
 
     async def close(self) -> None:
         """Before the node leaves the cluster."""
-        ref, subscriber = self._ref, self._subscriber
+        ref = self._ref
         self.reset()
-        if ref is not None and subscriber is not None:
-            self._server.dispatch.drop(subscriber)
+        if ref is not None:
             with suppress(ClusterError), trio.move_on_after(2):
                 await self._server.cluster.detach(ref, 0, 0, False)
 

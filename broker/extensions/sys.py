@@ -33,22 +33,23 @@ _MOST: Final = ("clients", "connections", "subscribers", "subscriptions", "share
 
 
 class Counts:
-    """The numbers of a node at one time, from its start. `most` is what some of them were at most, by name. What is
-    found only by looking at all sessions is 0 without `whole`."""
+    """The numbers of a node at one time, from its start, without what the node has for itself. `most` is what some of
+    them were at most, by name. What is found only by looking at all sessions is 0 without `whole`."""
 
     def __init__(self, server: Server, retained: tuple[int, int], most: dict[str, int], whole: bool) -> None:
-        metrics, dispatch = server.metrics, server.dispatch
+        metrics, dispatch, inside = server.metrics, server.dispatch, server.inside
+        own = inside.subscription_count()
         self.now_ms = server.now_ms
         self.uptime_s = time.monotonic() - server.started_s
         self.clients = len(server.clients)
         self.connections = len(server.connections)
         #: Sessions with subscriptions that nobody is connected to this node with.
-        self.absent = max(0, len(dispatch.subscribers) - self.clients)
+        self.subscribers = len(dispatch.subscribers) - inside.subscriber_count()
+        self.absent = max(0, self.subscribers - self.clients)
         self.expired = server.sessions_expired
-        self.subscribers = len(dispatch.subscribers)
-        self.subscriptions = dispatch.subscription_count() if whole else 0
+        self.subscriptions = dispatch.subscription_count() - own if whole else 0
         self.shared = sum(len(group.members) for group in dispatch.groups.values()) if whole else 0
-        self.routes = dispatch.route_count()
+        self.routes = dispatch.route_count() - own
         self.retained, self.retained_bytes = retained
         self.received_by_kind = list(metrics.packets_received)
         self.sent_by_kind = list(metrics.packets_sent)

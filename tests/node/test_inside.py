@@ -67,6 +67,7 @@ async def test_a_store_that_lost_its_data_ends_the_watching(autojump_clock: trio
             world.server.store_emptied()
             with pytest.raises(AdminError):
                 await watching.receive()
+            assert not world.server.dispatch.route(b"a").entries
         sender = await world.connect("sender")
         async with world.server.inside.subscription("a") as watching:
             await sender.send(Publish("a", b"1", 0))

@@ -195,3 +195,21 @@ async def test_rules_do_not_give_what_is_of_the_nodes(autojump_clock: trio.abc.C
         assert told == ["a", "$SYS/brokers/n/clients/x/connected", "a", "a"]
         kept = await world.cluster.inspection.subscriptions("c")
         assert sorted(each.topic_filter for each in kept or ()) == ["$SYS/brokers/#", "a"]
+
+
+async def test_what_the_node_has_for_itself_counts_nowhere(autojump_clock: trio.abc.Clock) -> None:
+    async with serving(**OPEN) as world:
+        counted = ("clients/total", "clients/disconnected", "subscriptions/count")
+        spy = await world.subscriber(
+            "spy", *(f"$SYS/broker/{each}" for each in counted), "$SYS/brokers/n/stats/+/count"
+        )
+        before = await _values(spy)
+        assert [before[f"$SYS/broker/{each}"] for each in counted] == ["1", "0", "4"]
+        world.server.inside.listen("$rookery/x", lambda message: None)
+        for attempt in range(2):
+            async with world.server.inside.subscription("a"), world.server.inside.subscription("b"):
+                world.server.system_topics.tick()
+                assert await _values(spy) == before, attempt
+                world.server.inside.reset()
+                world.server.system_topics.tick()
+                assert await _values(spy) == before, attempt
