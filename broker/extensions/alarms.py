@@ -93,7 +93,8 @@ class Alarms:
         self._name = node_name
         self._active: dict[tuple[str, str], Alarm] = {}
         self._history: deque[Alarm] = deque(maxlen=HISTORY_MAX)
-        self._overflowed = 0
+        #: What lives before this one dropped is no news.
+        self._overflowed = self._dropped()
         self._overflowed_s = -_OVERFLOW_S
         for name in NAMES:
             server.metrics.alarms[name] = 0
@@ -146,13 +147,16 @@ class Alarms:
         self._over("connections_near_limit", share, _CONNECTIONS, f"{count} of at most {limit} connections")
 
     def _look_at_queues(self) -> None:
-        dropped = sum(self._server.metrics.dropped.get(reason, 0) for reason in _OVERFLOWS)
+        dropped = self._dropped()
         now = trio.current_time()
         more = dropped - self._overflowed
         if more > 0:
             self._overflowed, self._overflowed_s = dropped, now
         recently = now - self._overflowed_s < _OVERFLOW_S
         self._set("queue_overflow", recently, f"messages were dropped because queues were full: {max(more, 0)}")
+
+    def _dropped(self) -> int:
+        return sum(self._server.metrics.dropped.get(reason, 0) for reason in _OVERFLOWS)
 
     def _look_at_memory(self) -> Iterator[str]:
         for each in self.memory():

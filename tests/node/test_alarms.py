@@ -16,7 +16,7 @@ from broker.admin.api import AdminError, Caller
 from broker.admin.office import NodeControl, Office
 from broker.codec.packets import Disconnect, Puback, Publish, Pubrec
 from broker.config import Settings
-from broker.extensions.alarms import HISTORY_MAX, HISTORY_MS, NAMES
+from broker.extensions.alarms import HISTORY_MAX, HISTORY_MS, NAMES, Alarms
 from broker.measuring.life import Measuring
 from cluster.api import StoreHealth
 from cluster.inspection import StoreMemory
@@ -117,6 +117,18 @@ async def test_full_queues(autojump_clock: trio.abc.Clock) -> None:
         await trio.sleep(3)
         alarms.look()
         assert await _names(office) == []
+
+
+async def test_what_a_life_before_dropped_is_no_alarm(autojump_clock: trio.abc.Clock) -> None:
+    async with _office() as (world, office):
+        world.metrics.dropped["queue_full"] += 5
+        alarms = world.server.alarms = Alarms(world.server, "n")
+        alarms.look()
+        assert await _names(office) == []
+        world.metrics.dropped["queue_full"] += 1
+        alarms.look()
+        [alarm] = await _items(office, "alarms.list")
+        assert (alarm["name"], alarm["message"][-3:]) == ("queue_overflow", ": 1")
 
 
 async def test_events_and_metric(autojump_clock: trio.abc.Clock) -> None:
