@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from broker.http.events import STREAMS_MAX
-from broker.http.serving import CONNECTIONS_MAX, HEAD_BYTES
+from broker.http.events import STREAMS_OF_ONE
+from broker.http.guests import CONNECTIONS_MAX, OF_ADDRESS_MAX
+from broker.http.operations import OPERATIONS_OF_ONE
+from broker.http.serving import HEAD_BYTES
 from tests.abuse.conftest import attended
 from tests.abuse.world import AbusedNode
-from tests.kit.api import ADMIN_ARGUMENTS, ADMIN_SECRET
+from tests.kit.api import ADMIN_ARGUMENTS
+from tests.kit.broker_process import ADMIN_SECRET
 
 MIB = 1 << 20
 AUTHORIZATION = "Authorization: Basic " + base64.b64encode(f"admin:{ADMIN_SECRET}".encode()).decode()
@@ -26,11 +29,11 @@ def arguments() -> tuple[str, ...]:
     return ADMIN_ARGUMENTS
 
 
-async def connect(node: AbusedNode) -> trio.SocketStream:
-    """A connection to the HTTP port."""
+async def connect(node: AbusedNode, address: str = "127.0.0.1") -> trio.SocketStream:
+    """A connection to the HTTP port, from this address."""
     assert node.http is not None
     host, _, port = node.http.rpartition(":")
-    return await trio.open_tcp_stream(host, int(port))
+    return await trio.open_tcp_stream(host, int(port), local_address=address)
 
 
 async def rest(stream: trio.SocketStream) -> bytes:
@@ -49,10 +52,10 @@ def get(path: str, *headers: str, method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
 
 
-async def is_answered(node: AbusedNode) -> None:
+async def is_answered(node: AbusedNode, address: str = "127.0.0.1") -> None:
     """Somebody else asks and gets an answer."""
     for path in ("/readyz", "/api/v1/nodes"):
-        async with await connect(node) as stream:
+        async with await connect(node, address) as stream:
             await stream.send_all(get(path, AUTHORIZATION, "Connection: close"))
             assert (await rest(stream)).startswith(b"HTTP/1.1 200 ")
 
@@ -145,20 +148,43 @@ async def test_nonsense(node: AbusedNode) -> None:
     await node.goes_on(5)
 
 
-async def test_more_slow_clients_than_there_is_room(node: AbusedNode) -> None:
-    """They are sent away in ten seconds, and until then others are served where there is room."""
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"POST /api/v1/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+    ],
+    ids=["nothing", "heads", "bodies"],
+)
+async def test_more_slow_clients_than_there_is_room(node: AbusedNode, sent: bytes) -> None:
+    """They are sent away, and others are served all the time: whether from the same address or not."""
     before = node.descriptors()
     async with trio.open_nursery() as nursery:
 
         async def dawdle(number: int) -> None:
-            async with await connect(node) as stream:
-                await push(stream, (b"G", b"GET /", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")[number % 3], 1)
+            async with await connect(node, f"127.0.0.{2 + number % 3}") as stream:
+                await push(stream, sent, 1)
                 assert b"HTTP/1.1 2" not in await rest(stream)
 
         for number in range(CONNECTIONS_MAX + 50):
             nursery.start_soon(dawdle, number)
-        await node.goes_on(20)
-    await is_answered(node)
+        for _ in range(5):
+            await is_answered(node)
+            await is_answered(node, "127.0.0.2")
+            assert node.descriptors() <= before + CONNECTIONS_MAX + 5
+            await node.goes_on(5)
+        nursery.cancel_scope.cancel()
+    await node.until(lambda: node.descriptors() <= before + 5, "closing")
+
+
+async def test_one_address_has_half_of_the_room(node: AbusedNode) -> None:
+    before = node.descriptors()
+    async with AsyncExitStack() as stack:
+        for _ in range(OF_ADDRESS_MAX + 50):
+            await stack.enter_async_context(await connect(node))
+        await is_answered(node)
+        assert node.descriptors() <= before + OF_ADDRESS_MAX + 5
     await node.until(lambda: node.descriptors() <= before + 5, "closing")
 
 
@@ -176,7 +202,7 @@ async def followed(node: AbusedNode, many: int) -> AsyncIterator[list[trio.Socke
 
 
 async def test_many_streams(node: AbusedNode) -> None:
-    async with followed(node, STREAMS_MAX):
+    async with followed(node, STREAMS_OF_ONE):
         async with await connect(node) as stream:
             await stream.send_all(get("/api/v1/events/clients", AUTHORIZATION, "Connection: close"))
             assert (await rest(stream)).startswith(b"HTTP/1.1 429 ")
@@ -190,6 +216,36 @@ async def test_many_streams(node: AbusedNode) -> None:
 
     while not await room():  # the test's own time limit ends this
         pass
+
+
+async def test_clients_that_left_their_requests(node: AbusedNode) -> None:
+    """Nobody waits for the answers: there is room for more, and nothing is left of them."""
+    body = b'{"topic": "abuse/mute", "timeout_s": 60}'
+    fields = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+    head = get("/api/v1/requests", AUTHORIZATION, *fields, method="POST")
+    mute = await node.client()
+    await mute.subscribe("abuse/mute")
+    before = node.descriptors()
+    for _ in range(5):
+        for _ in range(OPERATIONS_OF_ONE + 20):
+            async with await connect(node) as stream:
+                await stream.send_all(head + body)
+        await node.goes_on(5)
+    await node.until(lambda: node.descriptors() <= before + 5, "closing")
+    await is_answered(node)
+
+
+async def test_answers_that_are_not_read(node: AbusedNode) -> None:
+    """Each takes the largest file again and again."""
+    before = node.rss_bytes()
+    async with AsyncExitStack() as stack:
+        for number in range(200):
+            stream = await stack.enter_async_context(await connect(node, f"127.0.0.{2 + number % 3}"))
+            with trio.move_on_after(0.05):
+                await push(stream, get("/vendor/mqtt.min.js", "Accept-Encoding: identity"), 100)
+        await is_answered(node)
+        await node.goes_on(5)
+    assert node.rss_bytes() - before < 100 * MIB
 
 
 async def test_a_node_stops_whoever_does_not_read(tmp_path: Path) -> None:
