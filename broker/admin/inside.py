@@ -33,9 +33,13 @@ PRIVATE: Final = "$rookery/"
 #: Messages that wait for somebody who watches; more are dropped, and counted in `Watching.dropped`.
 WAITING_MAX: Final = 1000
 
+#: How long the store may take to be told of filters.
+STORE_S: Final = 10.0
+
 
 #: Title and detail of the error that ends what was followed.
 CUT_OFF: Final = ("cut off from the cluster", "what was followed is over; begin anew")
+
 
 def is_private(topic_filter: str) -> bool:
     """Whether a filter, without `$share/NAME/`, is about topics of the nodes: no wildcard stands for that level."""
@@ -99,17 +103,34 @@ class Ear:
         self._hear(encoding.message)
 
 
+class _Watched:
+    """A filter: who watches it, and whether the store knows it (or why not)."""
+
+    __slots__ = ("all", "error", "known")
+
+    def __init__(self) -> None:
+        self.all: list[Watching] = []
+        self.known = trio.Event()
+        self.error: ClusterError | None = None
+
+
 class Inside:
-    """Of one server, as long as that lives."""
+    """Of one server, as long as that lives.
+
+    One task tells the store of filters that came and went, as many as there are at a time. Whoever begins to watch
+    waits for it, and may give up; nobody else waits when the store does not answer."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._subscriber: Subscriber | None = None
         self._ref: SessionRef | None = None
-        self._watching: dict[str, list[Watching]] = {}
+        self._watching: dict[str, _Watched] = {}
+        #: Filters that the store knows, and those that it has to be told of, if they changed really.
+        self._known: set[str] = set()
+        self._changed: dict[str, None] = {}
+        self._telling = False
         #: Topics of `listen`.
         self._listening = 0
-        self._changing = trio.Lock()
 
     def listen(self, topic: str, hear: Callable[[Message], None]) -> None:
         """Have messages of a private topic that other nodes send to this one (`Publication.nodes`). It need not be told
@@ -126,57 +147,108 @@ class Inside:
         if self._server.abandoned:
             raise StoreUnavailable("the node was taken for dead, and has to join the cluster anew")
         watching = Watching()
-        async with self._changing:
-            others = self._watching.setdefault(topic_filter, [])
-            others.append(watching)
-            try:
-                if len(others) == 1:
-                    await self._subscribe(topic_filter)
-            except BaseException:
-                self._leave(topic_filter, watching)
-                raise
+        watched = self._watching.get(topic_filter)
+        if watched is None:
+            watched = self._watching[topic_filter] = _Watched()
+            if topic_filter in self._known and self._subscriber is not None:
+                self._server.dispatch.add(self._subscriber, StoredSubscription(topic_filter, 0))
+                watched.known.set()
+            else:
+                self._change(topic_filter)
+        watched.all.append(watching)
         try:
+            await watched.known.wait()
+            if watched.error is not None:
+                raise watched.error
             yield watching
         finally:
             watching.end()
-            with trio.CancelScope(shield=True):
-                await self._part(topic_filter, watching)
+            watched.all.remove(watching)
+            if not watched.all and self._watching.get(topic_filter) is watched:
+                del self._watching[topic_filter]
+                if self._subscriber is not None:
+                    self._server.dispatch.remove(self._subscriber, topic_filter)
+                self._change(topic_filter)
 
-    async def _subscribe(self, topic_filter: str) -> None:
+    def _change(self, topic_filter: str) -> None:
+        self._changed[topic_filter] = None
+        if not self._telling:
+            self._telling = True
+            self._server.start(self._tell)
+
+    async def _tell(self) -> None:
+        try:
+            while self._changed:
+                changed, self._changed = self._changed, {}
+                added = [each for each in changed if each in self._watching and each not in self._known]
+                removed = [each for each in changed if each not in self._watching and each in self._known]
+                if added:
+                    await self._add(added)
+                if removed:
+                    await self._remove(removed)
+        finally:
+            self._telling = False
+
+    async def _add(self, topic_filters: Sequence[str]) -> None:
+        ref: SessionRef | None = None
+        error: ClusterError | None = StoreUnavailable("the node stops")
+        try:
+            with trio.fail_after(STORE_S):
+                ref = await self._subscribe(topic_filters)
+            error = None
+        except ClusterError as found:
+            error = found
+        except trio.TooSlowError:
+            error = StoreUnavailable(f"no answer of the store within {STORE_S:g} s")
+        finally:
+            if error is not None or ref is self._ref:  # otherwise all was reset meanwhile
+                for each in topic_filters:
+                    self._told(each, error)
+
+    async def _subscribe(self, topic_filters: Sequence[str]) -> SessionRef:
         server = self._server
         if self._subscriber is None or self._ref is None:
             client_id = PRIVATE + os.urandom(12).hex()
             attachment = await server.cluster.attach(AttachRequest(client_id, True, 0, None, identity=PRIVATE))
-            ref = self._ref = attachment.ref
-            subscriber = self._subscriber = Subscriber(ref.session_id, client_id, ref.birth, False)
-            subscriber.connection = Ear(self._hear, self.reset)
-        stored = StoredSubscription(topic_filter, 0)
-        server.dispatch.add(self._subscriber, stored)
-        await server.cluster.subscribe(self._ref, [stored], False)
+            self._ref = attachment.ref
+            self._subscriber = Subscriber(attachment.ref.session_id, client_id, attachment.ref.birth, False)
+            self._subscriber.connection = Ear(self._hear, self.reset)
+        ref, stored = self._ref, [StoredSubscription(each, 0) for each in topic_filters]
+        for each in stored:
+            server.dispatch.add(self._subscriber, each)
+        await server.cluster.subscribe(ref, stored, False)
+        return ref
 
-    async def _part(self, topic_filter: str, watching: Watching) -> None:
-        async with self._changing:
-            if self._leave(topic_filter, watching) or self._subscriber is None or self._ref is None:
-                return
-            self._server.dispatch.remove(self._subscriber, topic_filter)
-            # Where this fails the store forgets the filter with the node.
-            with suppress(ClusterError), trio.move_on_after(5):
-                await self._server.cluster.unsubscribe(self._ref, [topic_filter], False)
+    def _told(self, topic_filter: str, error: ClusterError | None) -> None:
+        """The store knows of the filter, or does not."""
+        watched = self._watching.get(topic_filter)
+        if error is None:
+            self._known.add(topic_filter)
+        elif watched is not None:
+            del self._watching[topic_filter]
+        subscriber = self._subscriber
+        if subscriber is not None:
+            if error is not None or watched is None:
+                self._server.dispatch.remove(subscriber, topic_filter)
+            elif topic_filter not in subscriber.subscriptions:  # somebody left meanwhile, and somebody came
+                self._server.dispatch.add(subscriber, StoredSubscription(topic_filter, 0))
+        if watched is not None:
+            watched.error = error
+            watched.known.set()
 
-    def _leave(self, topic_filter: str, watching: Watching) -> bool:
-        """True while others watch the same, or nobody did any more."""
-        others = self._watching.get(topic_filter, [])
-        if watching in others:
-            others.remove(watching)
-        if others:
-            return True
-        return self._watching.pop(topic_filter, None) is None
+    async def _remove(self, topic_filters: Sequence[str]) -> None:
+        gone = [each for each in topic_filters if each not in self._watching]  # somebody may have come back
+        self._known.difference_update(gone)
+        if gone and self._ref is not None:
+            # Where this fails the store forgets the filters with the node.
+            with suppress(ClusterError), trio.move_on_after(STORE_S):
+                await self._server.cluster.unsubscribe(self._ref, gone, False)
 
     def _hear(self, message: Message) -> None:
         topic = message.topic.decode()
-        for topic_filter, watching in self._watching.items():
+        for topic_filter, watched in self._watching.items():
             if matches(topic_filter, topic):
-                for each in watching:
+                for each in watched.all:
                     each.put(message)
 
     def subscription_count(self) -> int:
@@ -192,10 +264,12 @@ class Inside:
         if self._subscriber is not None:
             self._server.dispatch.drop(self._subscriber)
         self._subscriber = self._ref = None
+        self._known.clear()
         watching, self._watching = self._watching, {}
-        for each in watching.values():
-            for one in each:
-                one.end()
+        for watched in watching.values():
+            for each in watched.all:
+                each.end()
+            watched.known.set()
 
     async def close(self) -> None:
         """Before the node leaves the cluster."""

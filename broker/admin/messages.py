@@ -323,15 +323,19 @@ async def request(office: Office, arguments: Request) -> dict[str, Any]:
         properties=properties,
     )
     route_of(office, given.topic)
-    async with office.inside.subscription(topic) as messages:
-        with trio.move_on_after(arguments.timeout_s):
+    published = False
+    with trio.move_on_after(arguments.timeout_s):
+        async with office.inside.subscription(topic) as messages:
             sent = _publish(office, given)
+            published = True
             if not sent.matched and not sent.elsewhere:
                 raise AdminError(TIMED_OUT, "no answer", f"nobody subscribes to {given.topic!r:.200}")
             async for message in messages:
                 if _answers(message, correlation, own_topic):
                     return shown(message, office.server.now_ms, _ANSWER_BYTES)
-            raise AdminError(UNAVAILABLE, "no answer", "the node lost its connection with the cluster meanwhile")
+    if not published:
+        detail = f"the store did not answer in {arguments.timeout_s:g} s; nothing was published"
+        raise AdminError(UNAVAILABLE, "the store cannot be reached", detail)
     raise AdminError(TIMED_OUT, "no answer", f"nobody answered in {arguments.timeout_s:g} s")
 
 

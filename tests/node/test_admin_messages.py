@@ -204,6 +204,23 @@ async def test_nobody_answers(autojump_clock: object) -> None:
         assert not ask.office.inside._watching
 
 
+async def test_a_store_that_does_not_answer_holds_up_no_request_longer_than_it_says(autojump_clock: object) -> None:
+    async with desk() as ask:
+        await ask.world.subscriber("c", "rpc", qos=1)
+        async with ask.office.inside.subscription("known"):
+            ask.world.cluster.subscribing.shut()
+            began = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(lambda: ask.refused("messages.request", topic="rpc", timeout_s=2))
+            assert (await ask.refused("messages.request", topic="rpc", timeout_s=1))[0] == 503
+            assert trio.current_time() == began + 3
+            async with ask.office.inside.subscription("known"):
+                assert trio.current_time() == began + 3, "what the store knows is not waited for"
+            ask.world.cluster.subscribing.open()
+        assert (await ask.refused("messages.request", topic="rpc", timeout_s=1))[0] == 504
+
+
 # -- retained messages
 
 

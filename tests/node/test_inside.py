@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
+import trio.testing
 
 from broker.admin.api import AdminError
-from broker.admin.inside import PRIVATE, WAITING_MAX
+from broker.admin.inside import PRIVATE, STORE_S, WAITING_MAX
 from broker.codec.packets import Connack, Connect, Puback, Publish, Suback, Subscribe, SubscriptionRequest
 from broker.errors import StoreUnavailable
 from broker.message import Message
+from cluster.api import SessionRef, StoredSubscription
 from tests.node.kit import serving
 
 
@@ -99,6 +103,64 @@ async def test_without_the_store_there_is_an_error_and_nothing_is_left(autojump_
             async with world.server.inside.subscription("a"):
                 raise AssertionError("entered")
         assert not world.server.dispatch.route(b"a").entries
+
+
+async def test_a_store_that_does_not_answer(autojump_clock: trio.abc.Clock) -> None:
+    async with serving() as world:
+        inside = world.server.inside
+        sender = await world.connect("sender")
+        async with inside.subscription("known"):
+            pass
+        world.cluster.subscribing.shut()
+        began = trio.current_time()
+        with pytest.raises(StoreUnavailable):
+            async with inside.subscription("a"):
+                raise AssertionError("entered")
+        assert trio.current_time() == began + STORE_S
+        with trio.move_on_after(1):
+            async with inside.subscription("b"):
+                raise AssertionError("entered")
+        # One gives up while another one comes for the same.
+        async with trio.open_nursery() as nursery:
+            heard: list[bytes] = []
+
+            async def watch() -> None:
+                async with inside.subscription("b") as watching:
+                    heard.append((await watching.receive()).payload)
+
+            nursery.start_soon(watch)
+            await trio.testing.wait_all_tasks_blocked()
+            world.cluster.subscribing.open()
+            await world.settle()
+            await sender.send(Publish("b", b"1", 0))
+        assert heard == [b"1"]
+        await world.settle()
+        assert not inside._watching and not inside._known and not inside._changed
+        for topic in (b"a", b"b", b"known"):
+            assert not world.server.dispatch.route(topic).entries
+
+
+async def test_many_at_once_are_told_together(autojump_clock: trio.abc.Clock) -> None:
+    async with serving() as world:
+        inside = world.server.inside
+        calls: list[int] = []
+        subscribe = world.cluster.subscribe
+
+        async def counted(ref: SessionRef, subscriptions: Sequence[StoredSubscription], persistent: bool) -> None:
+            calls.append(len(subscriptions))
+            await trio.sleep(0.01)
+            await subscribe(ref, subscriptions, persistent)
+
+        world.cluster.subscribe = counted  # type: ignore[method-assign]
+
+        async def watch(topic_filter: str) -> None:
+            async with inside.subscription(topic_filter):
+                pass
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(watch, f"t/{number}")
+        assert sum(calls) == 100 and len(calls) <= 3
 
 
 async def test_private_topics_are_heard(autojump_clock: trio.abc.Clock) -> None:
