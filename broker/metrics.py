@@ -17,6 +17,7 @@ class Metrics:
 
     __slots__ = (
         "alarms",
+        "api_messages",
         "authentication",
         "authentication_seconds",
         "authorization",
@@ -54,6 +55,8 @@ class Metrics:
         #: Without PUBLISH: see `messages_sent`.
         self.packets_sent = [0] * len(KIND_NAMES)
         self.messages_received = [0, 0, 0]
+        #: Messages that operators published.
+        self.api_messages = [0, 0, 0]
         self.messages_sent = [0, 0, 0]
         self.redelivered = 0
         self.sessions_resumed = 0
@@ -100,6 +103,7 @@ class Metrics:
             "mqtt_packets_received_total": _by_kind(self.packets_received),
             "mqtt_packets_sent_total": _by_kind(packets_sent),
             "mqtt_messages_received_total": dict(zip(_QOS, self.messages_received, strict=True)),
+            "mqtt_api_messages_total": dict(zip(_QOS, self.api_messages, strict=True)),
             "mqtt_messages_sent_total": dict(zip(_QOS, sent, strict=True)),
             "mqtt_messages_dropped_total": _numbers(self.dropped),
             "mqtt_connects_total": _numbers(self.connects),

@@ -124,6 +124,7 @@ CATALOGUE: Final[Sequence[Family]] = (
     *_group(
         "Messages",
         _counter("mqtt_messages_received_total", "PUBLISH from clients.", "qos"),
+        _counter("mqtt_api_messages_total", "Messages that were published over the API.", "qos"),
         _counter("mqtt_messages_sent_total", "PUBLISH to clients.", "qos"),
         _counter("mqtt_messages_retransmitted_total", "PUBLISH sent with DUP."),
         _counter("mqtt_messages_dropped_total", "Messages that a receiver did not get.", "reason"),

@@ -234,7 +234,7 @@ def _publish(office: Office, given: Publishing) -> _Sent:
     elsewhere = {target.node.decode().rpartition(":")[0] for target in route.nodes}
     stored = Stored() if given.qos or (route.delay is not None and route.delay.seconds) else None
     sent = _Sent(message, matched, elsewhere, stored)
-    server.metrics.messages_received[given.qos] += 1
+    server.metrics.api_messages[given.qos] += 1
     if dispatch.publish(message, route, stored):
         sent.stored = None
     server.reactor.wake()

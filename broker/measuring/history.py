@@ -102,7 +102,7 @@ class History:
         metrics = server.metrics
         direct = sum(connection.sent_qos0 for connection in server.connections)
         return [
-            sum(metrics.messages_received),
+            sum(metrics.messages_received) + sum(metrics.api_messages),
             sum(metrics.messages_sent) + direct,
             sum(metrics.dropped.values()),
             metrics.bytes_received + server.reactor.received_bytes,

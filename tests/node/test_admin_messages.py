@@ -24,6 +24,8 @@ async def test_subscribers_are_counted(autojump_clock: object) -> None:
             found = await ask("messages.publish", topic="t/1", payload="hello", qos=qos)
             assert found["matched"] == 3 and found["missing_nodes"] == []
             assert (found["message_id"] is not None) == (qos == 2)
+        assert ask.world.metrics.api_messages == [1, 1, 1]
+        assert ask.world.metrics.messages_received == [0, 0, 0]  # by clients
         assert [message.payload for message in await live.publishes()] == [b"hello"] * 3
         assert (await ask("messages.publish", topic="other"))["matched"] == 0
         back = await ask.world.connect("gone", clean_start=False, expiry_s=100)
