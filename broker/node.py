@@ -334,20 +334,25 @@ class Node:
             await self._life.measuring.refresh()
         return [self.report()]
 
+    async def statuses(self) -> list[Report]:
+        """See `Source`."""
+        return [self.report(counted=False)]
+
     def ended(self) -> Samples:
         """Nothing: counters go on from life to life."""
         return {}
 
-    def report(self) -> Report:
-        """How the node is now."""
+    def report(self, counted: bool = True) -> Report:
+        """How the node is now, and all that was `counted`."""
         life = self._life
         told = Report(self.name, self.status, pid=os.getpid(), connections=self.metrics.connections)
         told.resting = self._resting and not self._stops
-        told.samples = {
-            **(self.metrics.samples() if life is None else life.measuring.samples()),
-            **build_samples(self.name, self.started_at_s),
-            **certificate_samples(self._listeners, self._certificates),
-        }
+        if counted:
+            told.samples = {
+                **(self.metrics.samples() if life is None else life.measuring.samples()),
+                **build_samples(self.name, self.started_at_s),
+                **certificate_samples(self._listeners, self._certificates),
+            }
         if life is None:
             return told
         health = life.cluster.health()

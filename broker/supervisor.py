@@ -22,7 +22,7 @@ from broker.admin.relay import Relay, Silent
 from broker.config import Settings, reloaded
 from broker.errors import ConfigError
 from broker.http.app import HttpServer
-from broker.http.report import JOINING, READY, RESTARTING, SILENT, STARTING, Report
+from broker.http.report import JOINING, READY, RESTARTING, STARTING, Report
 from broker.log import configure, get_logger
 from broker.metrics_catalogue import Samples, growing, summed
 from broker.options.listener import Listener
@@ -236,28 +236,33 @@ class Supervisor:
         found: list[tuple[bool, bool, Relay]] = []
         for worker in self._workers:
             if worker.relay is not None and worker.last is not None:
-                status = worker.last.status
-                found.append((worker.relay.silent or status == SILENT, status != READY, worker.relay))
+                found.append((worker.relay.silent, worker.last.status != READY, worker.relay))
         return [relay for _, _, relay in sorted(found, key=lambda each: each[:2])]
 
     # -- what it tells
 
     async def reports(self) -> list[Report]:
         """Of each worker. One that was restarted and does not listen yet is in nobody's way."""
+        return await self._reports(counted=True)
+
+    async def statuses(self) -> list[Report]:
+        """See `Source`."""
+        return await self._reports(counted=False)
+
+    async def _reports(self, counted: bool) -> list[Report]:
         found: dict[str, Report] = {}
 
         async def ask(worker: WorkerProcess) -> None:
-            found[worker.name] = await worker.report()
+            found[worker.name] = await worker.report(counted)
 
         async with trio.open_nursery() as nursery:
             for worker in self._workers:
                 nursery.start_soon(ask, worker)
-        reports = [found[worker.name] for worker in self._workers]
-        if self._was_ready:
-            for report in reports:
-                if report.status in (STARTING, JOINING):
-                    report.status = RESTARTING
-        return reports
+        return [self._seen(found[worker.name]) for worker in self._workers]
+
+    def _seen(self, report: Report) -> Report:
+        again = self._was_ready and report.status in (STARTING, JOINING)
+        return dataclasses.replace(report, status=RESTARTING) if again else report
 
     def ended(self) -> Samples:
         """Of processes that are gone, as of their last report."""

@@ -17,6 +17,7 @@ import trio
 from broker.admin.relay import RelayEnd
 from broker.channel import Channel
 from broker.config import Settings, from_texts
+from broker.http.report import Report
 from broker.log import bind, configure, get_logger
 from broker.node import Node
 from broker.process import FAILED, OK, run_to_the_end
@@ -70,8 +71,11 @@ class Worker:
         self._settings = from_texts(message["settings"], message["origins"])
         configure(self._settings.log_level, self._settings.log_format)
 
-    def _tell(self, asked: int = 0) -> None:
-        self._channel.send({"asked": asked, "report": self._node.report().packed()})
+    def _tell(self) -> None:
+        self._answer(0, self._node.report())
+
+    def _answer(self, asked: int, report: Report, counted: bool = True) -> None:
+        self._channel.send({"asked": asked, "report": report.packed(), "counted": counted})
 
     async def _listen(self) -> None:
         while (message := await self._channel.receive()) is not None:
@@ -81,8 +85,9 @@ class Worker:
             elif "admin" in message:
                 self._relay.asked(message)
             else:
-                await self._node.reports()  # counts anew what takes time
-                self._tell(message["asked"])
+                asked, counted = message["asked"], message["counted"]
+                [report] = await (self._node.reports() if counted else self._node.statuses())
+                self._answer(asked, report, counted)
         _log.error("worker.orphaned")
         self._node.stop_at_once()
         await trio.sleep(ORPHAN_S)

@@ -13,9 +13,11 @@ from broker.admin.relay import Relay
 from broker.channel import Channel
 from broker.config import Settings, as_texts
 from broker.http.report import SILENT, STARTING, Report
+from broker.metrics_catalogue import growing
 
-#: How long /metrics and the like wait for a worker.
+#: How long /metrics and the like wait for a worker, and for one that did not answer the last time.
 ANSWER_S = 1.0
+SILENT_S = 0.1
 
 
 class WorkerProcess:
@@ -80,7 +82,10 @@ class WorkerProcess:
                 relay.answered(message)
                 continue
             relay.silent = False
-            self.last = Report(**message["report"])
+            report = Report(**message["report"])
+            if not message["counted"] and self.last is not None:
+                report.samples = self.last.samples
+            self.last = report
             self._answered = max(self._answered, message["asked"])
             self._tell()
 
@@ -110,19 +115,23 @@ class WorkerProcess:
         if self._channel is not None:
             self._channel.send({"settings": as_texts(settings), "origins": dict(settings.origins)})
 
-    async def report(self) -> Report:
-        """How it is now; without counters if there is no process, or none that answers in time."""
-        channel = self._channel
-        if channel is None:
+    async def report(self, counted: bool = True) -> Report:
+        """How it is now, and all that it `counted`. Of one that does not answer in time there is only what must not
+        fall, as it was; of a process that has not said anything yet, or is not there, nothing."""
+        channel, relay = self._channel, self.relay
+        if channel is None or relay is None:
             return Report(self.name, STARTING)
-        self._asked += 1
+        patience_s = SILENT_S if relay.silent else ANSWER_S
+        if not relay.silent or self._answered == self._asked:  # nothing piles up for one that reads nothing
+            self._asked += 1
+            channel.send({"asked": self._asked, "counted": counted})
         asked = self._asked
-        channel.send({"asked": asked})
-        with trio.move_on_after(ANSWER_S):
+        with trio.move_on_after(patience_s):
             while self._answered < asked and self._channel is channel:
                 await self.changed()
         if self._channel is not channel or self.last is None:
             return Report(self.name, STARTING, pid=self.pid)
         if self._answered < asked:
-            self.last.status = SILENT
+            relay.silent = True
+            return Report(self.name, SILENT, pid=self.pid, samples=growing(self.last.samples))
         return self.last

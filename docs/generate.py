@@ -145,7 +145,12 @@ _METRICS_HEAD = """# Metrics
   late three times in a row (it looks twice a second), or when a quarter of the memory of the machine (or of its control
   group) waits for receivers that do not take it; and no more once it was less than 250 ms late for three seconds, and
   less than an eighth waits.
-- A scrape looks at all connections, 200 at a time; one that takes longer than 100 ms is given again for a second.
+- A scrape looks at all connections, 200 at a time. Scrapes may take a tenth of the time of a node, with bursts of
+  100 ms; who asks for more is given the last one again for up to a second. With `metrics_access = "open"` an address
+  may ask as often as `http_rate` says.
+- `/healthz` and `/readyz` look at nothing but the state of the node (of each worker), and have no limit.
+- Of a worker that does not answer its parent there are only counters, as of its last word. `/metrics` and `/readyz`
+  wait a second for it the first time, 100 ms from then on.
 """
 
 

@@ -102,18 +102,20 @@ class HttpServer:
     # -- answers
 
     async def _healthz(self, request: Request) -> Response:
-        reports = await self._source.reports()
+        reports = await self._source.statuses()
         # Alive is whoever answers: what /readyz complains about is not mended by a restart.
         shown = _shown(self._source.name, ready(reports), reports)
         return _json({**shown, "status": "alive", "readiness": shown["status"]}, 200)
 
     async def _readyz(self, request: Request) -> Response:
-        reports = await self._source.reports()
+        reports = await self._source.statuses()
         status = ready(reports)
         return _json(_shown(self._source.name, status, reports), 200 if status == READY else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        if self._settings.metrics_access != "open":
+        if self._settings.metrics_access == "open":
+            self._credentials.admit_stranger(request)
+        else:
             await self._credentials.caller(request, "viewer")
         body, kind = await self._scrapes.answer(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": kind, "Cache-Control": "no-store"})

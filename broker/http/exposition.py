@@ -20,17 +20,24 @@ def exposition(reports: Sequence[Report], ended: Samples, accept: str = "") -> t
     fall). `accept` is the header of the request: who knows OpenMetrics gets that."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(gathered(reports, ended)))
-    # The library's own choice also looks at versions, and fails where one is no number.
-    if "application/openmetrics-text" in accept.lower():
+    if knows_openmetrics(accept):
         return openmetrics.generate_latest(registry), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
     return generate_latest(registry), _TEXT
+
+
+def knows_openmetrics(accept: str) -> bool:
+    """Whether a request with this Accept header gets OpenMetrics."""
+    # The library's own choice also looks at versions, and fails where one is no number.
+    return "application/openmetrics-text" in accept.lower()
 
 
 def gathered(reports: Sequence[Report], ended: Samples) -> Samples:
     """All values of these nodes together."""
     samples = summed([ended, *(report.samples for report in reports)])
     samples["mqtt_node_state"] = {state: sum(report.state == state for report in reports) for state in NODE_STATES}
-    samples["mqtt_store_available"] = {"": int(all(report.available for report in reports) and bool(reports))}
+    # One that is being started again cannot know.
+    joined = [report for report in reports if report.member]
+    samples["mqtt_store_available"] = {"": int(bool(joined) and all(report.available for report in joined))}
     samples["mqtt_cluster_members"] = {"": max((len(report.members) for report in reports), default=0)}
     return samples
 

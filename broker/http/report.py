@@ -90,6 +90,9 @@ class Source(Protocol):
     async def reports(self) -> list[Report]:
         """Of the nodes of this process, or of those that it started: one each, in the same order each time."""
 
+    async def statuses(self) -> list[Report]:
+        """The same without what is counted, at next to no cost: strangers may ask for it."""
+
     def ended(self) -> Samples:
         """What nodes counted that are not among the reports any more."""
 

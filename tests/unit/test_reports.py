@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
+from broker.admin.relay import Relay
 from broker.channel import Channel
 from broker.http import scraping
 from broker.http.exposition import exposition
@@ -26,6 +31,7 @@ from broker.http.report import (
 )
 from broker.metrics import Metrics
 from broker.metrics_catalogue import FAMILIES, NODE_STATES, Samples, growing, summed
+from broker.workers import ANSWER_S, SILENT_S, WorkerProcess
 
 
 def _report(node: str = "a", status: str = READY, **values: object) -> Report:
@@ -91,6 +97,7 @@ def test_one_scrape_of_several_nodes() -> None:
     one = _report(
         connections=2,
         available=True,
+        member="a:1",
         members=["a:1", "b:2"],
         samples={**metrics.samples(), "mqtt_connections": {"tcp://h:1,5": 2}, "mqtt_cluster_subscriptions": {"": 7}},
     )
@@ -99,6 +106,7 @@ def test_one_scrape_of_several_nodes() -> None:
         connections=1,
         samples={"mqtt_connections": {"tcp://h:1,5": 1}, "mqtt_cluster_subscriptions": {"": 8}},
         available=True,
+        member="a:1",
         members=["a:1", "b:2"],
     )
     found = _scrape([one, other], growing(metrics.samples()))
@@ -112,8 +120,15 @@ def test_one_scrape_of_several_nodes() -> None:
 
 
 def test_a_store_that_one_node_cannot_reach_is_not_available() -> None:
-    assert _scrape([_report(available=True), _report(available=False)])["mqtt_store_available"] == 0
+    one, other = _report(member="a:1", available=True), _report(member="b:1", available=False)
+    assert _scrape([one, other])["mqtt_store_available"] == 0
     assert _scrape([])["mqtt_store_available"] == 0
+
+
+def test_a_worker_that_has_not_joined_says_nothing_of_the_store() -> None:
+    one, starting = _report(member="a:1", available=True), _report("b", RESTARTING)
+    assert _scrape([one, starting])["mqtt_store_available"] == 1
+    assert _scrape([starting])["mqtt_store_available"] == 0
 
 
 def test_everything_that_is_counted_is_declared_and_told() -> None:
@@ -177,33 +192,138 @@ async def test_a_channel_carries_lines_both_ways_until_the_other_end_is_gone() -
 
 
 class _Source:
-    """A node that counts how often it is asked."""
+    """A node that counts how often it is asked, and takes its time on a clock of its own."""
 
     name = "a"
 
-    def __init__(self) -> None:
+    def __init__(self, takes_s: float = 0.0) -> None:
         self.asked = 0
+        self.now = 1000.0
+        self._takes_s = takes_s
 
     async def reports(self) -> list[Report]:
         self.asked += 1
-        return [_report()]
+        self.now += self._takes_s
+        return [_report(connections=self.asked)]
+
+    async def statuses(self) -> list[Report]:
+        raise AssertionError("not for scrapes")
 
     def ended(self) -> Samples:
         return {}
 
+    def clock(self) -> float:
+        return self.now
 
-@pytest.mark.parametrize(("dear_s", "asked"), [(60.0, 4), (-1.0, 2)])
-async def test_what_took_long_is_told_again_for_a_moment(
-    monkeypatch: pytest.MonkeyPatch, dear_s: float, asked: int
-) -> None:
-    monkeypatch.setattr(scraping, "_DEAR_S", dear_s)
-    monkeypatch.setattr(scraping, "_KEPT_S", 60.0)
+
+async def test_scrapes_without_end_take_a_tenth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scraping, "_LONG_S", -1.0)  # in a thread
-    source = _Source()
-    scrapes = scraping.Scrapes(source)
+    source = _Source(0.02)
+    scrapes = scraping.Scrapes(source, source.clock)
+    for _ in range(2000):  # 1 ms each
+        await scrapes.answer()
+        await scrapes.answer("application/openmetrics-text")
+        source.now += 0.001
+    assert (source.now - 1000.0) * 0.1 / 0.02 <= source.asked <= (source.now - 1000.0) * 0.1 / 0.02 + 8
+    asked = source.asked
+    source.now += 60.0
+    for _ in range(5):
+        await scrapes.answer()
+    assert source.asked == asked + 5  # after a pause there is time for some
+
+
+async def test_what_takes_longer_than_it_may_is_no_older_than_a_second() -> None:
+    source = _Source(5.0)
+    scrapes = scraping.Scrapes(source, source.clock)
     plain = await scrapes.answer()
-    assert await scrapes.answer() == plain
+    assert await scrapes.answer("text/plain") == plain
     other = await scrapes.answer("application/openmetrics-text")
-    assert other != plain
-    assert await scrapes.answer("application/openmetrics-text") == other
-    assert source.asked == asked
+    assert other[1] != plain[1]
+    assert await scrapes.answer("x, application/openmetrics-text;q=0.5") == other
+    assert source.asked == 2
+    source.now += 1.0
+    await scrapes.answer()
+    assert source.asked == 3
+
+
+async def test_one_scrape_is_made_at_a_time() -> None:
+    source = _Source(5.0)
+    scrapes = scraping.Scrapes(source, source.clock)
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(scrapes.answer)
+    assert source.asked == 1
+
+
+class _End:
+    """The other end of a worker's channel."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self._say, self._said = trio.open_memory_channel[dict[str, Any]](10)
+
+    def send(self, content: dict[str, Any]) -> None:
+        self.sent.append(content)
+
+    async def receive(self) -> dict[str, Any] | None:
+        return await self._said.receive()
+
+    def answer(self, report: Report) -> None:
+        told = self.sent[-1]
+        self._say.send_nowait({**told, "report": report.packed()})
+
+
+@asynccontextmanager
+async def worker_process() -> AsyncIterator[tuple[WorkerProcess, _End]]:
+    worker, end = WorkerProcess("n-1"), _End()
+    channel = cast(Channel, end)
+    worker._channel, worker.relay = channel, Relay(end.send)
+    worker.last = _report("n-1", samples=Metrics().samples())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker._listen, channel, worker.relay)
+        yield worker, end
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_that_does_not_answer_is_not_waited_for_again(autojump_clock: trio.abc.Clock) -> None:
+    metrics = Metrics()
+    metrics.messages_received[0] = 7
+    last = _report("n-1", member="n-1:1", members=["n-1:1", "n-2:1"], connections=3, available=True)
+    last.samples = {**metrics.samples(), "mqtt_subscriptions": {"": 5}}
+    async with worker_process() as (worker, end):
+        worker.last = last
+        for wait_s in (ANSWER_S, SILENT_S, SILENT_S):
+            began = trio.current_time()
+            report = await worker.report()
+            assert trio.current_time() - began == pytest.approx(wait_s)
+            shown = report.shown()
+            assert (shown["status"], shown["members"], shown["connections"]) == (SILENT, [], 0)
+        assert len(end.sent) == 1  # nothing piles up
+        relay = worker.relay
+        assert relay is not None
+        heard = [not relay.silent]
+        found = _scrape([report, _report("n-2", member="n-2:1", members=["n-2:1"], available=True)])
+        assert found["mqtt_cluster_members"] == 1
+        assert found["mqtt_store_available"] == 1
+        assert found['mqtt_messages_received_total{qos="0"}'] == 7
+        assert "mqtt_subscriptions" not in found
+        end.answer(last)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [*heard, not relay.silent] == [False, True]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.report)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(end.sent) == 2
+            end.answer(last)
+
+
+async def test_what_a_worker_counted_is_kept_when_only_its_state_is_asked_for(autojump_clock: trio.abc.Clock) -> None:
+    async with worker_process() as (worker, end):
+        assert worker.last is not None
+        samples = worker.last.samples
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.report, False)
+            await trio.testing.wait_all_tasks_blocked()
+            assert end.sent == [{"asked": 1, "counted": False}]
+            end.answer(_report("n-1", DRAINING))
+        assert (worker.last.status, worker.last.samples) == (DRAINING, samples)
