@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +35,10 @@ ANSWER: Final = PRIVATE + "answer"
 
 #: How long the others may take.
 PATIENCE_S: Final = 2.0
+
+#: How long a node may take that never said anything though it was waited for once: most likely it is of an older
+#: version, and knows no questions.
+MUTE_S: Final = 0.2
 
 #: Questions of one kind that one node has for another at a time; others wait.
 OPEN_MAX: Final = 8
@@ -83,7 +87,16 @@ class _Waiting:
         self.members = members
         self.answers = Answers()
         self.refusals: dict[str, AdminError] = {}
+        #: All answered; all that are expected to.
         self.done = trio.Event()
+        self.enough = trio.Event()
+
+    def look(self, mute: Set[str]) -> None:
+        """Whether anybody is missing."""
+        if not self.members:
+            self.done.set()
+        if self.members.keys() <= mute:
+            self.enough.set()
 
 
 class Asking:
@@ -94,6 +107,9 @@ class Asking:
         self._waiting: dict[str, _Waiting] = {}
         #: By member, and by whether they look.
         self._lines: dict[tuple[str, bool], _Line] = {}
+        #: Members that said something, and those that did not though they were waited for.
+        self._heard: set[str] = set()
+        self._mute: set[str] = set()
         self._answering = Turns(ANSWERING)
         #: When the next large answer may leave.
         self._free_at = 0.0
@@ -120,8 +136,8 @@ class Asking:
             payload = msgspec.json.encode(_Question(key, own, name, dict(arguments), until_ms))
             for member in others:
                 self._ask(member, looks, key, payload)
-        else:
-            waiting.done.set()
+        waiting.look(self._mute)
+        begun = trio.current_time()
         try:
             if here in wanted:
                 try:
@@ -129,13 +145,23 @@ class Asking:
                 except AdminError as error:
                     waiting.refusals[here] = error
             with trio.move_on_after(patience_s):
-                await waiting.done.wait()
+                await waiting.enough.wait()
+                with trio.CancelScope(deadline=begun + MUTE_S):
+                    await waiting.done.wait()
+            if waiting.members and patience_s >= PATIENCE_S:
+                self._mute = (self._mute | waiting.members.keys()) & members.keys() - self._heard
         finally:
             self._waiting.pop(key, None)
             for member in waiting.members:
                 self._done(member, looks, key)
         waiting.answers.missing += sorted(waiting.members.values())
         return waiting.answers, waiting.refusals
+
+    def _hear(self, member: str) -> None:
+        """It knows questions."""
+        if member not in self._heard:
+            self._heard = (self._heard & set(self._office.cluster.health().members)) | {member}
+            self._mute.discard(member)
 
     def _ask(self, member: str, looks: bool, key: str, payload: bytes) -> None:
         """Ask, now or when an earlier question is done with."""
@@ -191,6 +217,7 @@ class Asking:
         except msgspec.DecodeError:
             _log.warning("admin.bad_question")
             return
+        self._hear(question.back_to)
 
         until = trio.current_time() + (question.until_ms - self._office.cluster.now_ms()) / 1000
 
@@ -229,19 +256,22 @@ class Asking:
             _log.warning("admin.bad_answer")
             return
         waiting = self._waiting.get(answer.id)
-        if waiting is None:
-            return  # too late
+        if waiting is None:  # too late
+            for each in self._office.cluster.health().members:
+                if each.rpartition(":")[0] == answer.node:
+                    self._hear(each)
+            return
         member = next((each for each, node in waiting.members.items() if node == answer.node), None)
         if member is None:
             return
+        self._hear(member)
         node = waiting.members.pop(member)
         self._done(member, waiting.looks, answer.id)
         if answer.refused is not None:
             waiting.refusals[node] = AdminError(answer.refused[0], "a node refused", answer.refused[1])
         else:
             waiting.answers.by_node[node] = answer.result
-        if not waiting.members:
-            waiting.done.set()
+        waiting.look(self._mute)
 
 
 @asynccontextmanager

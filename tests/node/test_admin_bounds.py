@@ -15,7 +15,7 @@ import trio
 
 from broker.admin import asking
 from broker.admin.api import AdminError
-from broker.admin.asking import ANSWER, ANSWER_BYTES, ASK, OPEN_MAX, Asking
+from broker.admin.asking import ANSWER, ANSWER_BYTES, ASK, MUTE_S, OPEN_MAX, Asking
 from broker.admin.office import Office
 from broker.admin.paging import PAGE_BYTES, PART_BYTES, Key, Part, Smallest, cut, merged, part_bytes
 from broker.admin.questions import LOOKS, QUESTIONS
@@ -302,6 +302,49 @@ async def test_few_questions_are_open_between_two_nodes(
     nodes.silent.clear()
     answers, _ = await nodes.asking["a"].ask("q", {}, None, 2.0)
     assert sorted(answers.by_node) == ["a", "b", "c"] and not nodes.asking["a"]._lines
+
+
+async def test_a_node_that_never_says_anything_is_waited_for_once(
+    autojump_clock: object, nursery: trio.Nursery, questions: dict[str, Any]
+) -> None:
+    """Nodes of an older version know no questions; but who answered once is waited for."""
+
+    async def answer(office: Any, arguments: dict[str, Any]) -> str:
+        await trio.sleep(arguments["s"])
+        return cast(str, office.name)
+
+    questions["q"] = answer
+    nodes = Nodes(nursery, "a", "b", "c")
+    nodes.silent.add("b")
+
+    async def took(
+        by: str = "a", of: list[str] | None = None, s: float = 0.0, patience_s: float = 2.0
+    ) -> tuple[float, list[str]]:
+        begun = trio.current_time()
+        answers, _ = await nodes.asking[by].ask("q", {"s": s}, of, patience_s)
+        return round(trio.current_time() - begun, 3), answers.missing
+
+    assert await took(patience_s=0.8) == (0.8, ["b"])
+    assert await took() == (2.0, ["b"])
+    for _ in range(3):
+        assert await took() == (MUTE_S, ["b"])
+    assert await took(of=["b"]) == (MUTE_S, ["b"])
+    assert await took(s=0.7, of=["b", "c"]) == (0.7, ["b"]), "others are waited for"
+    assert await took("c") == (2.0, ["b"])
+    # It answers, late at first: now it is waited for, and whoever was heard and is silent as well.
+    nodes.silent.clear()
+    assert await took(s=0.5, of=["b"]) == (MUTE_S, ["b"])
+    await trio.sleep(1)
+    nodes.silent.add("b")
+    assert await took() == await took() == (2.0, ["b"])
+    # It asks.
+    nodes.silent.clear()
+    assert await took("b") == (0.0, [])
+    nodes.silent.add("b")
+    assert await took("c") == (2.0, ["b"])
+    # It comes again, perhaps as another version.
+    nodes.members = {"a:1": "a", "b:2": "b"}
+    assert [await took() for _ in range(3)] == [(2.0, ["b"]), (MUTE_S, ["b"]), (MUTE_S, ["b"])]
 
 
 @pytest.mark.parametrize(("name", "most"), [("looks", LOOKING), ("q", ANSWERING)])
