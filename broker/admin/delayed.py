@@ -11,15 +11,13 @@ from broker.admin.operations import Nothing, Page, operation
 from broker.admin.paging import Cursor, cursor_of, key_of
 from broker.admin.payloads import Shown, shown
 from broker.admin.reading import Reading
-from cluster.inspection import DelayedMessage, make_id, parse_id
+from cluster.inspection import DelayedMessage
 
 if TYPE_CHECKING:
     from broker.admin.office import Office
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 _WHOLE: Final = 1024 * 1024
-#: Of a message id.
-_NAME_BYTES: Final = 16
 
 
 class DelayedFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,23 +74,13 @@ async def list_delayed(office: Office, arguments: DelayedFilter) -> Page[Delayed
 async def show_delayed(office: Office, arguments: NamedDelayed) -> dict[str, Any]:
     """One of them."""
     try:
-        before = _before(arguments.id)
+        async with office.reading.turn():
+            found = await office.inspection.delayed_message(arguments.id)
     except ValueError:
-        raise _none(arguments.id) from None
-    async with office.reading.turn():
-        found = await office.inspection.delayed(before, 1)
-    if not found or found[0].delayed_id != arguments.id:
+        found = None
+    if found is None:
         raise _none(arguments.id)
-    return _shown(office, found[0], _WHOLE)
-
-
-def _before(delayed_id: str) -> str:
-    """An id that is next to it, and comes before. Raises ValueError."""
-    due_ms, number, name = parse_id(delayed_id)
-    if not name:
-        raise ValueError("no name")
-    below = name[:-1] if name[-1] == 0 else name[:-1] + bytes([name[-1] - 1]) + b"\xff" * _NAME_BYTES
-    return make_id((due_ms, number, below))
+    return _shown(office, found, _WHOLE)
 
 
 @operation("delayed.delete", OPERATOR, "DELETE", "/delayed/{id}", "Take a delayed message back", NamedDelayed, Nothing)
