@@ -25,7 +25,7 @@ class Hook(Named):
     queue: int = option(Integer(), "1000", "Deliveries and disconnects that wait to be told; further ones are dropped.",
         at_least=1, at_most=1_000_000)
     refresh_s: float = option(Duration(), "60s", "How long an answer of authorize counts.", at_least=0.1, at_most=86400)
-    options: str = option(Text(), "", "Text that the hook is made with.")
+    options: str = option(Text(), "", "Text that the hook is made with; never shown.", secret=True)
     # fmt: on
 
     @property

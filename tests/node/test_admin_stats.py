@@ -82,6 +82,16 @@ def test_points_together() -> None:
     assert quantile((1.0, 2.0), [0, 0, 10], 0.99) == 2.0
 
 
+async def test_options_of_hooks_are_secret(autojump_clock: object) -> None:
+    """They are where a hook gets its tokens."""
+    loaded = load({"hooks": [{"type": "hook", "target": "m:a", "options": '{"token": "t0psecret"}'}]}, {})
+    async with desk(settings=loaded.settings) as ask:
+        found = await ask("settings.show")
+    assert "t0psecret" not in str(found)
+    [shown] = [item["value"] for item in found["items"] if item["name"] == "hooks"]
+    assert shown.endswith("&options=***")
+
+
 async def test_settings_with_their_origins(autojump_clock: object) -> None:
     loaded = load({"node_name": "a", "admin_secret": "very secret"}, {"ROOKERY_MAX_QOS": "1"})
     async with desk(settings=loaded.settings) as ask:
