@@ -6,6 +6,8 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+from broker.admin.api import SCOPES
+from broker.admin.operations import OPERATIONS
 from broker.cli.manifest import written as operations
 from broker.cli.reference import reference
 from broker.config import SETTINGS, Setting
@@ -171,12 +173,34 @@ def _told(family: Family) -> str:
     return f"{family.text} Buckets: {', '.join(f'{bound:g}' for bound in family.bounds)}."
 
 
+_OPERATIONS_HEAD = """# Operations of the API
+
+<!-- Generated from the declarations in broker/admin by `make generate`. -->
+
+What each scope of a key adds to those before it ([api.md](api.md)). Paths are below `/api/v1`; arguments, results and
+what they mean are in the OpenAPI document of every node, shown at `/api/docs`, and in [ctl.md](ctl.md).
+"""
+
+
+def api_operations() -> str:
+    """All operations, by the scope that they need."""
+    parts = [_OPERATIONS_HEAD]
+    for scope in SCOPES:
+        parts.append(f"\n## {scope}\n\n| operation | request | |\n|---|---|---|\n")
+        for name, operation in sorted(OPERATIONS.items()):
+            if operation.scope == scope:
+                request = _code(f"{operation.method} {operation.path}")
+                parts.append(f"| {_code(name)} | {request} | {operation.summary}{', as events' * operation.events} |\n")
+    return "".join(parts)
+
+
 PAGES = {
     "configuration.md": configuration,
     "metrics.md": metrics,
     # What `rookery ctl` knows of the API, and its reference.
     "../broker/cli/operations.json": operations,
     "ctl.md": reference,
+    "operations.md": api_operations,
 }
 
 

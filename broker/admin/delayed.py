@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
-from broker.admin.api import BAD_REQUEST, NOT_FOUND, OPERATOR, VIEWER, AdminError
+from broker.admin.api import BAD_REQUEST, NOT_FOUND, OPERATOR, AdminError
 from broker.admin.operations import Nothing, Page, operation
 from broker.admin.paging import Cursor, cursor_of, key_of
 from broker.admin.payloads import Shown, shown
@@ -47,7 +47,7 @@ def _shown(office: Office, found: DelayedMessage, limit: int) -> dict[str, Any]:
     return shown(found.message, office.server.now_ms, limit, id=found.delayed_id, due_at_ms=found.due_ms)
 
 
-@operation("delayed.list", VIEWER, "GET", "/delayed", "List delayed messages", DelayedFilter, Page[Delayed])
+@operation("delayed.list", OPERATOR, "GET", "/delayed", "List delayed messages", DelayedFilter, Page[Delayed])
 async def list_delayed(office: Office, arguments: DelayedFilter) -> Page[Delayed]:
     """Messages that were published to `$delayed/SECONDS/TOPIC`, by the time that they are due."""
     key = key_of(arguments.cursor)
@@ -70,7 +70,7 @@ async def list_delayed(office: Office, arguments: DelayedFilter) -> Page[Delayed
     return Page(items=reading.items, cursor=cursor_of((after,)))
 
 
-@operation("delayed.show", VIEWER, "GET", "/delayed/{id}", "Show a delayed message", NamedDelayed, Delayed)
+@operation("delayed.show", OPERATOR, "GET", "/delayed/{id}", "Show a delayed message", NamedDelayed, Delayed)
 async def show_delayed(office: Office, arguments: NamedDelayed) -> dict[str, Any]:
     """One of them."""
     try:
