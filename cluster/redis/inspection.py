@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final, cast
 
 import trio
 
-from broker.errors import SessionConnected
+from broker.errors import SessionConnected, StoreUnavailable
 from cluster import keys as names
 from cluster.api import PAGE_LIMIT, ClusterEvents, Poller, QueuedMessage, SessionRef, StoredSubscription
 from cluster.inspection import (
@@ -37,6 +37,8 @@ from cluster.redis.versions import Versions
 
 #: Sessions in one call: none holds the store up for long.
 _STATES: Final = 50
+#: Pages of names of which none is that of a session, in a row, before whoever asks is told to come again.
+_STALE_PAGES: Final = 20
 #: Answers of functions that change a session: none, done, or its owner is told.
 _NONE, _OWNED = 0, 2
 
@@ -71,38 +73,62 @@ class RedisInspection:
     # Sessions
 
     async def sessions(self, after: str, limit: int, prefix: str = "") -> list[SessionState]:
-        """See `Inspection`."""
+        """See `Inspection`. Names of sessions that a library of before ended are in the list yet, and leave it here."""
         limit = min(limit, LIST_LIMIT)
         start, end = after.encode(), prefix.encode()
         most = b"(" + end + b"\xff" if end else b"+"  # no byte of a client id is as high
-        while True:
+        # Ids may be long: a partition is asked for little more than its share.
+        share = min(limit, 2 * -(-limit // len(self._keys.partitions)) + 2)
+        for _ in range(_STALE_PAGES):
             least = b"[" + end if start < end else b"(" + start
             pages = await self._asking.all(
                 [
-                    ("ZRANGE", each + SESSION_INDEX, least, most, "BYLEX", "LIMIT", 0, limit)
+                    ("ZRANGE", each + SESSION_INDEX, least, most, "BYLEX", "LIMIT", 0, share)
                     for each in self._keys.partitions
                 ]
             )
-            found = list(islice(heapq.merge(*cast("list[list[bytes]]", pages)), limit))
-            states = [each for each in await self._states([name.decode() for name in found]) if each is not None]
-            if states or not found:
-                return states
-            start = found[-1]  # they all ended meanwhile
+            ids = cast("list[list[bytes]]", pages)
+            # Behind the last one of a full page there may be others of its partition.
+            last = min((page[-1] for page in ids if len(page) == share), default=None)
+            first = heapq.merge(*ids) if last is None else takewhile(last.__ge__, heapq.merge(*ids))
+            found = list(islice(first, limit))
+            client_ids = [name.decode() for name in found]
+            states = await self._states(client_ids)
+            there = [each for each in states if each is not None]
+            if len(there) < len(found):
+                await self._forget([name for name, each in zip(client_ids, states, strict=True) if each is None])
+            if there or not found:
+                return there
+            start = found[-1]
+        raise StoreUnavailable("names of many sessions that ended are being forgotten: ask again")
 
     async def session(self, client_id: str) -> SessionState | None:
         """See `Inspection`."""
         return (await self._states([client_id]))[0]
 
-    async def _states(self, client_ids: Sequence[str]) -> list[SessionState | None]:
+    def _batches(self, client_ids: Sequence[str]) -> list[tuple[bytes, list[tuple[bytes, str]]]]:
+        """Session ids with client ids, by prefix, as many as one call is about."""
         by_prefix: dict[bytes, list[tuple[bytes, str]]] = {}
         for client_id in client_ids:
             session_id = names.session_id(client_id)
             by_prefix.setdefault(self._sessions.prefix(session_id), []).append((session_id, client_id))
-        batches = [
+        return [
             (prefix, group[first : first + _STATES])
             for prefix, group in by_prefix.items()
             for first in range(0, len(group), _STATES)
         ]
+
+    async def _forget(self, client_ids: Sequence[str]) -> None:
+        """Take them out of the list, unless there are such sessions by now."""
+        await self._asking.all(
+            [
+                ("FCALL", "rk1_forget_sessions", 1, prefix, *(part for pair in batch for part in pair))
+                for prefix, batch in self._batches(client_ids)
+            ]
+        )
+
+    async def _states(self, client_ids: Sequence[str]) -> list[SessionState | None]:
+        batches = self._batches(client_ids)
         replies = await self._asking.all(
             [
                 ("FCALL", "rk1_session_states", 1, prefix, *(session_id for session_id, _ in batch))

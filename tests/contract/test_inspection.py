@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from broker.errors import SessionConnected
+from broker.errors import SessionConnected, StoreUnavailable
+from cluster import keys
 from cluster.api import Attachment, StoredSubscription, StoredWill, shared_group_id
 from cluster.inspection import GroupTotals, Inspection, SessionState
 from cluster.policy import NEVER_EXPIRES, ClusterLimits
@@ -491,3 +492,47 @@ async def test_a_session_of_before_the_list_comes_in_when_it_is_connected(single
         assert (await world.connect("c")).session_present
         assert await names(world.cluster.inspection) == ["c"]
         assert (await state(world, "c")).created_ms == 0
+
+
+async def stale(cluster: RedisCluster, client_ids: list[str]) -> None:
+    """Puts names into the list, as what an older library leaves behind."""
+    for client_id in client_ids:
+        prefix = cluster._sessions.prefix(keys.session_id(client_id))
+        await cluster._link.call("ZADD", prefix + keys.SESSION_INDEX, 0, client_id)
+
+
+async def listed(cluster: RedisCluster) -> int:
+    counts = [await cluster._link.call("ZCARD", prefix + keys.SESSION_INDEX) for prefix in cluster._keys.partitions]
+    return sum(each for each in counts if isinstance(each, int))
+
+
+@several
+async def test_names_of_sessions_that_a_node_of_before_ended_leave_the_list(
+    store: RedisServer | ServerCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(store) as (world, _):
+        cluster, inspection = world.cluster, world.cluster.inspection
+        assert isinstance(cluster, RedisCluster)
+        for name in ("c1", "c2"):
+            await leave(world, await world.connect(name))
+        await stale(cluster, [f"c{number}" for number in range(10, 60)] + ["z1", "z2"])
+        assert await listed(cluster) == 54
+        assert await names(inspection, limit=3) == ["c1"], "and what is stale behind it"
+        assert await names(inspection) == ["c1", "c2"]
+        assert await listed(cluster) == 2
+        # One that is there again is not forgotten.
+        session_id = keys.session_id("c1")
+        prefix = cluster._sessions.prefix(session_id)
+        assert await cluster._link.call("FCALL", "rk1_forget_sessions", 1, prefix, session_id, "c1") == 0
+        assert await names(inspection) == ["c1", "c2"]
+        # However many they are, no call takes long for them.
+        monkeypatch.setattr("cluster.redis.inspection._STALE_PAGES", 2)
+        await stale(cluster, [f"a{number}" for number in range(10, 20)])
+        with pytest.raises(StoreUnavailable):
+            await names(inspection, limit=3)
+        assert 2 < await listed(cluster) < 12
+        for _ in range(3):
+            with contextlib.suppress(StoreUnavailable):
+                await names(inspection, limit=3)
+        assert await names(inspection, limit=3) == ["c1", "c2"]
+        assert await listed(cluster) == 2

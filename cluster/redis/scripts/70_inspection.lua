@@ -61,6 +61,19 @@ do
     return answer
   end
 
+  -- Takes the names of sessions that are not there out of the list: a library of before ended them and left their names.
+  -- args: sid, client id, ... Returns how many that were.
+  local function forget_sessions(keys, args)
+    local p, gone = keys[1], {}
+    for i = 1, #args, 2 do
+      if redis.call('EXISTS', p .. 's:' .. args[i]) == 0 then
+        gone[#gone + 1] = args[i + 1]
+      end
+    end
+    in_chunks('ZREM', p .. 'ix', gone)
+    return #gone
+  end
+
   -- Ends a session that nobody owns, with a will that waits. args: sid.
   -- Returns {0} if there is none, {2, owner}, or {1, birth, client id, subscriptions}.
   local function end_session(keys, args)
@@ -219,6 +232,8 @@ do
   end
 
   redis.register_function { function_name = 'rk1_session_states', callback = session_states, flags = { 'no-writes' } }
+  redis.register_function { function_name = 'rk1_forget_sessions', callback = forget_sessions,
+    flags = { 'allow-oom' } }
   redis.register_function { function_name = 'rk1_end_session', callback = end_session, flags = { 'allow-oom' } }
   redis.register_function('rk1_change_subscriptions', change_subscriptions)
   redis.register_function { function_name = 'rk1_remove_subscriptions', callback = change_subscriptions,
