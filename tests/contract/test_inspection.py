@@ -294,6 +294,30 @@ async def test_groups_in_parts(world: World, implementation: str) -> None:
     assert await inspection.groups(after, 9) == await inspection.groups("", 9, "$share/c") == []
 
 
+async def test_many_groups_and_a_group_of_many(world: World) -> None:
+    inspection = world.cluster.inspection
+    for number in range(700):
+        await world.subscribe(await world.connect(f"c{number}", expiry_s=60), "$share/all/a")
+    wanted = [f"$share/g{number:04}/a" for number in range(1100)]
+    await world.subscribe(await world.connect("many"), *wanted)
+    group = await inspection.group("$share/all/a")
+    assert group is not None
+    assert group.members == 700
+    found = await inspection.group_members("$share/all/a", 1000)
+    assert sorted(each.client_id for each in found) == sorted(f"c{number}" for number in range(700))
+    assert len(await inspection.group_members("$share/all/a", 600)) == 600
+    listed: list[str] = []
+    after = ""
+    while page := await inspection.groups(after, 1000):
+        listed += [each.topic_filter for each in page]
+        after = page[-1].place
+    assert listed == ["$share/all/a", *wanted]
+    # The order that is kept has those that ended meanwhile.
+    await leave(world, await world.connect("many"))
+    assert await inspection.change_subscriptions("many", [], wanted[:5])
+    assert [each.topic_filter for each in await inspection.groups("", 3, "$share/g")] == wanted[5:8]
+
+
 async def test_what_waits_in_all_groups(world: World) -> None:
     inspection = world.cluster.inspection
     assert await inspection.group_totals() == GroupTotals()
