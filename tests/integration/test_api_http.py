@@ -37,7 +37,8 @@ def raw(node: BrokerProcess, request: bytes) -> bytes:
     found = b""
     with suppress(ConnectionError), socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # it may be closed already
+            connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(65536):
             found += part
     return found
