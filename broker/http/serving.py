@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import suppress
 from typing import Any, Final
@@ -31,6 +32,8 @@ from broker.log import get_logger
 
 HEAD_S: Final = 10.0
 SEND_S: Final = 20.0
+#: How often it is seen whether a client has gone that sent more requests than are answered.
+NOTICE_S: Final = 1.0
 #: Of the line of the request and its headers. A topic may have 65,535 bytes, each of which may be percent-encoded.
 HEAD_BYTES: Final = 208 * 1024
 _RECEIVE_BYTES: Final = 65536
@@ -144,6 +147,8 @@ class Connection:
         self._idle = TrioSingleTask()
         #: The client sends no more: an answer may still be on its way, no other request will come.
         self._over = False
+        #: What it sent waits until it can be read.
+        self._taking = False
         self._tasks: TaskGroup
         self._protocol: _Http1
 
@@ -172,6 +177,17 @@ class Connection:
             taken.close()
 
     async def _read(self) -> None:
+        poll = select.poll()
+        poll.register(self._stream.socket.fileno(), select.POLLRDHUP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._notice, poll, nursery.cancel_scope)
+            await self._take()
+            nursery.cancel_scope.cancel()
+        self._over = True
+        await self._protocol.handle(Closed())
+        await self._idle.stop()
+
+    async def _take(self) -> None:
         while True:
             try:
                 data = await self._stream.receive_some(_RECEIVE_BYTES)
@@ -179,10 +195,19 @@ class Connection:
                 data = b""
             if not data:
                 break
+            self._taking = True
             await self._protocol.handle(RawData(bytes(data)))
-        self._over = True
-        await self._protocol.handle(Closed())
-        await self._idle.stop()
+            self._taking = False
+
+    async def _notice(self, poll: select.poll, scope: trio.CancelScope) -> None:
+        """The end of what a client sends, where nothing is read because a request before it is not answered yet."""
+        before = -1
+        while True:
+            await trio.sleep(NOTICE_S)
+            requests = self._protocol.keep_alive_requests if self._taking else -1
+            if requests >= 0 and requests == before and poll.poll(0):
+                scope.cancel()
+            before = requests
 
     async def _send(self, event: object) -> None:
         if isinstance(event, RawData):

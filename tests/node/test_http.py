@@ -80,6 +80,9 @@ class Source:
     async def reports(self) -> list[Report]:
         return [Report("a", READY)]
 
+    async def statuses(self) -> list[Report]:
+        return await self.reports()
+
     def ended(self) -> Any:
         return None
 
@@ -219,6 +222,17 @@ async def test_a_client_that_has_gone_leaves_no_operation(world: World, monkeypa
         async with await world.send("POST /api/v1/requests HTTP/1.1", key("operator"), body='{"topic": "a"}'):
             await until(lambda: world.desk.open == 1)
         await until(lambda: world.desk.open == 0)
+
+
+async def test_a_client_that_has_gone_is_noticed_behind_what_it_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "GONE_S", 0.01)
+    monkeypatch.setattr(serving, "NOTICE_S", 0.01)
+    async with await world.send("POST /api/v1/requests HTTP/1.1", key("operator"), body='{"topic": "a"}') as stream:
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\n")
+        await until(lambda: world.desk.open == 1)
+    await until(lambda: world.desk.open == 0)
 
 
 async def test_who_sends_no_more_may_still_listen(world: World) -> None:
