@@ -70,6 +70,7 @@ class Relay:
                     if "ended" in answer:
                         return
                     yield _checked(answer)["item"]
+                raise AdminError(UNAVAILABLE, "cut off from the worker", "it has ended, or told more than was read")
 
             async with aclosing(items()) as told:
                 yield told

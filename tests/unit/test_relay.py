@@ -48,6 +48,8 @@ class Told:
         async def items() -> AsyncGenerator[Any, None]:
             for number in range(int(arguments["count"])):
                 yield number
+            if operation == "cut_off":
+                raise AdminError(503, "cut off", "the node was taken for dead")
             if operation == "endless":
                 await trio.sleep_forever()
 
@@ -164,15 +166,28 @@ async def test_a_stream_that_is_refused() -> None:
 async def test_a_reader_that_is_too_slow_is_cut_off() -> None:
     async with relayed() as (relay, _), relay.stream("some", {"count": WAITING_MAX + 10}, ANNA) as items:
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(AdminError, match="ended"):
+        with pytest.raises(AdminError, match="it has ended"):
             await _count(items)
 
 
 async def _count(items: AsyncIterator[Any]) -> int:
-    count = 0
-    async for _ in items:
-        count += 1
-    raise AdminError(503, "ended", f"ended after {count}")
+    return sum([1 async for _ in items])
+
+
+async def test_the_end_of_the_worker_ends_a_stream_with_an_error() -> None:
+    async with relayed() as (relay, _), relay.stream("endless", {"count": 1}, ANNA) as items:
+        assert await anext(items) == 0
+        relay.gone()
+        with pytest.raises(AdminError, match="it has ended"):
+            await anext(items)
+
+
+async def test_an_error_in_the_middle_of_a_stream_is_the_same_at_the_other_end() -> None:
+    async with relayed() as (relay, _), relay.stream("cut_off", {"count": 1}, ANNA) as items:
+        assert await anext(items) == 0
+        with pytest.raises(AdminError) as cut:
+            await anext(items)
+        assert (cut.value.status, cut.value.title) == (503, "cut off")
 
 
 async def test_a_worker_that_takes_nothing_carries_out_nothing(autojump_clock: trio.abc.Clock) -> None:
