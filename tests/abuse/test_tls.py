@@ -169,10 +169,14 @@ async def test_g15_2000_aborted_handshakes_leak_nothing(
     async def round_of(attackers: int) -> None:
         await in_parallel(attackers, abort)
 
-    async with siege(node) as attack:  # what the C library keeps
-        await round_of(50)
-    async with siege(node, 16 * MIB) as attack:
-        await round_of(150)
+    kept = []
+    for _ in range(4):
+        before = node.rss_bytes()
+        async with siege(node, 64 * MIB) as attack:
+            await round_of(50)
+        kept.append(node.rss_bytes() - before)
+    # Once, in whichever round, the C library takes some 20 MiB for good; a leak is in each of them.
+    assert min(kept) < 2 * MIB
     assert moved(rejected("tls_timeout")) == 0
 
 
