@@ -22,7 +22,7 @@ from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
 
 from broker.http.guests import GUEST, Guest, Guests
@@ -101,6 +101,9 @@ def origin_form(target: bytes) -> bytes:
 class _Http1(H11Protocol):
     """Without upgrades, and with targets of every form."""
 
+    #: An answer cannot be brought to its end: the connection is about to close.
+    _broken_off = False
+
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
 
@@ -111,6 +114,13 @@ class _Http1(H11Protocol):
         if len(kept) != len(headers) or target != request.target:
             request = h11.Request(method=request.method, target=target, headers=kept, http_version=request.http_version)
         await super()._create_stream(request)
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        # When a request is cancelled hypercorn answers 500, even where the head of an answer is on its way.
+        if isinstance(event, h11.Response) and self.connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self._broken_off = True
+        if not self._broken_off:
+            await super()._send_h11_event(event)
 
     async def _send_error_response(self, status_code: int) -> None:
         body = problem(status_code, detail="what was sent is no request that can be read").body

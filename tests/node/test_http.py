@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from broker.admin.api import UNAVAILABLE, AdminError, Caller
 from broker.admin.catalogue import SUBJECTS
@@ -150,9 +151,11 @@ async def world_of(rate: int = 0) -> AsyncIterator[World]:
         try:
             yield world
         finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
             for stream in world.streams:
                 stream.socket.close()
-            nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -214,6 +217,16 @@ async def test_what_is_not_read_is_bounded(world: World) -> None:
     found = [len(await rest(stream)) for stream in reversed(slow)]
     assert found[0] > LARGE
     assert sum(size > LARGE for size in found) <= 2
+
+
+async def test_a_server_stops_where_heads_of_answers_are_not_read() -> None:
+    """Answers without body: whatever waits for its client is the head of one."""
+    async with world_of() as world:
+        for _ in range(3):
+            stream = await world.connect()
+            with trio.move_on_after(0.2):  # until buffers are full
+                while True:
+                    await stream.send_all(b"HEAD /api/docs/reference.js HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
 
 
 async def test_a_client_that_has_gone_leaves_no_operation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
