@@ -162,8 +162,19 @@ def _read(office: Office, arguments: dict[str, Any]) -> Any:
     trace = office.server.traces.known.get(arguments["id"])
     if trace is None:
         return None
-    lines = trace.after(int(arguments["after"].get(office.name, 0)), int(arguments["limit"]))
-    return {"lines": msgspec.json.decode(b"[" + b",".join(lines) + b"]"), "running": not trace.ended_at_ms}
+    found = trace.after(int(arguments["after"].get(office.name, 0)), int(arguments["limit"]))
+    lines: list[bytes] = []
+    left = int(arguments["most_bytes"])
+    for line in found:
+        left -= len(line)
+        if left < 0 and lines:
+            break
+        lines.append(line)
+    return {
+        "lines": msgspec.json.decode(b"[" + b",".join(lines) + b"]"),
+        "running": not trace.ended_at_ms,
+        "more": len(lines) < len(found) or len(found) == arguments["limit"],
+    }
 
 
 # -- between nodes
@@ -320,13 +331,14 @@ async def _lines(
 ) -> tuple[list[Line], bool, list[str], bool]:
     """Lines behind those of `after` (numbers by node), whether the trace runs, who did not answer, and whether there
     are more lines now."""
-    answers = await office.everywhere("trace.lines", {"id": trace_id, "after": dict(after), "limit": limit})
+    asked = {"id": trace_id, "after": dict(after), "limit": limit, "most_bytes": office.part_bytes()}
+    answers = await office.everywhere("trace.lines", asked)
     known = {node: answer for node, answer in answers.by_node.items() if answer is not None}
     if not known:
         raise AdminError(NOT_FOUND, "no such trace", f"there is no trace {trace_id!r}")
     parts = [msgspec.convert(answer["lines"], list[Line]) for answer in known.values()]
     merged = list(heapq.merge(*parts, key=lambda line: line.at_ms))
-    more = len(merged) > limit or any(len(part) == limit for part in parts)
+    more = len(merged) > limit or any(answer["more"] for answer in known.values())
     running = any(answer["running"] for answer in known.values())
     return merged[:limit], running, sorted(answers.missing), more
 

@@ -21,7 +21,7 @@ from broker.admin.paging import PAGE_BYTES, PART_BYTES, Key, Part, Smallest, cut
 from broker.admin.questions import LOOKS, QUESTIONS
 from broker.admin.reading import ANSWER_BYTES as READ_FOR_AN_ANSWER
 from broker.admin.turns import ANSWERING, LOOKING, READERS, WAIT_S, Turns
-from broker.codec.packets import Subscribe, SubscriptionRequest
+from broker.codec.packets import Publish, Subscribe, SubscriptionRequest
 from broker.message import Message
 from broker.session.quotas import Quotas
 from tests.node.admin_kit import Desk, desk
@@ -416,3 +416,24 @@ async def test_large_answers_leave_one_after_the_other(
 
 def test_all_lists_look() -> None:
     assert {name for name in QUESTIONS if name.endswith(".page")} <= LOOKS
+
+
+async def test_lines_of_a_trace_come_in_parts(autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk() as ask:
+        monkeypatch.setattr(ask.office, "part_bytes", lambda: 1000)
+        monkeypatch.setattr(ask.world.server.traces, "_node", "a")  # as it is in a real node
+        trace = await ask("trace.start", client_id="c", payload=True)
+        peer = await ask.world.connect("c")
+        for number in range(20):
+            await peer.send(Publish(f"t/{number}", b"x" * 100, 0))
+        await ask.world.settle()
+        await ask("trace.stop", id=trace["id"])
+        told: list[Any] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            part = await ask("trace.lines", id=trace["id"], cursor=cursor)
+            assert part["items"] and _size(part["items"]) < 2000
+            told += part["items"]
+            cursor = part["cursor"]
+        assert [each["seq"] for each in told] == list(range(told[0]["seq"], told[0]["seq"] + len(told)))
+        assert len(told) >= 20 and "t/19" in told[-1]["text"] + told[-2]["text"]
