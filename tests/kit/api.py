@@ -10,7 +10,8 @@ from urllib.parse import quote
 import httpx
 
 from broker.admin.operations import Operation
-from tests.kit.broker_process import ADMIN_SECRET, BrokerProcess
+from tests.kit.broker_process import ADMIN_SECRET as ADMIN_SECRET
+from tests.kit.broker_process import BrokerProcess
 
 ADMIN_ARGUMENTS = ("--admin-secret", ADMIN_SECRET, "--http-rate", "0")
 ADMIN = ("admin", ADMIN_SECRET)
