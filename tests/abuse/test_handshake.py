@@ -138,7 +138,7 @@ async def test_g15_an_unknown_version(node: AbusedNode, moved: Counted, name: by
         await client.receive()
     assert client.last_raw in (b"\x20\x02\x00\x01", b"\x20\x03\x00\x84\x00")
     await client.expect_closed()
-    assert moved(packet_errors("unsupported_protocol_version")) == 1
+    await node.until(lambda: moved(packet_errors("unsupported_protocol_version")) == 1, "the count")
 
 
 async def test_g15_a_connect_that_never_comes(node: AbusedNode, moved: Counted) -> None:
