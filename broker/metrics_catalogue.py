@@ -111,6 +111,7 @@ CATALOGUE: Final[Sequence[Family]] = (
         _counter("mqtt_limits_total", "Clients that limits refused or paused, and bans that they wrote.", "reason"),
         _counter("mqtt_slow_consumers_total", "What was done to clients that do not take their output.", "action"),
         _gauge("mqtt_sessions", "Sessions that are connected to the node.", "kind"),
+        _gauge("mqtt_cluster_sessions", "Persistent sessions, connected or not.", over=MAX),
         _counter("mqtt_sessions_resumed_total", "Sessions taken up again by their clients."),
     ),
     *_group(

@@ -269,6 +269,10 @@ class Inspection(Protocol):
     async def memory(self) -> list[StoreMemory]:
         """Every primary server of the store; none without a store."""
 
+    async def session_count(self) -> int:
+        """How many persistent sessions there are, connected or not. Those that began before nodes kept a list of them
+        count from their next connection on."""
+
     async def retained_count(self) -> tuple[int, int | None]:
         """How many retained messages there are, and the bytes that they take, where that is known without counting."""
 

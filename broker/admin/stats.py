@@ -33,13 +33,15 @@ _MINUTES_MAX: Final = 24 * 60
 
 class Numbers(msgspec.Struct, kw_only=True):
     """Of a node, or of all of them together. Rates are those of a second; `latency_*` from a message coming in to its
-    copy being handed to a socket. What the store holds (`retained`, `store_memory_bytes` and its limit, null if there
-    is none or it is not known) is the same for all."""
+    copy being handed to a socket. `sessions` are those of connected clients. What the store holds (`retained`,
+    `persistent_sessions`, connected or not, `store_memory_bytes` and its limit, null if there is none or it is not
+    known) is the same for all."""
 
     connections: int = 0
     sessions: int = 0
     subscriptions: int = 0
     queued: int = 0
+    persistent_sessions: int | None = None
     retained: int | None = None
     messages_in_per_s: float = 0.0
     messages_out_per_s: float = 0.0
@@ -88,6 +90,7 @@ def _stored(office: Office) -> dict[str, Any]:
     watch = office.measuring.store
     limits = [each.limit_bytes or each.host_bytes for each in watch.memory]
     return {
+        "persistent_sessions": watch.sessions,
         "retained": watch.retained,
         "store_memory_bytes": sum(each.used_bytes for each in watch.memory) if watch.memory else None,
         "store_memory_limit_bytes": sum(limits) if limits and all(limits) else None,

@@ -22,12 +22,13 @@ _REST: Final = 50.0
 
 
 class StoreWatch:
-    """Memory, retained messages and shared subscriptions as of the last look at each."""
+    """Memory, sessions, retained messages and shared subscriptions as of the last look at each."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.memory: Sequence[StoreMemory] = ()
         self.retained: int | None = None
+        self.sessions: int | None = None
         self.groups: GroupTotals | None = None
         self._groups_at_s = 0.0
 
@@ -42,6 +43,7 @@ class StoreWatch:
             try:
                 self.memory = await self._cluster.inspection.memory()
                 self.retained = (await self._cluster.inspection.retained_count())[0]
+                self.sessions = await self._cluster.inspection.session_count()
             except ClusterError:
                 pass  # what is wrong with it is told elsewhere
             await trio.sleep(POLL_S)
@@ -68,6 +70,8 @@ class StoreWatch:
         }
         if self.retained is not None:
             told["mqtt_cluster_retained_messages"] = {"": self.retained}
+        if self.sessions is not None:
+            told["mqtt_cluster_sessions"] = {"": self.sessions}
         if self.groups is not None:
             told |= self._group_samples(self.groups)
         return told

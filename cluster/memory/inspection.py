@@ -199,6 +199,11 @@ class MemoryInspection:
         await trio.lowlevel.checkpoint()
         return []
 
+    async def session_count(self) -> int:
+        """See `Inspection`."""
+        await trio.lowlevel.checkpoint()
+        return sum(each.expiry_s > 0 for each in self._sessions.values())
+
     async def retained_count(self) -> tuple[int, int | None]:
         """See `Inspection`."""
         await trio.lowlevel.checkpoint()

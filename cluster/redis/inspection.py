@@ -312,6 +312,11 @@ class RedisInspection:
             )
         return found
 
+    async def session_count(self) -> int:
+        """See `Inspection`."""
+        counts = await self._asking.all([("ZCARD", prefix + SESSION_INDEX) for prefix in self._keys.partitions])
+        return sum(cast("Iterable[int]", counts))
+
     async def retained_count(self) -> tuple[int, int | None]:
         """See `Inspection`."""
         counts = await self._asking.all([("HLEN", prefix + RETAINED) for prefix in self._keys.retained])

@@ -402,6 +402,16 @@ async def test_a_delayed_message_that_is_being_published_is_not_taken_back(world
 # Retained messages, and the store
 
 
+async def test_persistent_sessions_are_counted(world: World) -> None:
+    kept = await world.connect("kept")
+    await world.connect("connected")
+    await world.connect("passing", expiry_s=0)
+    await world.cluster.detach(kept.ref, 3600, 0, False)
+    assert await world.cluster.inspection.session_count() == 2
+    assert await world.cluster.inspection.end_session("kept")
+    assert await world.cluster.inspection.session_count() == 1
+
+
 async def test_retained_messages_are_counted_and_browsed(world: World) -> None:
     for topic in ("a", "a/b", "a/b/c", "a/d", "x/y/z", "/", "e/"):
         await world.publish(message(topic), retain=True)

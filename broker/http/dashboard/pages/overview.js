@@ -11,7 +11,7 @@ const plain = (key) => (now) => number(now[key]);
 
 const TILES = [
 	["Connections", plain("connections")],
-	["Sessions", plain("sessions")],
+	["Persistent sessions", plain("persistent_sessions")],
 	["Subscriptions", plain("subscriptions")],
 	["Retained", plain("retained")],
 	["Messages in", rate("messages_in_per_s")],
