@@ -30,6 +30,9 @@ BYTES_PER_TURN = 1024 * 1024
 #: Turns that may follow each other while there is work before other tasks get their chance.
 TURNS_PER_WAKE = 8
 
+#: ... and how long they may take together: long turns give way to the other tasks (HTTP, beats) after each.
+WAKE_S = 0.01
+
 #: Pause between turns that may not serve clients.
 HOLD_S = 0.01
 
@@ -188,8 +191,9 @@ class Reactor:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(fd)
+                until = time.monotonic() + WAKE_S
                 for _ in range(TURNS_PER_WAKE):
-                    if not self._turn():
+                    if not self._turn() or time.monotonic() > until:
                         break
 
     def drop_clients(self) -> None:

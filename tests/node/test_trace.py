@@ -436,6 +436,9 @@ async def test_a_fast_client_is_bounded_and_loses_nothing(autojump_clock: trio.a
             await world.settle()
             await trio.sleep(1)
         assert [int(payload) for payload in await subscriber.payloads()] == list(range(20_000))
+        await trio.sleep(2)
+        client.put(Publish("t", b"the last"))  # the next line that is taken says what was left out before
+        await world.settle()
         assert trace.seq <= 6 * LINES_PER_S and trace.left_out >= 4 * (10_000 - 2 * LINES_PER_S)
         told = sum(line.details["left_out"] for line in lines(trace) if "were left out" in line.text)
         assert told == trace.left_out
