@@ -17,6 +17,9 @@ import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
 
+#: Every line begins with as many characters: ISO 8601 leaves out what would be .000000.
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
 #: Longer values are cut: a client decides how long its client id or topic is.
 VALUE_LIMIT = 512
 
@@ -61,7 +64,7 @@ def configure(level: str = "info", format: str = "text", stream: TextIO | None =
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt=_TIME, utc=True),
     ]
     structlog.configure(
         processors=[

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import logging
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +38,16 @@ def test_text_line() -> None:
         r' client_id="a b" empty="" none=None data="x\\\\xff" logger=broker\.test\n',
         line,
     ), line
+
+
+def test_time_of_a_full_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Clock:
+            return cls(2026, 1, 2, 3, 4, 5, 0, tz)
+
+    monkeypatch.setattr("structlog.processors.datetime", SimpleNamespace(datetime=Clock, timezone=datetime.timezone))
+    assert _line("text").startswith("2026-01-02T03:04:05.000000Z info ")
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x1b[31m", "a\u2028b", "a\x9bb", 'a"b', "a=b", "\ud800", "\u202e"])
