@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.kit.broker_process import ROOT, BrokerProcess
-from tests.kit.redis_server import free_port, redis_server
+from tests.kit.ports import free_port
+from tests.kit.redis_server import redis_server
 
 FAILED = 1
 MISCONFIGURED = 2

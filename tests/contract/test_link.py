@@ -19,7 +19,8 @@ from cluster.redis.address import ClusterAddress, SentinelAddress, StoreAddress,
 from cluster.redis.link import RedisLink
 from tests.kit.link_world import Expected, connected, linked, reactor
 from tests.kit.poller import EpollPoller
-from tests.kit.redis_server import RedisServer, free_port, make_certificate, redis_server, valkey_binary
+from tests.kit.ports import free_port
+from tests.kit.redis_server import RedisServer, make_certificate, redis_server, valkey_binary
 
 
 @pytest.fixture(scope="module", params=["redis", "valkey"])

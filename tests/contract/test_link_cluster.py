@@ -22,7 +22,8 @@ from cluster.redis.requests import result
 from cluster.redis.slots import slot_of_command
 from cluster.telemetry import LinkCounters
 from tests.kit.link_world import Expected, connected, reactor
-from tests.kit.redis_server import ServerCluster, free_port, make_certificate, server_cluster, valkey_binary
+from tests.kit.ports import free_port
+from tests.kit.redis_server import ServerCluster, make_certificate, server_cluster, valkey_binary
 
 #: As those of the broker: keys that are not declared, a number that makes it idempotent, several steps.
 FUNCTIONS = """#!lua name=rktest

@@ -20,7 +20,8 @@ from cluster.redis.links import Link
 from cluster.redis.sentinel import find_primary
 from cluster.telemetry import LinkCounters
 from tests.kit.link_world import connected, reactor
-from tests.kit.redis_server import Replicated, free_port, replicated_server, sentinels
+from tests.kit.ports import free_port
+from tests.kit.redis_server import Replicated, replicated_server, sentinels
 
 WRITERS = 8
 
@@ -137,6 +138,9 @@ async def test_a_failover_under_load_needs_no_restart(capsys: pytest.CaptureFixt
                         nursery.start_soon(writers.write, writer)
                     await writers.until(500)
                     await fail_over(store, address, False, ports)
+                    with trio.fail_after(60):
+                        while not store.settled() or ports[-1] != store.primary().address.port:
+                            await trio.sleep(0.01)
                     before = [len(each) for each in writers.acknowledged]
                     await writers.until(writers.total() + 500)
                     writers.stopping = True
@@ -144,8 +148,9 @@ async def test_a_failover_under_load_needs_no_restart(capsys: pytest.CaptureFixt
                     for writer, acknowledged in enumerate(writers.acknowledged):
                         found = set(await oracle.zrange(f"w{writer}", 0, -1))
                         assert found >= {f"{writer}.{number}".encode() for number in acknowledged[before[writer] :]}
-                assert states == [True, False, True]
-                assert (counters.reconnects, counters.failovers) == (1, 1)
+                # Two Sentinels that began at the same time make two failovers of it.
+                assert states == [True, *[False, True] * counters.reconnects]
+                assert 1 <= counters.failovers <= counters.reconnects
         with capsys.disabled():
             sys.stdout.write(f" (longest gap {writers.longest_gap_s:.2f} s, {writers.unknown} outcomes unknown) ")
 

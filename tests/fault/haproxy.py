@@ -28,7 +28,8 @@ from tests.history.link import Address
 from tests.history.run import always, recorded
 from tests.history.workload import ROOMY
 from tests.kit.broker_process import BrokerProcess
-from tests.kit.redis_server import free_port, redis_server
+from tests.kit.ports import free_port
+from tests.kit.redis_server import redis_server
 from tests.multinode.nodes import Nodes, cluster
 
 NAMES = ("a", "b", "c")

@@ -18,7 +18,7 @@ from tests.integration.test_proxy_protocol import DEBUG, StartNode, connected_fr
 from tests.integration.test_tls import port_of, secured, shown_by, start, tls_url
 from tests.kit.broker_process import BrokerFailed, BrokerProcess
 from tests.kit.certificates import Chain
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 
 __all__ = ["start"]  # the fixture
 

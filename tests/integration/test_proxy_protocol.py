@@ -20,7 +20,7 @@ from tests.integration import mosquitto
 from tests.integration.test_tls import port_of, start, tls_url
 from tests.kit.broker_process import BrokerProcess
 from tests.kit.certificates import Chain
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 
 __all__ = ["start"]  # the fixture
 

