@@ -8,6 +8,8 @@ STAMP := .venv/.installed
 FAST_TESTS := $(wildcard tests/unit tests/property tests/node)
 # Options for `rookery serve`, for example: make run ARGS="--listen tcp://127.0.0.1:1884 --log-level debug"
 ARGS ?=
+# Without bytecode every start of a node compiles the broker again: half a second, some hundred times in the tests.
+unexport PYTHONDONTWRITEBYTECODE
 # For `make fuzz` and `make fault`.
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
