@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate packages bench bench-operators screenshots clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate docs packages bench bench-operators screenshots clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ fmt: install ## Format the code and sort the imports.
 	$(BIN)/ruff check --select I --fix --quiet .
 	$(BIN)/ruff format .
 
+docs: install ## Build the site of the docs into site/.
+	$(BIN)/mkdocs build --strict
+
 generate: install ## Write the generated pages anew.
 	$(BIN)/python docs/generate.py
 
@@ -87,4 +90,4 @@ screenshots: packages ## Make the pictures of the dashboard in docs/images anew.
 	$(BIN)/python -m tests.browser.screenshots
 
 clean: ## Remove what was built (not the broker's data).
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -194,13 +196,19 @@ def api_operations() -> str:
     return "".join(parts)
 
 
-PAGES = {
+def _pictures() -> dict[str, Callable[[], str]]:
+    folder = runpy.run_path(str(FOLDER / "pictures.py"))
+    return dict(folder["PICTURES"])
+
+
+PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "metrics.md": metrics,
     # What `rookery ctl` knows of the API, and its reference.
     "../broker/cli/operations.json": operations,
     "ctl.md": reference,
     "operations.md": api_operations,
+    **_pictures(),
 }
 
 
