@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.errors import ConfigError
-from broker.options import Blocks, Options
+from broker.options import Blocks, Networks, Options
 from broker.options.authentication import AUTHENTICATORS, ClientAttribute
 from broker.options.authorization import RULE_SOURCES
 from broker.options.hooks import Hook
@@ -171,6 +171,9 @@ class Settings:
         "0: no limit.", at_least=0, at_most=1_000_000)
     http_login_s: float = _setting(_HTTP, Duration(), "12h",
         "How long a login in the dashboard lasts.", at_least=60, at_most=31_536_000)
+    http_trusted_proxies: tuple[str, ...] = _setting(_HTTP, Networks(), "",
+        "Proxies in front of the HTTP port: what X-Forwarded-For and X-Forwarded-Proto say is believed from these "
+        "addresses and networks only.")
     metrics_access: str = _setting(_HTTP, Choice("open", "viewer"), "open",
         "Who may read /metrics: everybody, or API keys of the scope viewer and above.")
 

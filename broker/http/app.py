@@ -21,13 +21,16 @@ from broker.admin.operations import OPERATIONS
 from broker.config import Endpoint, Settings
 from broker.errors import ConfigError
 from broker.http import files, operations, serving
+from broker.http.behind import Behind
 from broker.http.credentials import INSIDE, Credentials
 from broker.http.front import Front, Methods, not_found
+from broker.http.guests import Guests
 from broker.http.login import Logins
 from broker.http.openapi import document
 from broker.http.report import READY, Report, Source, ready
 from broker.http.scraping import Scrapes
 from broker.log import get_logger
+from broker.transport.forwarded import Trusted
 
 #: How often the desk is asked to see that there is an admin's key, and to forget logins that are over.
 _TIDY_S: Final = 60.0
@@ -56,13 +59,16 @@ class HttpServer:
         self._socket.setblocking(False)
         host, port = self._socket.getsockname()[:2]
         self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._app = Front(Router(self._routes(), redirect_slashes=False, default=not_found))
+        self._guests = Guests()
+        self._proxies = Trusted(settings.http_trusted_proxies)
+        router = Router(self._routes(), redirect_slashes=False, default=not_found)
+        self._app = Front(Behind(router, self._proxies, self._guests))
 
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serves until cancelled."""
         with self._socket:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serving.serve, self._app, self._socket)
+                nursery.start_soon(serving.serve, self._app, self._socket, self._guests, self._proxies)
                 nursery.start_soon(self._look_after_keys)
                 task_status.started()
 

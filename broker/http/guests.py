@@ -68,8 +68,9 @@ class Guests:
         self._unread = 0
 
     def admit(self, origin: str) -> Guest | None:
-        """A place for who comes, perhaps that of another, whose scope is cancelled; None: all places are in use."""
-        if self._by_origin[origin] >= self._of_address:
+        """A place for who comes, perhaps that of another, whose scope is cancelled; None: all places are in use.
+        `origin` "": a proxy, which has no share of its own; its requests tell whom it `serves`."""
+        if origin and self._by_origin[origin] >= self._of_address:
             if not self._make_room({guest for guest in self._guests if guest.origin == origin}):
                 return None
         elif len(self._guests) >= self._most and not self._make_room(self._guests):
@@ -79,11 +80,27 @@ class Guests:
         self._by_origin[origin] += 1
         return guest
 
+    def serves(self, guest: Guest, origin: str) -> bool:
+        """From now on this connection of a proxy is one of `origin`; False if that has too many, and it stays what it
+        was."""
+        if guest not in self._guests or guest.origin == origin:
+            return True
+        full = bool(origin) and self._by_origin[origin] >= self._of_address
+        if full and not self._make_room({other for other in self._guests if other.origin == origin}):
+            return False
+        self._leave_origin(guest)
+        guest.origin = origin
+        self._by_origin[origin] += 1
+        return True
+
     def leave(self, guest: Guest) -> None:
         """The connection has ended, or is about to. Idempotent."""
         if guest not in self._guests:
             return
         self._guests.remove(guest)
+        self._leave_origin(guest)
+
+    def _leave_origin(self, guest: Guest) -> None:
         self._by_origin[guest.origin] -= 1
         if not self._by_origin[guest.origin]:
             del self._by_origin[guest.origin]

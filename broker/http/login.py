@@ -88,5 +88,5 @@ class Logins:
 
 
 def _set_cookie(answer: Response, request: Request, token: str, max_age_s: int) -> None:
-    secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto", ""))
+    secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, token, max_age=max_age_s, path="/", secure=secure, httponly=True, samesite="strict")

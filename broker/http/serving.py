@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Container
 from contextlib import suppress
 from typing import Any, Final
 
@@ -55,12 +56,11 @@ def make_config() -> hypercorn.config.Config:
     return config
 
 
-async def serve(app: Any, listening: socket.socket, guests: Guests | None = None) -> None:
-    """Serve an ASGI app on a listening socket until cancelled."""
+async def serve(app: Any, listening: socket.socket, guests: Guests, proxies: Container[str] = ()) -> None:
+    """Serve an ASGI app on a listening socket until cancelled. From addresses among `proxies` come many clients."""
     config = make_config()
     context = WorkerContext(None)
     wrapped = ASGIWrapper(app)
-    guests = guests or Guests()
     listener = trio.socket.from_stdlib_socket(listening)
     async with trio.open_nursery() as nursery:
         while True:
@@ -69,7 +69,7 @@ async def serve(app: Any, listening: socket.socket, guests: Guests | None = None
             except OSError:  # the client left, or there is no descriptor
                 await trio.sleep(_OUT_OF_DESCRIPTORS_S)
                 continue
-            guest = guests.admit(origin_of(address[0]))
+            guest = guests.admit("" if address[0] in proxies else origin_of(address[0]))
             if guest is None:
                 accepted.close()
                 continue

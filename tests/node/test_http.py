@@ -167,7 +167,7 @@ async def world() -> AsyncIterator[World]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little room."""
-    monkeypatch.setattr(serving, "Guests", lambda: Guests(most=8, of_address=4, unread_max=2 * LARGE))
+    monkeypatch.setattr("broker.http.app.Guests", lambda: Guests(most=8, of_address=4, unread_max=2 * LARGE))
 
 
 SLOW_LOGIN = ("POST /api/v1/login HTTP/1.1", "Content-Type: application/json", "Content-Length: 100")

@@ -34,6 +34,7 @@ EXAMPLES = {
     "hooks": "hook?target=x:y",
     "no_match": "allow",
     "sys_access": "all",
+    "http_trusted_proxies": "10.0.0.0/8",
     "metrics_access": "viewer",
     "admin_secret": "a secret for tests",
     "deny_action": "disconnect",

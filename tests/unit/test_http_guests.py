@@ -67,3 +67,19 @@ async def test_who_leaves_most_unread_goes() -> None:
             assert gone(small) and not gone(other)
     with guests.sending(other, 100), guests.sending(admitted(guests, "d"), 0):
         assert not gone(other)
+
+
+async def test_a_connection_of_a_proxy_counts_for_whom_it_serves() -> None:
+    guests = Guests(most=10, of_address=2)
+    proxied = [admitted(guests, "") for _ in range(4)]  # a proxy has no share of its own
+    assert guests.serves(proxied[0], "a") and guests.serves(proxied[1], "a") and guests.serves(proxied[2], "b")
+    assert guests.serves(proxied[3], "a")
+    assert gone(proxied[0]) and not gone(proxied[1]) and not gone(proxied[2])
+    for guest in (proxied[1], proxied[3]):
+        guest.known = guest.served = True
+    assert not guests.serves(proxied[2], "a") and guests.admit("a") is None
+    assert guests.serves(proxied[1], "c") and guests.serves(proxied[2], "a")
+    guests.leave(proxied[1])
+    guests.leave(proxied[2])
+    assert guests.serves(proxied[2], "d")  # it has gone: nothing is counted
+    assert guests.admit("a") is not None
