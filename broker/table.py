@@ -31,15 +31,6 @@ from cluster.api import Route as SessionRoute
 ROUTE_CACHE_SIZE = 65536
 
 
-class _Forgetful(MatchCache[Route]):
-    """A cache that keeps nothing, so that no message takes the direct way."""
-
-    __slots__ = ()
-
-    def put(self, key: bytes, value: Route) -> None:
-        """Keeps nothing."""
-
-
 def round_robin(share_name: str) -> str:
     """The strategy of shared subscriptions that nobody chose one for."""
     return ROUND_ROBIN
@@ -70,7 +61,10 @@ class Table:
         self.given = Given()
         #: Message ids with session ids: copies at QoS 0 for persistent sessions here, which come by several ways.
         self.copies = Given()
+        #: Empty while `suspended`, so that no message takes the direct way.
         self.routes: MatchCache[Route] = MatchCache(ROUTE_CACHE_SIZE)
+        #: The node may have been replaced by others: QoS 0 is dropped.
+        self.suspended = False
         self._max_levels = self._max_bytes = MAX_BYTES
         self._strategy_of = strategy_of
         self._trie: TopicTrie[bytes, Subscription | Group | RemoteNode] = TopicTrie()
@@ -269,14 +263,10 @@ class Table:
 
     # -- routes
 
-    @property
-    def suspended(self) -> bool:
-        """The node may have been replaced by others: QoS 0 is dropped."""
-        return isinstance(self.routes, _Forgetful)
-
     def suspend(self, suspended: bool) -> None:
         """The store was away for longer than the node's lease, or it is back."""
-        self.routes = _Forgetful(1) if suspended else MatchCache(ROUTE_CACHE_SIZE)
+        self.suspended = suspended
+        self.routes = MatchCache(ROUTE_CACHE_SIZE)
 
     def limit_topics(self, max_levels: int, max_bytes: int) -> None:
         """What clients may publish to from now on."""
@@ -342,6 +332,7 @@ class Table:
             else:
                 counts = () if self.counting is None else self.counting(name)
                 route = merge(name, topic, self._trie.match(name), refusal, text, counts)
-            if not topic.startswith(b"$SYS/"):  # as many topics as there are clients, which take the place of others
+            # Of $SYS/ there are as many topics as there are clients: they would take the place of others.
+            if not self.suspended and not topic.startswith(b"$SYS/"):
                 self.routes.put(topic, route)
         return route

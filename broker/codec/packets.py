@@ -7,6 +7,7 @@ names of the MQTT 5 specification. Packets are built positionally; `kind` is the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 CONNECT = 1
 CONNACK = 2
@@ -140,7 +141,7 @@ class Connect:
         "username",
         "will",
     )
-    kind = CONNECT
+    kind: ClassVar[int] = CONNECT
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class Connack:
     """CONNACK. `reason_code` is always an MQTT 5 code in memory; the v3 encoder maps it."""
 
     __slots__ = ("properties", "reason_code", "session_present")
-    kind = CONNACK
+    kind: ClassVar[int] = CONNACK
 
     def __init__(self, session_present: bool, reason_code: int, properties: Properties | None = None) -> None:
         self.session_present = session_present
@@ -181,7 +182,7 @@ class Publish:
     """PUBLISH. `packet_id` is 0 at QoS 0; `topic_name` is empty where a topic alias stands for it."""
 
     __slots__ = ("dup", "packet_id", "payload", "properties", "qos", "retain", "topic_name")
-    kind = PUBLISH
+    kind: ClassVar[int] = PUBLISH
 
     def __init__(
         self,
@@ -206,7 +207,7 @@ class Acknowledgement:
     """What PUBACK, PUBREC, PUBREL and PUBCOMP share."""
 
     __slots__ = ("packet_id", "properties", "reason_code")
-    kind = 0
+    kind: ClassVar[int] = 0
 
     def __init__(self, packet_id: int, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -218,28 +219,28 @@ class Puback(Acknowledgement):
     """PUBACK."""
 
     __slots__ = ()
-    kind = PUBACK
+    kind: ClassVar[int] = PUBACK
 
 
 class Pubrec(Acknowledgement):
     """PUBREC."""
 
     __slots__ = ()
-    kind = PUBREC
+    kind: ClassVar[int] = PUBREC
 
 
 class Pubrel(Acknowledgement):
     """PUBREL."""
 
     __slots__ = ()
-    kind = PUBREL
+    kind: ClassVar[int] = PUBREL
 
 
 class Pubcomp(Acknowledgement):
     """PUBCOMP."""
 
     __slots__ = ()
-    kind = PUBCOMP
+    kind: ClassVar[int] = PUBCOMP
 
 
 class SubscriptionRequest:
@@ -266,7 +267,7 @@ class Subscribe:
     """SUBSCRIBE; at most one subscription identifier in its properties."""
 
     __slots__ = ("packet_id", "properties", "subscriptions")
-    kind = SUBSCRIBE
+    kind: ClassVar[int] = SUBSCRIBE
 
     def __init__(
         self, packet_id: int, subscriptions: Sequence[SubscriptionRequest], properties: Properties | None = None
@@ -280,7 +281,7 @@ class Suback:
     """SUBACK: one MQTT 5 reason code per topic filter; the v3 encoder maps failures to 0x80."""
 
     __slots__ = ("packet_id", "properties", "reason_codes")
-    kind = SUBACK
+    kind: ClassVar[int] = SUBACK
 
     def __init__(self, packet_id: int, reason_codes: Sequence[int], properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -292,7 +293,7 @@ class Unsubscribe:
     """UNSUBSCRIBE."""
 
     __slots__ = ("packet_id", "properties", "topic_filters")
-    kind = UNSUBSCRIBE
+    kind: ClassVar[int] = UNSUBSCRIBE
 
     def __init__(self, packet_id: int, topic_filters: Sequence[str], properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -304,7 +305,7 @@ class Unsuback:
     """UNSUBACK; version 3 has no reason codes, and decodes to an empty sequence."""
 
     __slots__ = ("packet_id", "properties", "reason_codes")
-    kind = UNSUBACK
+    kind: ClassVar[int] = UNSUBACK
 
     def __init__(self, packet_id: int, reason_codes: Sequence[int], properties: Properties | None = None) -> None:
         self.packet_id = packet_id
@@ -316,21 +317,21 @@ class Pingreq:
     """PINGREQ."""
 
     __slots__ = ()
-    kind = PINGREQ
+    kind: ClassVar[int] = PINGREQ
 
 
 class Pingresp:
     """PINGRESP."""
 
     __slots__ = ()
-    kind = PINGRESP
+    kind: ClassVar[int] = PINGRESP
 
 
 class Disconnect:
     """DISCONNECT; version 3 has only reason code 0."""
 
     __slots__ = ("properties", "reason_code")
-    kind = DISCONNECT
+    kind: ClassVar[int] = DISCONNECT
 
     def __init__(self, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.reason_code = reason_code
@@ -341,7 +342,7 @@ class Auth:
     """AUTH (version 5 only)."""
 
     __slots__ = ("properties", "reason_code")
-    kind = AUTH
+    kind: ClassVar[int] = AUTH
 
     def __init__(self, reason_code: int = 0, properties: Properties | None = None) -> None:
         self.reason_code = reason_code

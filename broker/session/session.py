@@ -71,6 +71,19 @@ class SessionStore(Protocol):
         """A message came before an older one, which is to come another way: call `Session.look` if it does not."""
 
 
+class SessionWatch(Protocol):
+    """Is told, before it happens, of messages of a session that is followed."""
+
+    def waits(self, session: Session, message: Message) -> None:
+        """It is to wait in memory."""
+
+    def stored(self, session: Session, message: Message, seq: int) -> None:
+        """It is in the queue of the store; where it cannot be sent now, it waits there."""
+
+    def from_group(self, session: Session, message: Message, delivery: GroupDelivery) -> None:
+        """A shared subscription gives it to this session."""
+
+
 class GroupDelivery:
     """A message of a shared subscription in the hands of one member."""
 
@@ -136,6 +149,7 @@ class Session:
         "promised",
         "sent_seq",
         "store",
+        "watch",
         "window",
     )
 
@@ -183,6 +197,8 @@ class Session:
         self.hungry = False
         #: Messages of groups that are being handed over to this session.
         self.promised = 0
+        #: Set while somebody follows this session.
+        self.watch: SessionWatch | None = None
 
     # -- the window
 
@@ -190,8 +206,12 @@ class Session:
         """How many more messages may be sent now."""
         if self.closed or not self.output.room():
             return 0
+        return self.window - self.owed()
+
+    def owed(self) -> int:
+        """Messages that the receiver owes an answer for."""
         releasing = self._releasing
-        return self.window - len(self.inflight) - (len(releasing) if releasing else 0)
+        return len(self.inflight) + (len(releasing) if releasing else 0)
 
     @property
     def newest_seq(self) -> int:
@@ -233,6 +253,8 @@ class Session:
         if len(queue) >= self.max_queue_messages or self._queue_bytes + size > self.max_queue_bytes:
             self.store.dropped(message, "queue_full")
             return False
+        if self.watch is not None:
+            self.watch.waits(self, message)
         queue.append(Waiting(encoding, flags, subscription_ids))
         self._queue_bytes += size
         return True
@@ -285,6 +307,8 @@ class Session:
 
     def stored(self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> None:
         """A live message was stored under `seq`: send it, unless the session is behind."""
+        if self.watch is not None:
+            self.watch.stored(self, encoding.message, seq)
         if seq > self._top:
             self._top = seq
         if self.closed or seq <= self._cursor or (self._ahead is not None and seq in self._ahead):
@@ -410,6 +434,8 @@ class Session:
 
     def deliver_group(self, encoding: Encoding, qos: int, delivery: GroupDelivery) -> bool:
         """Send a message of a group to this member; False if it cannot be sent, for its size for example."""
+        if self.watch is not None:
+            self.watch.from_group(self, encoding.message, delivery)
         packet_id = self._next_group_id + 1
         while (
             packet_id > _LAST_PACKET_ID

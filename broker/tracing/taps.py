@@ -272,7 +272,7 @@ class TracedConnection(Connection):
         tap = self._tap()
         if tracer is None or tap is None:
             return
-        session.__class__ = TracedSession
+        session.watch = FOLLOWER
         tracer.remember(ref.session_id, tap)
         tap.line(
             "session",
@@ -342,41 +342,39 @@ class TracedConnection(Connection):
         tap.line("session", text, {"session_expiry_interval": self.expiry_s, "lost": self.lost})
 
 
-class TracedSession(Session):
-    """The session of a connection that is followed."""
+class Follower:
+    """Tells of the session of a connection that is followed."""
 
     __slots__ = ()
 
-    def _note(self, kind: str, text: str, message: Message, **details: object) -> None:
-        output = self.output
-        if isinstance(output, TracedConnection):
-            words = f"{quoted(topic_text(message.topic))} {text}"
-            output._note_message(kind, words, message, "", details)
+    def waits(self, session: Session, message: Message) -> None:
+        _note(session, f"waits in memory: {_window(session)}", message, waiting=session.waiting() + 1)
 
-    def _window(self) -> str:
-        used = len(self.inflight) + len(self._releasing or ())
-        if used >= self.window:
-            return f"{used} of {self.window} are in flight"
-        return "older ones wait" if self.behind or self._queue else "the output buffer is full"
+    def stored(self, session: Session, message: Message, seq: int) -> None:
+        waits = session.behind or session.credit() <= 0
+        text = f"waits in the queue as {seq}: {_window(session)}" if waits else f"is in the queue as {seq}"
+        _note(session, text, message, queue_seq=seq)
 
-    def _wait(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> bool:
-        why = self._window()
-        kept = super()._wait(encoding, flags, subscription_ids)
-        if kept:
-            self._note("queue", f"waits in memory: {why}", encoding.message, waiting=self.waiting())
-        return kept
-
-    def stored(self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> None:
-        known = self.behind or self.credit() <= 0
-        why = self._window()
-        super().stored(seq, encoding, qos, retain, subscription_ids)
-        text = f"waits in the queue as {seq}: {why}" if known else f"is in the queue as {seq}"
-        self._note("queue", text, encoding.message, queue_seq=seq)
-
-    def deliver_group(self, encoding: Encoding, qos: int, delivery: GroupDelivery) -> bool:
+    def from_group(self, session: Session, message: Message, delivery: GroupDelivery) -> None:
         name = delivery.group.name if isinstance(delivery.group, Group) else ""
-        self._note("route", f"comes from {quoted(name)}", encoding.message, group=name)
-        return super().deliver_group(encoding, qos, delivery)
+        _note(session, f"comes from {quoted(name)}", message, "route", group=name)
+
+
+#: It keeps nothing: one does for all sessions.
+FOLLOWER: Final = Follower()
+
+
+def _note(session: Session, text: str, message: Message, kind: str = "queue", **details: object) -> None:
+    output = session.output
+    if isinstance(output, TracedConnection):
+        output._note_message(kind, f"{quoted(topic_text(message.topic))} {text}", message, "", details)
+
+
+def _window(session: Session) -> str:
+    used = session.owed()
+    if used >= session.window:
+        return f"{used} of {session.window} are in flight"
+    return "older ones wait" if session.behind or session.waiting() else "the output buffer is full"
 
 
 def _acknowledged(kind: int, packet_id: int, reason_code: int) -> tuple[str, dict[str, Any]]:

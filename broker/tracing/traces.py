@@ -27,11 +27,10 @@ from broker.peer import network_of
 from broker.routes import Route
 from broker.services import Services
 from broker.session.machine import CLOSED
-from broker.session.session import Session
 from broker.topics.names import matches, split_shared
 from broker.topics.relations import common
 from broker.tracing.record import Spec, Trace
-from broker.tracing.taps import Tap, TracedConnection, TracedSession
+from broker.tracing.taps import FOLLOWER, Tap, TracedConnection
 from broker.tracing.text import message_shown, packet_shown, payload_shown, quoted, reason_text, topic_text
 from broker.tracing.ways import TracedDispatch
 from broker.transport.api import Stream
@@ -243,7 +242,7 @@ class Traces:
             return None
         session = connection.session
         if session is not None:
-            session.__class__ = TracedSession if traces else Session
+            session.watch = FOLLOWER if traces else None
         connection.choose_way()
         connection.update_plain()
         return tap
