@@ -201,6 +201,11 @@ def _pictures() -> dict[str, Callable[[], str]]:
     return dict(folder["PICTURES"])
 
 
+def copied(path: str) -> Callable[[], str]:
+    """A file of the repository, as it is: a chart can only read what lies in its own folder."""
+    return (FOLDER.parent / path).read_text
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "metrics.md": metrics,
@@ -208,6 +213,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "../broker/cli/operations.json": operations,
     "ctl.md": reference,
     "operations.md": api_operations,
+    "../helm/rookery/files/rookery.rules.yml": copied("deploy/prometheus/rookery.rules.yml"),
+    "../helm/rookery/files/rookery.json": copied("deploy/grafana/rookery.json"),
     **_pictures(),
 }
 
