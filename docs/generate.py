@@ -201,6 +201,10 @@ def _pictures() -> dict[str, Callable[[], str]]:
     return dict(folder["PICTURES"])
 
 
+def _chart() -> dict[str, Callable[[], str]]:
+    return dict(runpy.run_path(str(FOLDER / "chart.py"))["FILES"])
+
+
 def copied(path: str) -> Callable[[], str]:
     """A file of the repository, as it is: a chart can only read what lies in its own folder."""
     return (FOLDER.parent / path).read_text
@@ -216,6 +220,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "../helm/rookery/files/rookery.rules.yml": copied("deploy/prometheus/rookery.rules.yml"),
     "../helm/rookery/files/rookery.json": copied("deploy/grafana/rookery.json"),
     **_pictures(),
+    **_chart(),
 }
 
 

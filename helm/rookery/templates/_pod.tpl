@@ -1,0 +1,26 @@
+{{/* What pods are given. */}}
+
+{{/* Where a container of the node finds its HTTP server. */}}
+{{- define "rookery.localUrl" -}}
+{{- printf "http://%s:%d" (ternary "[::1]" "127.0.0.1" (contains ":" .Values.listeners.address)) (int .Values.listeners.http.port) -}}
+{{- end -}}
+
+{{/* The Secret with the files of users and rules; empty: there are none. */}}
+{{- define "rookery.authSecretName" -}}
+{{- if .Values.auth.existingSecret -}}
+{{- .Values.auth.existingSecret -}}
+{{- else if or .Values.auth.users .Values.auth.acl -}}
+{{- include "rookery.fullname" . }}-auth
+{{- end -}}
+{{- end -}}
+
+{{/* Name and key of the Secret with the password of the built-in Valkey. */}}
+{{- define "rookery.redis.password" -}}
+name: {{ default (include "rookery.redis.fullname" .) .Values.redis.auth.existingSecret }}
+key: {{ ternary .Values.redis.auth.key "redis-password" (ne .Values.redis.auth.existingSecret "") }}
+{{- end -}}
+
+{{/* "true" if there are PEM files for the connections to Redis. */}}
+{{- define "rookery.redis.tlsFiles" -}}
+{{- if and (not .Values.redis.enabled) .Values.externalRedis.tls.enabled .Values.externalRedis.tls.existingSecret -}}true{{- end -}}
+{{- end -}}
