@@ -38,8 +38,8 @@ __all__ = [
 
 DEFAULT = "default"
 
-#: What `rookery ctl` reads: no settings of a node, but they may stand in the same environment.
-_OF_CLIENTS = {"ROOKERY_API_URL", "ROOKERY_API_KEY", "ROOKERY_API_KEY_FILE"}
+#: What `rookery ctl` and the build of a wheel read: no settings of a node, but they may stand in the same environment.
+_OF_OTHERS = {"ROOKERY_API_URL", "ROOKERY_API_KEY", "ROOKERY_API_KEY_FILE", "ROOKERY_COMPILE"}
 
 #: Kubernetes describes every service to every container: a service called `rookery-mqtt` makes ROOKERY_MQTT_PORT.
 _SERVICE_LINK = re.compile(
@@ -73,7 +73,7 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], toml_path: P
     for variable, text in environ.items():
         if variable in by_variable:
             raw[by_variable[variable].attribute] = (text, f"environment {variable}")
-        elif variable in _OF_CLIENTS:
+        elif variable in _OF_OTHERS:
             continue
         elif variable.startswith(ENVIRONMENT_PREFIX) and not _is_service_link(variable, text):
             raise ConfigError(f"{variable} (environment): unknown setting{_nearest(variable, by_variable)}")
@@ -94,6 +94,7 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], toml_path: P
             value, origin = raw[setting.attribute]
             values[setting.attribute] = setting.parse(value, origin)
             origins[setting.attribute] = origin
+    _read_passwords(values, origins)
     _move_credentials(values, origins)
     if values.get("data_dir", "") is None:
         raise ConfigError(f"data_dir = '' ({origins['data_dir']}): must be a path")
@@ -166,6 +167,25 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _is_service_link(variable: str, text: str) -> bool:
     return bool(_SERVICE_LINK.fullmatch(variable) and _SERVICE_LINK_VALUE.fullmatch(text))
+
+
+def _read_passwords(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Put passwords of the store that stand in files of their own where they belong."""
+    for attribute in ("store_password", "sentinel_password"):
+        path = values.get(f"{attribute}_file")
+        if path is None:
+            continue
+        origin = origins[f"{attribute}_file"]
+        if values.get(attribute):
+            raise ConfigError(f"{attribute} ({origins[attribute]}) and {attribute}_file ({origin}): set one")
+        try:
+            password = path.read_text("utf-8").partition("\n")[0].strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{attribute}_file = {str(path)!r} ({origin}): cannot read it: {error}") from None
+        if not password:
+            raise ConfigError(f"{attribute}_file = {str(path)!r} ({origin}): its first line is empty")
+        values[attribute] = password
+        origins[attribute] = f"file {path}"
 
 
 def _move_credentials(values: dict[str, Any], origins: dict[str, str]) -> None:

@@ -185,8 +185,12 @@ class Settings:
     store_username: str = _setting(_STORE, Text(), "", "User name for the store; empty for its default user.")
     store_password: str = _setting(_STORE, Text(), "",
         "Password for the store. Prefer the environment or the file: a command line is visible to others.", secret=True)
+    store_password_file: Path | None = _setting(_STORE, FilePath(), "",
+        "Read store_password from the first line of this file when the node starts.")
     sentinel_username: str = _setting(_STORE, Text(), "", "User name for the Sentinels; empty for none.")
     sentinel_password: str = _setting(_STORE, Text(), "", "Password for the Sentinels.", secret=True)
+    sentinel_password_file: Path | None = _setting(_STORE, FilePath(), "",
+        "Read sentinel_password from the first line of this file when the node starts.")
     namespace: str = _setting(_STORE, Name(), "rookery",
         "Prefix of all keys in the store: clusters that share a store differ in it.")
     partitions: int = _setting(_STORE, Integer(), "0",
@@ -347,7 +351,8 @@ class Settings:
         reload=True)
 
     drain_delay_s: float = _setting(_DRAIN, Duration(), "0s",
-        "After SIGTERM: how long new clients are still let in while /readyz says no already, for load balancers.",
+        "After SIGTERM, or when it is drained by the API: how long new clients are still let in while /readyz says no "
+        "already, for load balancers.",
         at_least=0, at_most=3600, reload=True)
     drain_timeout_s: float = _setting(_DRAIN, Duration(), "30s",
         "After that: how long clients are sent away at the drain rate before the rest is closed.",

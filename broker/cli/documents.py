@@ -10,7 +10,16 @@ from broker.cli.settings import load_options, option_of
 from broker.config import SETTINGS
 
 #: The settings that say where documents are.
-_SETTINGS = ("config", "store", "store_username", "store_password", "sentinel_username", "sentinel_password")
+_SETTINGS = (
+    "config",
+    "store",
+    "store_username",
+    "store_password",
+    "store_password_file",
+    "sentinel_username",
+    "sentinel_password",
+    "sentinel_password_file",
+)
 _PLACES = ("namespace", "data_dir")
 
 F = TypeVar("F", bound=Callable[..., object])

@@ -14,7 +14,8 @@ from broker.options.listener import Listener
 from broker.values import Endpoint, Flag
 
 #: Settings that name a file that must exist have tests of their own below.
-IN_ALL_SOURCES = [setting for setting in SETTINGS if setting.name != "config"]
+READ_AT_ONCE = ("config", "store_password_file", "sentinel_password_file")
+IN_ALL_SOURCES = [setting for setting in SETTINGS if setting.name not in READ_AT_ONCE]
 
 EXAMPLES = {
     "listen": "tcp://127.0.0.1:1999",
@@ -295,6 +296,31 @@ def test_credentials_leave_the_store_url() -> None:
     assert loaded.origins["store_password"] == "command line --store (in the URL)"
     assert load({"store": "redis://ann:a@h"}, {"ROOKERY_STORE_PASSWORD": "b"}).settings.store_password == "b"
     assert load({"store": "unix://:p@/run/x.sock?db=1"}, {}).settings.store == "unix:///run/x.sock?db=1"
+
+
+@pytest.mark.parametrize("name", ["store_password", "sentinel_password"])
+def test_passwords_of_the_store_may_stand_in_files(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    variable = f"ROOKERY_{name.upper()}"
+    path.write_text(" hush \nmore\n")
+    loaded = load({}, {f"{variable}_FILE": str(path)})
+    assert getattr(loaded.settings, name) == "hush"
+    assert loaded.origins[name] == f"file {path}"
+    assert "hush" not in str([*loaded.shown()])
+    # As with the password itself, what is set wins over what the URL says.
+    url = "redis+sentinel://:url@h/m?sentinel_password=url"
+    assert getattr(load({"store": url, f"{name}_file": path}, {}).settings, name) == "hush"
+    # Workers get it as text.
+    assert getattr(from_texts(as_texts(loaded.settings)), name) == "hush"
+
+    both = _refused({f"{name}_file": path}, {variable: "other"})
+    assert "set one" in both
+    assert "other" not in both
+    path.write_text("\nhush\n")
+    assert "first line is empty" in _refused({f"{name}_file": path})
+    path.write_bytes(b"\xff\xfe")
+    assert "cannot read it" in _refused({f"{name}_file": path})
+    assert "cannot read it" in _refused({f"{name}_file": tmp_path / "missing"})
 
 
 def test_secrets_are_not_shown() -> None:
