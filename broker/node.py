@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -25,7 +25,8 @@ from broker.log import configure, get_logger
 from broker.measuring.life import build_samples, certificate_samples
 from broker.metrics import Metrics
 from broker.metrics_catalogue import Samples
-from broker.process import FAILED, OK, causes, raise_file_limit, run_to_the_end, write_ready
+from broker.notify import Notifier
+from broker.process import FAILED, OK, STOP_S, causes, raise_file_limit, run_to_the_end, write_ready
 from broker.stores import Address, make_cluster, open_store
 from broker.transport.certificates import Certificates, load_certificates, reload_all, watch
 from broker.transport.listener import bind, located
@@ -43,11 +44,12 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
 
     `reload` reads the settings again, for SIGHUP.
     """
-    if settings.workers > 1:
-        from broker.supervisor import Supervisor
+    with closing(Notifier.take(os.environ)) as notifier:
+        if settings.workers > 1:
+            from broker.supervisor import Supervisor
 
-        return run_to_the_end(Supervisor(settings, reload).serve)
-    return run_to_the_end(Node(settings, reload).serve)
+            return run_to_the_end(Supervisor(settings, reload, notifier).serve)
+        return run_to_the_end(Node(settings, reload, notifier=notifier).serve)
 
 
 class Node:
@@ -60,9 +62,10 @@ class Node:
         *,
         shared_ports: bool = False,
         changed: Callable[[], None] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         """With `shared_ports` other processes may listen on the same ports. `changed` is called when the node did
-        something that changes its `status`."""
+        something that changes its `status`. `notifier` tells the service manager; without one nobody is told."""
         self.settings = settings
         self.log = get_logger("node")
         self.metrics = Metrics()
@@ -70,6 +73,7 @@ class Node:
         self._reload = reload
         self._shared_ports = shared_ports
         self._changed = changed or _nothing
+        self._notifier = notifier or Notifier()
         self._sockets: list[socket.socket] = []
         self._listeners: list[Listener] = []
         self._certificates: list[Certificates | None] = []
@@ -86,6 +90,9 @@ class Node:
         #: What a first signal ends while nobody is served, and what a second one ends.
         self._starting = trio.CancelScope()
         self._draining = trio.CancelScope()
+        #: While it rests: from when on clients are not let in any more, and what waits for that.
+        self._rests_from = 0.0
+        self._leaving = trio.CancelScope()
 
     @property
     def name(self) -> str:
@@ -113,6 +120,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
             nursery.start_soon(watch, self._certificates)
+            nursery.start_soon(self._notifier.serve, self._told_status)
             if settings.http is not None:
                 self._http = HttpServer(self, settings.http, self, settings)
                 await nursery.start(self._http.serve)
@@ -173,7 +181,7 @@ class Node:
         self._changed()
         await self._stopping.wait()
         with self._draining:
-            await trio.sleep(self.settings.drain_delay_s)
+            await trio.sleep_until(self._closing_at())
             life.close_listeners()
             await life.server.drain(
                 self.settings.drain_rate, self.settings.drain_timeout_s, self.settings.server_reference
@@ -200,6 +208,7 @@ class Node:
         if self.settings.ready_file is not None:
             http = self._http.authority if self._http is not None else None
             write_ready(self.settings.ready_file, {"listeners": self.addresses, "http": http, "pid": os.getpid()})
+        self._notifier.ready()
 
     # -- what it is told
 
@@ -212,15 +221,19 @@ class Node:
     def obey(self, number: int) -> None:
         """SIGHUP: take new settings. Any other: the first drains and stops, a second ends the drain, a third all."""
         if number == signal.SIGHUP:
+            self._notifier.reloading()
             try:
                 self._reload_settings()
             except ConfigError as error:
                 self.log.warning("node.not_reloaded", error=str(error))
+            finally:
+                self._notifier.reloaded()
             return
         self._stops += 1
         name = signal.Signals(number).name
         if self._stops == 1:
             self.log.info("node.stopping", signal=name)
+            self._notifier.stopping(self.settings.drain_delay_s + self.settings.drain_timeout_s + STOP_S)
             self._stopping.set()
             if not self._serving:
                 self._starting.cancel()
@@ -266,15 +279,34 @@ class Node:
     # -- what operators want of it: `broker.admin.office.NodeControl` and `broker.admin.api.Desk`
 
     def drain(self) -> None:
-        """Send clients away and accept none, until `undrain`; the process goes on. Idempotent."""
+        """Say that clients should go elsewhere; after `drain_delay` accept none and send away those that there are,
+        until `undrain`. The process goes on. Idempotent."""
         if self._resting or self._life is None:
             return
         self.log.info("node.drained")
+        self._rests_from = self._closing_at()
         self._resting = True
         self._rest(self._life)
         self._changed()
 
+    def _closing_at(self) -> float:
+        """When the listeners close if clients are to leave: who sends them here needs a moment to hear of it, once."""
+        return self._rests_from if self._resting else trio.current_time() + self.settings.drain_delay_s
+
     def _rest(self, life: Life) -> None:
+        scope = self._leaving = trio.CancelScope()
+
+        async def leave() -> None:
+            with scope:
+                await trio.sleep_until(self._rests_from)
+                self._close(life)
+
+        if self._rests_from <= trio.current_time():
+            self._close(life)
+        else:
+            life.server.start(leave)
+
+    def _close(self, life: Life) -> None:
         life.close_listeners()
         life.server.send_away(self.settings.drain_rate, self.settings.server_reference)
 
@@ -282,6 +314,7 @@ class Node:
         """Accept clients again. Idempotent. Raises ConfigError if somebody else listens there by now."""
         if not self._resting or self._life is None:
             return
+        self._leaving.cancel()
         if not self._stops:
             self._life.open_listeners()
             self._life.server.welcome()
@@ -327,6 +360,10 @@ class Node:
         if life.measuring.overload.why:
             return OVERLOADED + life.measuring.overload.why
         return READY
+
+    def _told_status(self) -> str:
+        """A line for people."""
+        return f"{self.status}; {self.metrics.connections} connections"
 
     async def reports(self) -> list[Report]:
         """This node's."""

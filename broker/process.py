@@ -17,6 +17,8 @@ OK = 0
 FAILED = 1
 MISCONFIGURED = 2
 
+#: How long a process may take to end after its drain.
+STOP_S = 15.0
 
 #: Net allocations before the youngest objects are looked at, and how many of these looks make one at the older ones.
 #: A busy node holds ten thousands of messages: with Python's own 700, 10, 10 a fifth of its time went there.

@@ -22,11 +22,12 @@ from broker.admin.relay import Relay, Silent
 from broker.config import Settings, reloaded
 from broker.errors import ConfigError
 from broker.http.app import HttpServer
-from broker.http.report import JOINING, READY, RESTARTING, STARTING, Report
+from broker.http.report import DRAINING, JOINING, READY, RESTARTING, STARTING, Report
 from broker.log import configure, get_logger
 from broker.metrics_catalogue import Samples, growing, summed
+from broker.notify import Notifier
 from broker.options.listener import Listener
-from broker.process import FAILED, OK, raise_file_limit, write_ready
+from broker.process import FAILED, OK, STOP_S, raise_file_limit, write_ready
 from broker.stores import Address, open_store
 from broker.transport.certificates import load_certificates
 from broker.transport.listener import bind, located
@@ -37,17 +38,17 @@ FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 10.0
 SETTLED_S = 30.0
 
-#: How long after the end of its drain a worker may take before it is killed.
-STOP_S = 15.0
-
 
 class Supervisor:
     """`settings.workers` nodes, called `<node_name>-1` and so on."""
 
-    def __init__(self, settings: Settings, reload: Callable[[], Settings] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, reload: Callable[[], Settings] | None = None, notifier: Notifier | None = None
+    ) -> None:
         self.settings = settings
         self.log = get_logger("supervisor")
         self._reload = reload
+        self._notifier = notifier or Notifier()
         self._reserved: list[socket.socket] = []
         self._listen: tuple[Listener, ...] = ()
         self._address: Address | None = None
@@ -73,6 +74,7 @@ class Supervisor:
         self._reserve()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
+            nursery.start_soon(self._notifier.serve, self._told_status)
             http = None
             if settings.http is not None:
                 http = HttpServer(self, settings.http, self, settings)
@@ -160,6 +162,7 @@ class Supervisor:
             self.log.info("http.ready", url=f"http://{at}")
         if self.settings.ready_file is not None:
             write_ready(self.settings.ready_file, {"listeners": urls, "http": at, "pid": os.getpid()})
+        self._notifier.ready()
 
     # -- stopping
 
@@ -180,6 +183,8 @@ class Supervisor:
     def _stop(self) -> None:
         """The first time the workers drain, the second time they hurry."""
         self._stops += 1
+        # A worker is killed after STOP_S; the parent has as long again for itself and the embedded store.
+        self._notifier.stopping(self.settings.drain_delay_s + self.settings.drain_timeout_s + 2 * STOP_S)
         self._stopping.set()
         self._starting.cancel()
         for worker in self._workers:
@@ -195,11 +200,14 @@ class Supervisor:
 
     def _take_settings(self) -> None:
         """Read the settings again; each worker is given what may change, and reads the users."""
+        self._notifier.reloading()
         try:
             new = self._reload() if self._reload is not None else self.settings
         except ConfigError as error:
             self.log.warning("supervisor.not_reloaded", error=str(error))
             return
+        finally:
+            self._notifier.reloaded()
         self.settings, _, needs_restart = reloaded(self.settings, new)
         configure(self.settings.log_level, self.settings.log_format)
         for worker in self._workers:
@@ -240,6 +248,13 @@ class Supervisor:
         return [relay for _, _, relay in sorted(found, key=lambda each: each[:2])]
 
     # -- what it tells
+
+    def _told_status(self) -> str:
+        """A line for people."""
+        last = [worker.last for worker in self._workers if worker.last is not None and worker.pid]
+        ready = sum(report.status == READY for report in last)
+        status = DRAINING if self._stops else READY if self._was_ready else STARTING
+        return f"{status}; {ready} of {len(self._workers)} workers ready"
 
     async def reports(self) -> list[Report]:
         """Of each worker. One that was restarted and does not listen yet is in nobody's way."""

@@ -23,8 +23,8 @@ async def seen(
         found.append(scope)
 
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
-    scope = {"type": "http", "client": client, "scheme": "http", "path": "/", "headers": raw}
-    await Behind(app, trusted, Guests())(scope, None, None)  # type: ignore[arg-type]
+    asked: Scope = {"type": "http", "client": client, "scheme": "http", "path": "/", "headers": raw}
+    await Behind(app, trusted, Guests())(asked, None, None)  # type: ignore[arg-type]
     [scope] = found
     return scope["client"], scope["scheme"]
 
