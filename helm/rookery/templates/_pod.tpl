@@ -24,3 +24,22 @@ key: {{ ternary .Values.redis.auth.key "redis-password" (ne .Values.redis.auth.e
 {{- define "rookery.redis.tlsFiles" -}}
 {{- if and (not .Values.redis.enabled) .Values.externalRedis.tls.enabled .Values.externalRedis.tls.existingSecret -}}true{{- end -}}
 {{- end -}}
+
+{{/* How `helm test` asks: the listener for it (nothing where none takes plain clients), and who the client is (anonymous, user,
+made). As JSON. */}}
+{{- define "rookery.test" -}}
+{{- $listener := dict -}}
+{{- range (include "rookery.listeners" . | fromJson).items -}}
+{{- $open := and .service (ne (toString .options.proxy_protocol) "on") (ne (toString .options.proxy_protocol) "true") (not .options.authentication) -}}
+{{- $plain := or (eq .scheme "tcp") (and (eq .scheme "tls") (ne $.Values.tls.clientCertificates "required")) -}}
+{{- if and $open $plain (not $listener) -}}{{- $listener = . -}}{{- end -}}
+{{- end -}}
+{{- $stored := false -}}
+{{- range (include "rookery.access" . | fromJson).authentication -}}{{- if eq .type "store" -}}{{- $stored = true -}}{{- end -}}{{- end -}}
+{{- $who := "" -}}
+{{- if .Values.test.username -}}{{- $who = "user" -}}
+{{- else if .Values.auth.allowAnonymous -}}{{- $who = "anonymous" -}}
+{{- else if $stored -}}{{- $who = "made" -}}
+{{- end -}}
+{{- dict "listener" $listener "who" $who | toJson -}}
+{{- end -}}
