@@ -1,8 +1,8 @@
 """The generated files of the Helm chart: what its values.yaml says, as a JSON schema and as a table.
 
-Comments in values.yaml carry both: `## Section`; `# -- description` above a key; `# @schema {...}` below that, with what
-the default does not tell. A map with keys has only these, an empty one is free; `x-settings` stands for the schema of
-settings of the broker, made of their declarations.
+Comments in values.yaml carry both: `## Section`; `# -- description` above a key; `# @schema {...}` below that, with
+what the default does not tell. A map with keys has only these, an empty one is free; `x-settings` stands for the
+schema of settings of the broker, made of their declarations.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ CHART = Path(__file__).parents[1] / "helm" / "rookery"
 
 #: What templates of the chart set, from values of its own.
 OF_THE_CHART = frozenset(
-    """config node_name data_dir workers ready_file listen http admin_secret admin_secret_file store store_username
-    store_password sentinel_username sentinel_password allow_anonymous max_connections drain_delay drain_timeout
-    drain_rate server_reference""".split()
+    {
+        *("config", "node_name", "data_dir", "workers", "ready_file", "listen", "http", "allow_anonymous"),
+        *("admin_secret", "admin_secret_file", "max_connections"),
+        *("store", "store_username", "store_password", "store_password_file"),
+        *("sentinel_username", "sentinel_password", "sentinel_password_file"),
+        *("drain_delay", "drain_timeout", "drain_rate", "server_reference"),
+    }
 )
 
 Schema = dict[str, Any]

@@ -63,7 +63,7 @@ class NodeControl(Protocol):
         """How the node is now."""
 
     def drain(self) -> None:
-        """Send clients away and accept none, until `undrain`; the process goes on. Idempotent."""
+        """After `drain_delay` send clients away and accept none, until `undrain`; the process goes on. Idempotent."""
 
     def undrain(self) -> None:
         """Accept clients again. Idempotent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +13,10 @@ from broker import __version__
 from broker.cli.ctl import ctl
 from broker.cli.migrate import import_mosquitto
 from broker.cli.passwords import passwd
+from broker.cli.probe import probe
 from broker.cli.settings import SettingsCommand, check_files, load_options
+from broker.cli.store import store_group
+from broker.codec import compiled
 from broker.config import DEFAULT
 from broker.errors import BrokerError, ConfigError
 from broker.values import hide_password
@@ -123,10 +127,13 @@ cli.add_command(passwd)
 
 
 cli.add_command(ctl)
+cli.add_command(store_group)
+cli.add_command(probe)
 cli.add_command(import_mosquitto)
 
 
 @cli.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version, and whether the core of this installation is compiled."""
     print(f"rookery {__version__}")
+    print(f"core: {'compiled' if compiled() else 'interpreted'}, Python {platform.python_version()}")

@@ -20,6 +20,10 @@ def drain_command() -> click.Command:
     """The operation, with --wait."""
     operation = described()["nodes.drain"]
     command = OperationCommand(operation)
+    [named] = [each for each in command.params if isinstance(each, click.Argument)]
+    # Hooks that run in the container of a node have no shell that could tell them its name.
+    named.envvar = "ROOKERY_NODE_NAME"
+    command.help = f"{command.help}\n\nWithout NODE it is the one that ROOKERY_NODE_NAME names."
     command.params[1:1] = [
         click.Option(["--wait"], is_flag=True, help="Return when the node has no clients any more."),
         click.Option(

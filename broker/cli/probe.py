@@ -1,0 +1,242 @@
+"""`rookery probe`: whether clients are served, seen from where it runs."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from broker.cli.api_client import EXIT_FAILED, EXIT_NO_ANSWER, EXIT_NOT_ALLOWED, Api, ApiFailure, api_options, take_api
+from broker.cli.operate import ask
+from broker.codec.decode import decode
+from broker.codec.encode import encode
+from broker.codec.packets import (
+    V5,
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    Puback,
+    Publish,
+    Suback,
+    Subscribe,
+    SubscriptionRequest,
+)
+from broker.codec.primitives import read_variable_byte_integer
+from broker.errors import PeerError
+from broker.reasons import BAD_USER_NAME_OR_PASSWORD, NOT_AUTHORIZED
+
+_PORTS: Final = {"tcp": 1883, "tls": 8883}
+#: A new user counts on every node within about a second.
+_PAUSE_S: Final = 0.5
+_TRIES: Final = 10
+
+P = TypeVar("P", bound=Packet)
+
+
+class ProbeFailed(click.ClickException):
+    """Clients are not served; `exit_code` as those of `rookery ctl`."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED, reason_code: int = 0) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+        self.reason_code = reason_code
+
+
+class _Client:
+    """One connection: packets go out at once, and are waited for until the deadline."""
+
+    def __init__(self, connection: socket.socket, deadline: float, who: str) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self._who = who
+        self._rest = b""
+
+    def send(self, packet: Packet) -> None:
+        """Write it."""
+        self._connection.sendall(encode(packet, V5))
+
+    def expect(self, kind: type[P]) -> P:
+        """The next packet of that kind, whatever else comes before it. ProbeFailed if it does not come."""
+        while True:
+            packet = self._next()
+            if isinstance(packet, kind):
+                return packet
+            if isinstance(packet, Disconnect):
+                raise ProbeFailed(f"{self._who}: disconnected with reason code 0x{packet.reason_code:02x}")
+
+    def _next(self) -> Packet:
+        while True:
+            taken = self._taken()
+            if taken is not None:
+                return taken
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._connection.settimeout(left)
+            data = self._connection.recv(65536)
+            if not data:
+                raise ProbeFailed(f"{self._who}: the broker closed the connection", EXIT_NO_ANSWER)
+            self._rest += data
+
+    def _taken(self) -> Packet | None:
+        data = self._rest
+        lengths = data[1:5]
+        if not lengths or (len(lengths) < 4 and all(byte & 128 for byte in lengths)):
+            return None
+        length, taken = read_variable_byte_integer(lengths, 0, len(lengths))
+        start = 1 + taken
+        if start + length > len(data):
+            return None
+        self._rest = data[start + length :]
+        return decode(data[0], data, start, start + length, V5, from_client=False)
+
+
+class _Listener:
+    """Where to connect, and as whom."""
+
+    def __init__(self, url: str, timeout_s: float, context: ssl.SSLContext | None) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        try:
+            self._address = (parts.hostname or "", parts.port or _PORTS[parts.scheme])
+        except (KeyError, ValueError):
+            raise click.UsageError(f"{url!r:.80}: write tcp://HOST:PORT or tls://HOST:PORT") from None
+        self._context = context if parts.scheme == "tls" else None
+        self.deadline = time.monotonic() + timeout_s
+
+    @contextmanager
+    def client(self, who: str, username: str, password: str) -> Iterator[_Client]:
+        """A client that is connected; ProbeFailed if it is refused."""
+        with socket.create_connection(self._address, max(0.1, self.deadline - time.monotonic())) as plain:
+            connection = self._context.wrap_socket(plain, server_hostname=self._address[0]) if self._context else plain
+            with connection:
+                client = _Client(connection, self.deadline, f"{self.url} ({who})")
+                client_id = f"rookery-probe-{who}-{secrets.token_hex(4)}"
+                client.send(Connect(V5, client_id, True, 60, username or None, password.encode() if username else None))
+                answer = client.expect(Connack).reason_code
+                if answer:
+                    status = EXIT_NOT_ALLOWED if answer in (BAD_USER_NAME_OR_PASSWORD, NOT_AUTHORIZED) else EXIT_FAILED
+                    raise ProbeFailed(f"{self.url}: refused with reason code 0x{answer:02x}", status, answer)
+                yield client
+                client.send(Disconnect())
+
+
+@click.command(context_settings={"max_content_width": 110})
+@click.argument("listener")
+@click.option("--topic", default="", metavar="TOPIC", help="Topic of the message.  [default: rookery/probe/ID]")
+@click.option("--username", envvar="MQTT_USERNAME", default="", show_envvar=True, help="User name of the clients.")
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File whose first line is the password; without it, the variable MQTT_PASSWORD.",
+)
+@click.option("--make-user", is_flag=True, help="Make a superuser in the store for this, with the API, and remove it.")
+@click.option("--ca", "authorities", metavar="FILE", help="Certificates to trust for tls://, in place of the system's.")
+@click.option("--no-verify", is_flag=True, help="tls://: take any certificate.")
+@click.option("--wait", "wait_s", default=15.0, show_default=True, type=click.FloatRange(0.1, 600), help="Seconds.")
+@click.option("--password", envvar="MQTT_PASSWORD", default="", hidden=True)
+@api_options
+def probe(
+    listener: str,
+    topic: str,
+    username: str,
+    password_file: Path | None,
+    make_user: bool,
+    authorities: str | None,
+    no_verify: bool,
+    wait_s: float,
+    password: str,
+    **of_api: object,
+) -> int:
+    """Publish a message at LISTENER (tcp://HOST:PORT or tls://HOST:PORT) and wait until another client gets it.
+
+    Exit status: 0 it came, 1 failed, 2 wrong usage, 3 not allowed, 5 no answer.
+    """
+    if password_file is not None:
+        password = password_file.read_text("utf-8").partition("\n")[0]
+    where = _Listener(listener, wait_s, _context(authorities, no_verify))
+    topic = topic or f"rookery/probe/{secrets.token_hex(8)}"
+    try:
+        if make_user:
+            with _user(take_api(of_api)) as (username, password):
+                took_s = _known(where, topic, username, password)
+        else:
+            took_s = _round_trip(where, topic, username, password)
+    except TimeoutError:
+        raise ProbeFailed(f"{listener}: no answer within {wait_s:g} s", EXIT_NO_ANSWER) from None
+    except PeerError as error:
+        raise ProbeFailed(f"{listener}: {error.text}") from None
+    except OSError as error:
+        raise ProbeFailed(f"{listener}: {error.strerror or error}", EXIT_NO_ANSWER) from None
+    print(f"{listener}: published and received in {took_s * 1000:.1f} ms")
+    return 0
+
+
+def _context(authorities: str | None, no_verify: bool) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise click.UsageError(f"--ca {authorities}: {error}") from None
+    if no_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _round_trip(where: _Listener, topic: str, username: str, password: str) -> float:
+    """Seconds from PUBLISH to its arrival at another client, at QoS 1."""
+    with (
+        where.client("subscriber", username, password) as reader,
+        where.client("publisher", username, password) as writer,
+    ):
+        reader.send(Subscribe(1, (SubscriptionRequest(topic, 1),)))
+        granted = reader.expect(Suback).reason_codes[0]
+        if granted != 1:
+            raise ProbeFailed(f"{where.url}: SUBSCRIBE answered by 0x{granted:02x}", EXIT_NOT_ALLOWED)
+        payload = secrets.token_bytes(16)
+        began = time.monotonic()
+        writer.send(Publish(topic, payload, 1, packet_id=1))
+        answer = writer.expect(Puback).reason_code
+        if answer >= 0x80:
+            raise ProbeFailed(f"{where.url}: PUBLISH answered by 0x{answer:02x}", EXIT_NOT_ALLOWED)
+        while (message := reader.expect(Publish)).payload != payload:
+            reader.send(Puback(message.packet_id))
+        reader.send(Puback(message.packet_id))
+        return time.monotonic() - began
+
+
+def _known(where: _Listener, topic: str, username: str, password: str) -> float:
+    """The same for a new user, whom not all nodes know at once."""
+    for _ in range(_TRIES):
+        try:
+            return _round_trip(where, topic, username, password)
+        except ProbeFailed as failure:
+            if failure.reason_code not in (BAD_USER_NAME_OR_PASSWORD, NOT_AUTHORIZED):
+                raise
+            time.sleep(_PAUSE_S)
+    return _round_trip(where, topic, username, password)
+
+
+@contextmanager
+def _user(api: Api) -> Iterator[tuple[str, str]]:
+    """Name and password of a superuser that there is meanwhile."""
+    name, password = f"rookery-probe-{secrets.token_hex(8)}", secrets.token_urlsafe(24)
+    ask(api, "users.put", {"username": name, "password": password, "superuser": True})
+    try:
+        yield name, password
+    finally:
+        try:
+            ask(api, "users.delete", {"username": name})
+        except ApiFailure as failure:
+            print(f"rookery: the user {name} is still there: {failure.message}", file=sys.stderr)

@@ -1,0 +1,57 @@
+{{/* A template of its own, for tests. */}}
+{{- define "rookery.notes" -}}
+{{- $fullname := include "rookery.fullname" . }}
+{{- $http := include "rookery.httpServiceName" . }}
+{{- $port := int (default .Values.listeners.http.port .Values.service.ports.http) }}
+{{- $plan := include "rookery.test" . | fromJson }}
+{{- $space := printf "--namespace %s" .Release.Namespace }}
+rookery {{ .Chart.AppVersion }} is being started as {{ $fullname }} in the namespace {{ .Release.Namespace }}.
+
+1. Wait until its nodes are ready, then let a client publish and get what it published:
+
+   kubectl {{ $space }} rollout status deployment/{{ $fullname }}
+{{- if .Values.test.enabled }}
+   helm test {{ .Release.Name }} {{ $space }}
+{{- end }}
+
+2. The dashboard is at http://127.0.0.1:{{ $port }} with
+
+   kubectl {{ $space }} port-forward service/{{ $http }} {{ $port }}:{{ $port }}
+
+   Its login, which is also the API key `admin:SECRET`, is admin with the secret
+
+{{- if .Values.auth.admin.existingSecret }}
+   kubectl {{ $space }} get secret {{ .Values.auth.admin.existingSecret }} -o go-template='{{ printf "{{index .data %q | base64decode}}" .Values.auth.admin.key }}'
+{{- else }}
+   kubectl {{ $space }} get secret {{ $fullname }} -o go-template='{{ `{{index .data "admin-secret" | base64decode}}` }}'
+{{- end }}
+{{- if eq $plan.who "made" }}
+
+3. Nobody may connect before there are users. Make one (it asks for the password):
+
+   kubectl {{ $space }} exec -it deploy/{{ $fullname }} -c rookery -- rookery ctl api users put USER --password -
+{{- end }}
+{{- with $plan.listener }}
+{{- if eq .scheme "tcp" }}
+{{- $clients := int (default .port (index $.Values.service.ports .name)) }}
+
+{{ ternary 4 3 (eq $plan.who "made") }}. Clients of the cluster connect to {{ $fullname }}.{{ $.Release.Namespace }}.svc:{{ $clients }}. From here:
+
+   kubectl {{ $space }} port-forward service/{{ $fullname }} {{ $clients }}:{{ $clients }}
+   mosquitto_pub -h 127.0.0.1 -p {{ $clients }}{{ if ne $plan.who "anonymous" }} -u USER -P PASSWORD{{ end }} -t greeting -m hello
+{{- end }}
+{{- end }}
+{{- if .Values.auth.allowAnonymous }}
+
+WARNING: clients need no credentials (auth.allowAnonymous): whoever reaches the Service reads and writes all topics.
+{{- end }}
+{{- if .Values.redis.enabled }}
+
+WARNING: the Valkey of this release is one pod, for trying out: while it restarts, clients wait.
+{{- if not .Values.redis.persistence.enabled }} It keeps nothing when its pod ends.{{ end }} Use externalRedis in production.
+{{- end }}
+{{- if and (ne .Values.service.type "ClusterIP") (not .Values.service.split) }}
+
+WARNING: the Service of the type {{ .Values.service.type }} has the port of API and dashboard, too: service.split keeps it inside.
+{{- end }}
+{{- end -}}
