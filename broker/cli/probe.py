@@ -109,6 +109,8 @@ class _Listener:
         parts = urlsplit(url)
         try:
             self._address = (parts.hostname or "", parts.port or _PORTS[parts.scheme])
+            if parts.scheme not in _PORTS or not parts.hostname:
+                raise ValueError
         except (KeyError, ValueError):
             raise click.UsageError(f"{url!r:.80}: write tcp://HOST:PORT or tls://HOST:PORT") from None
         self._context = context if parts.scheme == "tls" else None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import tempfile
 import urllib.request
+from pathlib import Path
 
+import pytest
 import trio
 
-from broker.codec.packets import Disconnect
+from broker.codec.packets import Disconnect, Pingreq, Pingresp
 from tests.integration.conftest import PeersOf, StartNode
 from tests.kit.api import ADMIN_ARGUMENTS, admin_of
+from tests.kit.broker_process import BrokerProcess
 
 
 async def test_the_address_may_be_taken_meanwhile(start_node: StartNode, peers_of: PeersOf) -> None:
@@ -58,3 +64,53 @@ async def test_a_drained_worker_comes_back_behind_the_shared_port(start_node: St
     with trio.fail_after(20):
         while not (await trio.to_thread.run_sync(steer, ""))["n-1"]:
             await peers.connect()
+
+
+def _ready(node: BrokerProcess) -> str:
+    with admin_of(node) as admin:
+        answer = admin.get(f"http://{node.http}/readyz")
+        status = str(answer.json()["status"])
+        assert (answer.status_code == 200) == (status == "ready")
+        return status
+
+
+def _steer(node: BrokerProcess, what: str) -> None:
+    with admin_of(node) as admin:
+        assert admin.post(f"/nodes/n/{what}").status_code == 204
+
+
+async def test_who_sends_clients_here_has_drain_delay_to_hear_of_it(start_node: StartNode, peers_of: PeersOf) -> None:
+    delay = ("--drain-delay", "1h")
+    node = start_node("--node-name", "n", *delay, *ADMIN_ARGUMENTS, store="memory", http="127.0.0.1:0")
+    peers = peers_of(node)
+    early = await peers.connect()
+    await trio.to_thread.run_sync(_steer, node, "drain")
+    assert await trio.to_thread.run_sync(_ready, node) == "draining"
+    late = await peers.connect()
+    await trio.to_thread.run_sync(_steer, node, "undrain")
+    assert await trio.to_thread.run_sync(_ready, node) == "ready"
+    await trio.to_thread.run_sync(_steer, node, "drain")
+    for client in (early, late):
+        await client.send(Pingreq())
+        await client.expect(Pingresp)
+    os.kill(node.pid, signal.SIGTERM)  # the first of two that end the delay
+
+
+async def test_a_drained_node_that_is_stopped_does_not_wait_again(start_node: StartNode, peers_of: PeersOf) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "rookery.toml"
+        config.write_text('drain_delay = "300ms"\n')
+        arguments = ("--node-name", "n", "--config", str(config), *ADMIN_ARGUMENTS)
+        node = start_node(*arguments, store="memory", http="127.0.0.1:0")
+        peers = peers_of(node)
+        client = await peers.connect()
+        await trio.to_thread.run_sync(_steer, node, "drain")
+        assert (await client.expect(Disconnect)).reason_code == 0x8B
+        with pytest.raises(OSError, match="failed"):
+            await peers.connect()
+        config.write_text('drain_delay = "1h"\n')
+        os.kill(node.pid, signal.SIGHUP)
+        with trio.fail_after(20):
+            while "node.reloaded" not in node.log():
+                await trio.sleep(0.01)
+        assert await trio.to_thread.run_sync(node.terminate) == 0

@@ -1,0 +1,82 @@
+"""`rookery probe`: against a real node, as a user would run it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartNode
+from tests.kit.api import ADMIN_ARGUMENTS, admin_of
+from tests.kit.broker_process import ADMIN_SECRET, ROOT, BrokerProcess
+from tests.kit.redis_server import make_certificate
+
+
+def probe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What the command says."""
+    return subprocess.run(
+        [sys.executable, "-m", "broker", "probe", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+def _of(node: BrokerProcess) -> dict[str, str]:
+    return {"ROOKERY_API_URL": f"http://{node.http}", "ROOKERY_API_KEY": f"admin:{ADMIN_SECRET}"}
+
+
+def test_a_message_comes_back(start_node: StartNode) -> None:
+    node = start_node(store="memory")
+    done = probe(f"tcp://127.0.0.1:{node.port}")
+    assert done.returncode == 0, done.stderr
+    assert "published and received" in done.stdout
+
+
+def test_a_user_that_is_made_for_it_is_removed(start_node: StartNode) -> None:
+    arguments = ("--authentication", "store", "--authorization", "store", *ADMIN_ARGUMENTS)
+    node = start_node(*arguments, store="memory", http="127.0.0.1:0")
+    listener = f"tcp://127.0.0.1:{node.port}"
+    refused = probe(listener)
+    assert refused.returncode == 3, refused.stderr
+    assert "refused with reason code 0x87" in refused.stderr
+    done = probe(listener, "--make-user", **_of(node))
+    assert done.returncode == 0, done.stderr
+    with admin_of(node) as admin:
+        assert admin.get("/users").json()["items"] == []
+        assert admin.put("/users/ann", json={"password": "pencil"}).status_code == 200
+    denied = probe(listener, MQTT_USERNAME="ann", MQTT_PASSWORD="pencil")
+    assert denied.returncode == 3, denied.stderr
+    assert "SUBSCRIBE answered by 0x87" in denied.stderr
+
+
+def test_certificates_are_checked(start_node: StartNode, tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    options = f"certfile={tmp_path / 'cert.pem'}&keyfile={tmp_path / 'key.pem'}"
+    node = start_node(store="memory", listen=(f"tls://127.0.0.1:0?{options}",))
+    listener = node.listeners[0]
+    assert probe(listener, "--ca", str(tmp_path / "cert.pem")).returncode == 0
+    assert probe(listener, "--no-verify").returncode == 0
+    untrusted = probe(listener)
+    assert untrusted.returncode == 5
+    assert "certificate" in untrusted.stderr
+
+
+@pytest.mark.parametrize("listener", ["ws://127.0.0.1:8083", "127.0.0.1:1883", "tcp://127.0.0.1:port"])
+def test_other_addresses_are_wrong_usage(listener: str) -> None:
+    assert probe(listener).returncode == 2
+
+
+def test_nobody_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        waited = probe(f"tcp://127.0.0.1:{silent.getsockname()[1]}", "--wait", "0.2")
+        assert waited.returncode == 5, waited.stderr
+        assert "no answer within 0.2 s" in waited.stderr
+        port = silent.getsockname()[1]
+    gone = probe(f"tcp://127.0.0.1:{port}")
+    assert gone.returncode == 5, gone.stderr
