@@ -1,5 +1,13 @@
 {{/* What pods are given. */}}
 
+{{/* Labels of pods: without versions, which would replace pods that are as before. Arguments: root, component, more. */}}
+{{- define "rookery.podLabels" -}}
+{{- $own := include "rookery.instanceLabels" .root | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/component" .component -}}
+{{- $_ := set $own "app.kubernetes.io/part-of" "rookery" -}}
+{{- merge $own .more .root.Values.commonLabels | toYaml -}}
+{{- end -}}
+
 {{/* Where a container of the node finds its HTTP server. */}}
 {{- define "rookery.localUrl" -}}
 {{- printf "http://%s:%d" (ternary "[::1]" "127.0.0.1" (contains ":" .Values.listeners.address)) (int .Values.listeners.http.port) -}}
