@@ -116,7 +116,10 @@ class HttpServer:
     async def _readyz(self, request: Request) -> Response:
         reports = await self._source.statuses()
         status = ready(reports)
-        return _json(_shown(self._source.name, status, reports), 200 if status == READY else 503)
+        # HAProxy leaves the clients of a node alone that answers 404 (http-check disable-on-404), and may cut off those of
+        # one that does not answer.
+        unready = 404 if request.query_params.get("unready") == "404" else 503
+        return _json(_shown(self._source.name, status, reports), 200 if status == READY else unready)
 
     async def _metrics(self, request: Request) -> Response:
         if self._settings.metrics_access == "open":

@@ -19,7 +19,7 @@ from broker.config import Endpoint, Settings
 from broker.http import events, operations, serving
 from broker.http.app import HttpServer
 from broker.http.guests import Guests
-from broker.http.report import READY, Report
+from broker.http.report import DRAINING, READY, Report
 
 assert SUBJECTS
 
@@ -77,9 +77,10 @@ class Desk:
 
 class Source:
     name = "a"
+    told = READY
 
     async def reports(self) -> list[Report]:
-        return [Report("a", READY)]
+        return [Report("a", self.told)]
 
     async def statuses(self) -> list[Report]:
         return await self.reports()
@@ -91,8 +92,9 @@ class Source:
 class World:
     """A server and its clients."""
 
-    def __init__(self, desk: Desk, port: int) -> None:
+    def __init__(self, desk: Desk, source: Source, port: int) -> None:
         self.desk = desk
+        self.source = source
         self.port = port
         self.streams: list[trio.SocketStream] = []
 
@@ -144,10 +146,11 @@ async def until(condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def world_of(rate: int = 0) -> AsyncIterator[World]:
     desk = Desk()
-    server = HttpServer(Source(), Endpoint("http", "127.0.0.1", 0), desk, Settings(node_name="a", http_rate=rate))
+    source = Source()
+    server = HttpServer(source, Endpoint("http", "127.0.0.1", 0), desk, Settings(node_name="a", http_rate=rate))
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve)
-        world = World(desk, int(server.authority.rpartition(":")[2]))
+        world = World(desk, source, int(server.authority.rpartition(":")[2]))
         try:
             yield world
         finally:
@@ -205,6 +208,14 @@ async def test_an_answer_must_be_taken_as_a_whole(world: World, monkeypatch: pyt
                 if not part:
                     raise trio.BrokenResourceError
         assert taken < LARGE
+
+
+async def test_the_status_of_a_node_that_is_not_ready(world: World) -> None:
+    for target in ("/readyz", "/readyz?unready=404"):
+        assert await world.status(f"GET {target} HTTP/1.1") == 200
+    world.source.told = DRAINING
+    for target, status in {"": 503, "?unready=404": 404, "?unready=200": 503, "?unready=40%34": 404, "?x": 503}.items():
+        assert await world.status(f"GET /readyz{target} HTTP/1.1") == status
 
 
 @pytest.mark.usefixtures("few")
