@@ -25,7 +25,7 @@ install: $(STAMP) ## Make .venv and install the broker, the embedded store and t
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3-venv is needed" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	ROOKERY_COMPILE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
 	@touch $@
 
 run: install ## Start one node with the embedded store.
@@ -78,6 +78,12 @@ docs: install ## Build the site of the docs into site/.
 
 generate: install ## Write the generated pages anew.
 	$(BIN)/python docs/generate.py
+
+dist: install ## Build the source package, the pure wheel and, where that is possible, the compiled one, into dist.
+	rm -rf dist
+	ROOKERY_COMPILE=0 $(BIN)/python -m build --quiet
+	$(BIN)/python -m build --quiet --wheel
+	$(BIN)/python -m twine check --strict dist/*
 
 # Medians of short runs; for figures to rely on: python -m loadtest, on a machine that does nothing else.
 bench: install ## Measure the broker, beside mosquitto if it is installed (3 to 4 minutes).

@@ -49,38 +49,42 @@ V311 = 4
 V5 = 5
 
 
+#: Of all packets: the attributes of `Properties`.
+PROPERTY_NAMES = (
+    "assigned_client_identifier",
+    "authentication_data",
+    "authentication_method",
+    "content_type",
+    "correlation_data",
+    "maximum_packet_size",
+    "maximum_qos",
+    "message_expiry_interval",
+    "payload_format_indicator",
+    "reason_string",
+    "receive_maximum",
+    "request_problem_information",
+    "request_response_information",
+    "response_information",
+    "response_topic",
+    "retain_available",
+    "server_keep_alive",
+    "server_reference",
+    "session_expiry_interval",
+    "shared_subscription_available",
+    "subscription_identifier_available",
+    "subscription_identifiers",
+    "topic_alias",
+    "topic_alias_maximum",
+    "user_properties",
+    "wildcard_subscription_available",
+    "will_delay_interval",
+)
+
+
 class Properties:
     """The properties of one packet or will; None (or an empty sequence) means absent."""
 
-    __slots__ = (
-        "assigned_client_identifier",
-        "authentication_data",
-        "authentication_method",
-        "content_type",
-        "correlation_data",
-        "maximum_packet_size",
-        "maximum_qos",
-        "message_expiry_interval",
-        "payload_format_indicator",
-        "reason_string",
-        "receive_maximum",
-        "request_problem_information",
-        "request_response_information",
-        "response_information",
-        "response_topic",
-        "retain_available",
-        "server_keep_alive",
-        "server_reference",
-        "session_expiry_interval",
-        "shared_subscription_available",
-        "subscription_identifier_available",
-        "subscription_identifiers",
-        "topic_alias",
-        "topic_alias_maximum",
-        "user_properties",
-        "wildcard_subscription_available",
-        "will_delay_interval",
-    )
+    __slots__ = PROPERTY_NAMES
 
     def __init__(self) -> None:
         self.payload_format_indicator: int | None = None

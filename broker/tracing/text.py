@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from broker.codec.packets import (
     KIND_NAMES,
+    PROPERTY_NAMES,
     PUBLISH,
     Acknowledgement,
     Auth,
@@ -85,7 +86,7 @@ def payload_shown(payload: bytes) -> dict[str, Any]:
 def properties_shown(properties: Properties | None) -> dict[str, Any]:
     """Those that are set."""
     shown: dict[str, Any] = {}
-    for name in Properties.__slots__ if properties is not None else ():
+    for name in PROPERTY_NAMES if properties is not None else ():
         value = getattr(properties, name)
         if value is None or value == ():
             continue

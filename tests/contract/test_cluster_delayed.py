@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker.errors import StoreFull
 from broker.message import Message
 from tests.kit.cluster_world import Maker, WaitingPublication, World, message, served, target
+from tests.kit.packet_data import attributes
 
 
 def delayed(number: int, delay_s: int = 1, **other: object) -> WaitingPublication:
@@ -34,7 +35,7 @@ async def test_g13_a_delayed_message_comes_back_in_its_time(make_cluster: Maker)
         await world.events.until(lambda: world.events.delayed)
         assert world.cluster.now_ms() - began_ms >= 990
         (due,) = world.events.delayed
-        for name in Message.__slots__:
+        for name in attributes(Message):
             assert getattr(due, name) == getattr(sent.message, name), name
         await world.events.until(lambda: len(world.events.delayed) == 3)
         assert payloads(world) == [b"1", b"2", b"3"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from broker.errors import SessionLost
+from broker.message import Message
 from cluster.api import REFUSED_FULL, REFUSED_GONE, StoredSubscription, StoredWill
 from tests.kit.cluster_world import Answer, Maker, WaitingPublication, message, served, target
+from tests.kit.packet_data import attributes
 
 
 async def test_a_new_session_is_empty(make_cluster: Maker) -> None:
@@ -122,7 +124,7 @@ async def test_a_queued_message_keeps_all_its_fields(make_cluster: Maker) -> Non
         (one,), (two,) = await world.cluster.page(at.ref, 0, 1), await world.cluster.page(other.ref, 0, 1)
         assert (one.qos, one.retain, list(one.subscription_ids)) == (1, True, [1, 268_435_455])
         assert (two.qos, two.retain, list(two.subscription_ids)) == (2, False, [])
-        for name in sent.__slots__:
+        for name in attributes(Message):
             assert getattr(one.message, name) == getattr(sent, name), name
 
 

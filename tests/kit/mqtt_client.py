@@ -17,6 +17,7 @@ from broker.codec.decode import decode
 from broker.codec.encode import encode
 from broker.codec.packets import (
     KIND_NAMES,
+    PROPERTY_NAMES,
     Connack,
     Connect,
     Disconnect,
@@ -37,6 +38,7 @@ from broker.codec.packets import (
 )
 from broker.codec.primitives import FrameBuffer, remaining_length
 from broker.reasons import reason_name
+from tests.kit.packet_data import attributes
 
 # Long enough for a busy machine; a test that has to wait this long has failed.
 DEADLINE_S = 10.0
@@ -57,11 +59,11 @@ def describe(packet: Packet) -> str:
     fields = []
     slots: set[str] = set()
     for cls in type(packet).__mro__:
-        slots.update(vars(cls).get("__slots__", ()))
+        slots.update(attributes(cls))
     for name in sorted(slots):
         value = getattr(packet, name)
         if name == "properties" and value is not None:
-            set_ones = {n: getattr(value, n) for n in value.__slots__ if getattr(value, n) not in (None, ())}
+            set_ones = {n: getattr(value, n) for n in PROPERTY_NAMES if getattr(value, n) not in (None, ())}
             value = set_ones
         elif name == "reason_code":
             value = f"0x{value:02x} {reason_name(value)}"
@@ -73,7 +75,7 @@ def properties(**values: object) -> Properties:
     """Return properties with these values; the names are those of the class."""
     result = Properties()
     for name, value in values.items():
-        if name not in Properties.__slots__:
+        if name not in PROPERTY_NAMES:
             raise AttributeError(f"no property {name!r}")
         setattr(result, name, value)
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from broker.codec.packets import KIND_NAMES, Packet, Properties, SubscriptionRequest, Will
+from broker.codec.packets import KIND_NAMES, PROPERTY_NAMES, Packet, Properties, SubscriptionRequest, Will
 
 Data = None | bool | int | str | list["Data"] | dict[str, "Data"]
 
@@ -30,17 +30,23 @@ def packet_data(packet: Packet) -> dict[str, Data]:
 def properties_data(properties: Properties) -> dict[str, Data]:
     """Return the properties that are set; a value of 0 or an empty string is set."""
     data: dict[str, Data] = {}
-    for name in Properties.__slots__:
+    for name in PROPERTY_NAMES:
         value = getattr(properties, name)
         if value is not None and value != () and value != []:
             data[name] = _value(value)
     return data
 
 
+def attributes(cls: type) -> tuple[str, ...]:
+    """The attributes that a class declares, interpreted or compiled (which has no `__slots__`)."""
+    found: tuple[str, ...] = vars(cls).get("__mypyc_attrs__") or vars(cls).get("__slots__", ())
+    return found
+
+
 def _fields(thing: object, classes: tuple[type, ...]) -> dict[str, Data]:
     data: dict[str, Data] = {}
     for cls in classes:
-        for name in getattr(cls, "__slots__", ()):
+        for name in attributes(cls):
             value = _value(getattr(thing, name))
             if value is not None and value is not False and value != [] and (value != 0 or name == "qos"):
                 data[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import re
 import stat
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import broker
 from broker.auth.password_file import UserFile
 from broker.cli import cli, main
+from broker.codec import compiled
 from broker.config import SETTINGS, Settings
 from broker.errors import ConfigError, StoreUnavailable
 
@@ -55,9 +57,13 @@ def _one_line(text: str) -> str:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["version"]) == 0
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"rookery {broker.__version__}\n" * 2
+    assert capsys.readouterr().out == f"rookery {broker.__version__}\n"
+    assert main(["version"]) == 0
+    core = "compiled" if compiled() else "interpreted"
+    assert (
+        capsys.readouterr().out == f"rookery {broker.__version__}\ncore: {core}, Python {platform.python_version()}\n"
+    )
 
 
 def test_help_lists_the_commands_in_order(capsys: pytest.CaptureFixture[str]) -> None:

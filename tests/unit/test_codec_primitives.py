@@ -7,6 +7,7 @@ import pytest
 from broker.codec.decode import decode
 from broker.codec.encode import encode, encode_ack
 from broker.codec.packets import (
+    PROPERTY_NAMES,
     PUBACK,
     PUBCOMP,
     PUBREC,
@@ -178,7 +179,7 @@ def test_user_properties_are_bounded() -> None:
 def test_the_property_table_has_every_property_of_the_standard() -> None:
     assert len(PROPERTY_TABLE) == 27
     assert {"user_properties" if row[0] == "user_property" else row[0] for row in PROPERTY_TABLE.values()} == {
-        "subscription_identifier" if name == "subscription_identifiers" else name for name in Properties.__slots__
+        "subscription_identifier" if name == "subscription_identifiers" else name for name in PROPERTY_NAMES
     }
 
 

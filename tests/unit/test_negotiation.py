@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.codec.packets import Connect, Properties, Will
+from broker.codec.packets import PROPERTY_NAMES, Connect, Properties, Will
 from broker.errors import PeerError
 from broker.session.negotiation import agree, connack_properties
 from broker.session.quotas import NEVER_EXPIRES, Quotas
@@ -19,14 +19,14 @@ def _connect(
     if values:
         properties = Properties()
         for name, value in values.items():
-            assert name in Properties.__slots__
+            assert name in PROPERTY_NAMES
             setattr(properties, name, value)
     return Connect(version, client_id, clean, keep_alive_s, properties=properties)
 
 
 def _announced(properties: Properties | None) -> dict[str, object]:
     assert properties is not None
-    values = {name: getattr(properties, name) for name in Properties.__slots__}
+    values = {name: getattr(properties, name) for name in PROPERTY_NAMES}
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
