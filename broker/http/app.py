@@ -116,8 +116,8 @@ class HttpServer:
     async def _readyz(self, request: Request) -> Response:
         reports = await self._source.statuses()
         status = ready(reports)
-        # HAProxy leaves the clients of a node alone that answers 404 (http-check disable-on-404), and may cut off those of
-        # one that does not answer.
+        # HAProxy leaves the clients of a node alone that answers 404 (http-check disable-on-404), and may cut off
+        # those of one that does not answer.
         unready = 404 if request.query_params.get("unready") == "404" else 503
         return _json(_shown(self._source.name, status, reports), 200 if status == READY else unready)
 
