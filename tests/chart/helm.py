@@ -21,7 +21,7 @@ from tests.kit.broker_process import ROOT
 
 CHART = ROOT / "helm" / "rookery"
 #: What the chart is tried with beside its defaults; `helm lint` users and CI of others expect them in `ci`.
-VALUE_SETS = {path.stem: path for path in sorted((CHART / "ci").glob("*.yaml"))}
+VALUE_SETS = {path.stem.removesuffix("-values"): path for path in sorted((CHART / "ci").glob("*-values.yaml"))}
 
 VERSIONS = (3, 4)
 #: The latest that is known: what is rendered does not depend on what the binaries were built with.
