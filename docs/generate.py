@@ -5,12 +5,14 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from broker.admin.api import SCOPES
 from broker.admin.operations import OPERATIONS
 from broker.cli.manifest import written as operations
+from broker.cli.manual import commands_page, completion_script, settings_page
 from broker.cli.reference import reference
 from broker.config import SETTINGS, Setting
 from broker.metrics_catalogue import CATALOGUE, Family
@@ -219,6 +221,11 @@ PAGES: dict[str, Callable[[], str]] = {
     "operations.md": api_operations,
     "../helm/rookery/files/rookery.rules.yml": copied("deploy/prometheus/rookery.rules.yml"),
     "../helm/rookery/files/rookery.json": copied("deploy/grafana/rookery.json"),
+    "../share/man/man1/rookery.1": commands_page,
+    "../share/man/man5/rookery.toml.5": settings_page,
+    "../share/bash-completion/completions/rookery": partial(completion_script, "bash"),
+    "../share/zsh/site-functions/_rookery": partial(completion_script, "zsh"),
+    "../share/fish/vendor_completions.d/rookery.fish": partial(completion_script, "fish"),
     **_pictures(),
     **_chart(),
 }
@@ -234,6 +241,7 @@ def main(arguments: list[str]) -> int:
             continue
         stale.append(name)
         if "--check" not in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
             print(f"wrote {path.resolve().relative_to(FOLDER.parent)}")
     if stale and "--check" in arguments:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import CompletionItem
 
-from broker.cli.api_client import Api, ApiFailure, take_api
+from broker.cli.api_client import Api, take_api
 
 #: A shell waits for it.
 PATIENCE_S: Final = 1.0
@@ -71,10 +71,6 @@ def completion(shell: str) -> None:
     ctl completion fish > ~/.config/fish/completions/rookery.fish. Client ids, nodes and users are completed from the
     node of ROOKERY_API_URL.
     """
-    from broker.cli import cli
+    from broker.cli.manual import completion_script
 
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise ApiFailure(f"no completion for {shell}", 1)
-    made = kind(cli, {}, "rookery", "_ROOKERY_COMPLETE")
-    print(made.source_template % made.source_vars())
+    print(completion_script(shell), end="")
