@@ -11,7 +11,8 @@ import argparse
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,18 +67,18 @@ class _Wire:
                 elif first_byte >> 4 == _CONNACK and body[1]:
                     raise RuntimeError(f"refused: {body.hex()}")
 
-    async def leave(self) -> None:
-        await self._stream.send_all(encode(Disconnect(), V5))
-        await self._stream.receive_some(1)
 
-
-async def _open(node: BrokerProcess, client_id: str, expiry_s: int) -> _Wire:
-    stream = await trio.open_tcp_stream(node.host, node.port)
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    wire = _Wire(stream)
-    kept = properties(session_expiry_interval=expiry_s)
-    await wire.exchange([Connect(V5, client_id, not expiry_s, 0, properties=kept)], _CONNACK, 1)
-    return wire
+@asynccontextmanager
+async def _connected(node: BrokerProcess, client_id: str, expiry_s: int) -> AsyncIterator[_Wire]:
+    """A client, whose session is stored when this is left."""
+    async with await trio.open_tcp_stream(node.host, node.port) as stream:
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire = _Wire(stream)
+        kept = properties(session_expiry_interval=expiry_s)
+        await wire.exchange([Connect(V5, client_id, not expiry_s, 0, properties=kept)], _CONNACK, 1)
+        yield wire
+        await stream.send_all(encode(Disconnect(), V5))
+        await stream.receive_some(1)
 
 
 async def _sessions(node: BrokerProcess, kind: str, count: int, filters: int) -> None:
@@ -85,11 +86,10 @@ async def _sessions(node: BrokerProcess, kind: str, count: int, filters: int) ->
 
     async def worker() -> None:
         for number in numbers:
-            wire = await _open(node, f"device-{kind}-{number:06}", DAY_S)
-            if filters:
-                wanted = [SubscriptionRequest(_topic(number, index), 1) for index in range(filters)]
-                await wire.exchange([Subscribe(1, wanted)], _SUBACK, 1)
-            await wire.leave()
+            async with _connected(node, f"device-{kind}-{number:06}", DAY_S) as wire:
+                if filters:
+                    wanted = [SubscriptionRequest(_topic(number, index), 1) for index in range(filters)]
+                    await wire.exchange([Subscribe(1, wanted)], _SUBACK, 1)
 
     async with trio.open_nursery() as nursery:
         for _ in range(IN_PARALLEL):
@@ -105,12 +105,11 @@ async def _publish(node: BrokerProcess, topics: Sequence[str], payload: int, ret
     parts = iter([topics[first : first + WINDOW] for first in range(0, len(topics), WINDOW)])
 
     async def worker(name: str) -> None:
-        wire = await _open(node, name, 0)
-        for part in parts:
-            body = b"x" * payload
-            packets = [Publish(topic, body, 1, retain, False, number) for number, topic in enumerate(part, start=1)]
-            await wire.exchange(packets, _PUBACK, len(part))
-        await wire.leave()
+        async with _connected(node, name, 0) as wire:
+            for part in parts:
+                body = b"x" * payload
+                packets = [Publish(topic, body, 1, retain, False, number) for number, topic in enumerate(part, start=1)]
+                await wire.exchange(packets, _PUBACK, len(part))
 
     async with trio.open_nursery() as nursery:
         for number in range(8):
@@ -121,10 +120,11 @@ class Used:
     """Calls tell `used_memory` of a store."""
 
     def __init__(self, folder: Path) -> None:
-        self._client = plain_client(folder / "s")
+        self._socket = folder / "s"
 
     def __call__(self) -> int:
-        return int(dict(self._client.info("memory"))["used_memory"])
+        with plain_client(self._socket) as client:
+            return int(dict(client.info("memory"))["used_memory"])
 
 
 async def measure(node: BrokerProcess, used: Used, count: int) -> Sizes:
@@ -145,9 +145,16 @@ async def measure(node: BrokerProcess, used: Used, count: int) -> Sizes:
     return Sizes(session, subscription, queued, retained)
 
 
+#: Small sorted sets are packed; those of a few thousand sessions are not.
+_AS_IF_MANY = ("--zset-max-listpack-entries", "1")
+
+
 def run(count: int, binary: str = "") -> Sizes:
     """With a store and a node of its own."""
-    with tempfile.TemporaryDirectory(prefix="rookery-sizing-") as folder, redis_server(binary=binary) as store:
+    with (
+        tempfile.TemporaryDirectory(prefix="rookery-sizing-") as folder,
+        redis_server(binary=binary, options=_AS_IF_MANY) as store,
+    ):
         node = BrokerProcess(Path(folder), f"redis://127.0.0.1:{store.address.port}/0")
         node.start()
         try:
