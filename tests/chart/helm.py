@@ -148,7 +148,8 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _key(values: Values) -> str:
     if isinstance(values, Path):
         values = yaml.safe_load(values.read_text()) or {}
-    return json.dumps(values or {})
+    # YAML has no pairs of escapes for one character.
+    return json.dumps(values or {}, ensure_ascii=False)
 
 
 @cache
