@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import trio
 
 from broker.config import Settings
-from broker.errors import ConfigError
+from broker.errors import ClusterError, ConfigError
 from cluster.api import Cluster
+from cluster.layout import StoreStatus
 from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
+from cluster.redis import status
 from cluster.redis.address import Deployment, StoreAddress, parse_store_url
 from cluster.redis.datadir import running_socket
+from cluster.redis.direct import Direct
 from cluster.redis.documents import Documents
 from cluster.redis.durability import Demand
 from cluster.redis.embedded import EmbeddedServer
+from cluster.redis.migrating import Migrator
 from cluster.redis.store import RedisCluster
+
+T = TypeVar("T")
 
 #: Where a store is that other processes can reach.
 Address = Deployment
@@ -72,14 +79,74 @@ def open_documents(settings: Settings) -> Iterator[Documents]:
 
     An embedded store is that of the node that runs on `data_dir`. Raises ClusterError, ConfigError; the methods of what
     it gives raise ClusterError."""
-    if settings.store == "memory":
-        raise ConfigError("store = 'memory': what a node keeps in its memory cannot be reached from outside")
-    if settings.store == "embedded":
-        address: Address = StoreAddress(path=running_socket(settings.data_dir))
-    else:
-        address = store_address(settings)
-    documents = Documents(address, settings.namespace)
+    documents = Documents(_reachable(settings), settings.namespace)
     try:
         yield documents
     finally:
         documents.close()
+
+
+def store_status(settings: Settings) -> StoreStatus:
+    """What operators want to know of the store. Raises ClusterError, ConfigError."""
+    return _with_store(settings, lambda direct: status.read_status(direct, settings.namespace))
+
+
+def migrate_store(settings: Settings, say: Callable[[str], None], dry_run: bool) -> bool:
+    """Moves the store to the layout of this version, and says how far it comes; returns whether there was anything to
+    do. Raises ClusterError, ConfigError."""
+
+    def work(direct: Direct) -> bool:
+        migrator = Migrator(direct, settings.namespace, say)
+        return migrator.dry_run() if dry_run else migrator.run()
+
+    return _with_store(settings, work)
+
+
+def remove_library(settings: Settings, name: str) -> list[str]:
+    """Removes a function library of another version; returns from which servers. Raises ClusterError, ConfigError."""
+    return _with_store(settings, lambda direct: status.remove_library(direct, settings.namespace, name))
+
+
+def _with_store(settings: Settings, work: Callable[[Direct], T]) -> T:
+    """What `work` returns, for commands: without being a member.
+
+    An embedded store is that of the node that runs on `data_dir`; if none does, it is started for as long as `work`
+    takes. Raises ClusterError, ConfigError."""
+    if settings.store != "embedded" or _has_server(settings):
+        return _worked(_reachable(settings), work)
+    if not (settings.data_dir / "appendonlydir").exists():
+        raise ClusterError(f"nothing is stored in the data directory {str(settings.data_dir)!r}")
+
+    async def run() -> T:
+        server = EmbeddedServer(settings.data_dir)
+        await server.start()
+        try:
+            return await trio.to_thread.run_sync(_worked, server.address, work)
+        finally:
+            await server.stop()
+
+    return trio.run(run)
+
+
+def _worked(address: Address, work: Callable[[Direct], T]) -> T:
+    direct = Direct(address)
+    try:
+        return work(direct)
+    finally:
+        direct.close()
+
+
+def _has_server(settings: Settings) -> bool:
+    try:
+        return bool(running_socket(settings.data_dir))
+    except ClusterError:
+        return False
+
+
+def _reachable(settings: Settings) -> Address:
+    """The store as it can be reached from another process than the node."""
+    if settings.store == "memory":
+        raise ConfigError("store = 'memory': what a node keeps in its memory cannot be reached from outside")
+    if settings.store == "embedded":
+        return StoreAddress(path=running_socket(settings.data_dir))
+    return store_address(settings)

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from broker import __version__
 from broker.errors import ClusterError, Fenced, StoreUnavailable
 from broker.log import get_logger
+from cluster import layout
 from cluster.api import LEASE_S
 from cluster.keys import Keys
 from cluster.policy import ALONE_S, BEAT_S, CALL_VALID_S
+from cluster.redis.library import NAME
 from cluster.redis.signals import BEAT, channel
 
 if TYPE_CHECKING:
     from cluster.redis.links import Link
 
-#: The version of keys, records and functions together.
-LAYOUT = 1
-#: What this build can do beyond that; nodes use only what all live ones can.
-FEATURES = 1
-
 #: How often one that joins asks whether all others know of it.
 _ADMISSION_POLL_S = 0.02
+#: What members tell of themselves to operators: version and function library.
+BUILD = f"{__version__} {NAME}"
 #: Answers to a beat.
 _SUPERSEDED, _READMITTED, _BURIED = 1, 2, 3
 
@@ -67,8 +67,8 @@ class Membership:
         self.members: tuple[bytes, ...] = ()
         #: The version of `members`: it grows with every change.
         self.mver = 0
-        #: What every live member can do, see FEATURES.
-        self.lowest_feature = FEATURES
+        #: What every live member can do, see `layout.FEATURES`.
+        self.lowest_feature = layout.FEATURES
         #: Called after each answered beat, and with members that are gone for good, and with dead ones to reap.
         self.on_beat: Callable[[], None] = _nothing
         self.on_gone: Callable[[Sequence[bytes]], None] = _nothing
@@ -135,12 +135,13 @@ class Membership:
         sent_s = monotonic_s()
         partitions = len(self._keys.partitions)
         reply = cast("list[bytes | int]", await call(
-            "FCALL", "rk1_join", 1, self._keys.members, self.node, LAYOUT, partitions, int(LEASE_S * 1000), FEATURES
+            "FCALL", "rk1_join", 1, self._keys.members, self.node, layout.LAYOUT, partitions, int(LEASE_S * 1000),
+            layout.FEATURES, BUILD,
         ))  # fmt: skip
         status = reply[0]
         found = reply[1].decode() if isinstance(reply[1], bytes) else str(reply[1])
         if status == b"layout":
-            raise ClusterError(f"the store's data has layout version {found}, this broker has {LAYOUT}")
+            raise ClusterError(layout.refusal(found))
         if status == b"partitions":
             raise ClusterError(f"the store was set up with partitions = {found}, this node has {partitions}")
         self.incarnation = int(found)
@@ -171,8 +172,8 @@ class Membership:
         # Not when it is executed late: the beats of others may wait behind it.
         bury_until_ms = self.now_ms() + int(BEAT_S * 1000) if steady else 0
         reply = cast("list[object]", await call(
-            "FCALL", "rk1_beat", 1, self._keys.members, self.node, self.incarnation, int(LEASE_S * 1000), LAYOUT,
-            len(self._keys.partitions), self.mver, bury_until_ms, FEATURES,
+            "FCALL", "rk1_beat", 1, self._keys.members, self.node, self.incarnation, int(LEASE_S * 1000),
+            layout.LAYOUT, len(self._keys.partitions), self.mver, bury_until_ms, layout.FEATURES, BUILD,
         ))  # fmt: skip
         self.refused = False
         status = reply[1]

@@ -12,6 +12,7 @@ import redis
 import trio
 
 from broker.errors import Fenced
+from cluster import layout
 from cluster.api import AttachRequest, StoredSubscription
 from cluster.keys import Keys
 from cluster.policy import ClusterLimits
@@ -44,14 +45,14 @@ class Place:
 
     def join(self, name: str, lease_ms: int = 60_000, feature: int = 1) -> tuple[bytes, int]:
         """Another member, and the version of the member list."""
-        reply = self.call("rk1_join", name, membership.LAYOUT, self.partitions, lease_ms, feature)
+        reply = self.call("rk1_join", name, layout.LAYOUT, self.partitions, lease_ms, feature)
         _, incarnation, _, version = cast("list[int]", reply)
         return b"%s:%d" % (name.encode(), incarnation), version
 
     def beat(self, member: bytes, seen: int, bury_until_ms: int = 0, lease_ms: int = 60_000) -> list[object]:
         name, _, incarnation = member.rpartition(b":")
         reply = self.call(
-            "rk1_beat", name, incarnation, lease_ms, membership.LAYOUT, self.partitions, seen, bury_until_ms, 1
+            "rk1_beat", name, incarnation, lease_ms, layout.LAYOUT, self.partitions, seen, bury_until_ms, 1
         )
         return cast("list[object]", reply)
 
@@ -242,6 +243,6 @@ async def test_g9_a_dead_node_is_reaped_whole(store: RedisServer) -> None:
 
 async def test_the_features_of_the_oldest_node_count(place: Place) -> None:
     async with served(place.node("a")) as one:
-        assert membership_of(one).lowest_feature == membership.FEATURES
+        assert membership_of(one).lowest_feature == layout.FEATURES
         place.join("old", feature=0)
         await place.seen(lambda: membership_of(one).lowest_feature == 0)

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from broker.errors import ClusterError, StoreUnavailable
+from cluster import layout
 from cluster.api import GroupTarget
 from cluster.keys import GROUP_QUEUE, Keys, partition_of
 from cluster.policy import ClusterLimits
@@ -110,7 +111,7 @@ async def test_nobody_is_buried_before_beats_were_answered_for_a_lease(place: Pl
     async with place.node() as world:
         member = member_of(world)
         with place.server.client() as client:
-            client.fcall("rk1_join", 1, place.keys.members, "silent", membership.LAYOUT, _PARTITIONS, 1, 1)
+            client.fcall("rk1_join", 1, place.keys.members, "silent", layout.LAYOUT, _PARTITIONS, 1, 1)
         refused: list[Exception] = []
         beat = member.beat
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from math import inf
 
@@ -69,15 +69,18 @@ def longest_gap(timeline: Timeline, client: str) -> float:
     return max((after - before for before, after in pairwise(times)), default=0.0)
 
 
-def disconnections(timeline: Timeline, restarted: Collection[str]) -> list[str]:
-    """G17: in a rolling restart each client loses one connection per node that it was on when that one stopped."""
+def disconnections(timeline: Timeline, restarted: Collection[str] | Mapping[str, int]) -> list[str]:
+    """G17: in a rolling restart each client loses one connection per node that it was on when that one stopped.
+
+    `restarted` are these nodes, each once or as often as it says."""
     problems: list[str] = []
+    stops = restarted if isinstance(restarted, Mapping) else dict.fromkeys(restarted, 1)
     lost: dict[tuple[str, str], int] = defaultdict(int)
     for connection in timeline.connections.values():
         if connection.accepted_at < inf and connection.closed_at < inf and not connection.left:
             lost[(connection.client, connection.node)] += 1
     for (client, node), times in lost.items():
-        if times > (1 if node in restarted else 0):
+        if times > stops.get(node, 0):
             problems.append(f"{client} lost {times} connections to {node}")
     return problems
 

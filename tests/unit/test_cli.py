@@ -70,7 +70,9 @@ def test_help_lists_the_commands_in_order(capsys: pytest.CaptureFixture[str]) ->
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert re.findall(r"^  ([a-z][a-z-]+)  ", out, re.MULTILINE) == list(cli.commands)
-    assert list(cli.commands) == [*("serve", "check-config", "config", "passwd", "ctl", "import-mosquitto", "version")]
+    assert list(cli.commands) == [
+        *("serve", "check-config", "config", "passwd", "ctl", "store", "probe", "import-mosquitto", "version")
+    ]
 
 
 def test_help_of_serve_has_every_setting_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:

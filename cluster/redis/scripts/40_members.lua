@@ -1,6 +1,7 @@
 -- Membership, "<node>:<inc>": leases in the zset 'nodes'; the dead that are still to be reaped in the zset 'dead', with
 -- the time until which somebody is at it; in hash 'seen' the member list that each has acted on, in hash 'level' its
--- feature level. A member list has a number, 'mver' of 'meta', which grows with each change.
+-- feature level, in hash 'build' its version and the library that it calls. A member list has a number, 'mver' of 'meta',
+-- which grows with each change.
 
 local SKIP = 1000 -- incarnations that are not given out where the store lost its data
 local CLAIM_MS = 10000 -- who was told to reap a dead member is alone with it for so long
@@ -13,12 +14,13 @@ local function bury(p, member)
   redis.call('ZADD', p .. 'dead', 0, member)
   redis.call('HDEL', p .. 'seen', member)
   redis.call('HDEL', p .. 'level', member)
+  redis.call('HDEL', p .. 'build', member)
   redis.call('HINCRBY', p .. 'meta', 'mver', 1)
   return true
 end
 
 -- A new incarnation of a node; older ones are dead from now on.
--- args: node, layout version, partitions, lease ms, feature level.
+-- args: node, layout version, partitions, lease ms, feature level; optional: what it is, for operators.
 -- Returns {'layout', found} or {'partitions', found} if the store was made for others; else
 -- {'joined', inc, now, number of the member list}.
 local function join(keys, args)
@@ -41,6 +43,15 @@ local function join(keys, args)
   local member = args[1] .. ':' .. inc
   redis.call('ZADD', p .. 'nodes', now + tonumber(args[4]), member)
   redis.call('HSET', p .. 'level', member, args[5])
+  -- The library of the version before buries without a look at these.
+  for _, other in ipairs(redis.call('HKEYS', p .. 'build')) do
+    if not redis.call('ZSCORE', p .. 'nodes', other) then
+      redis.call('HDEL', p .. 'build', other)
+    end
+  end
+  if args[6] then
+    redis.call('HSET', p .. 'build', member, args[6])
+  end
   return { 'joined', inc, now, redis.call('HINCRBY', p .. 'meta', 'mver', 1) }
 end
 
@@ -57,7 +68,7 @@ end
 
 -- Renews a lease. args: node, inc, lease ms, layout version, partitions, number of the member list that it acted on,
 -- store time until which it may bury those whose lease is over (0: not at all; a beat that lay in the socket of a store
--- that stood still may not), feature level.
+-- that stood still may not), feature level; optional: what it is, for operators.
 -- Returns {now, status, number of the member list, lowest feature level of the members, {members}, {dead members that
 -- the caller shall reap}}. Members are all that were not buried: also one whose lease is over may still come back.
 -- Status 0: renewed; 1: a newer incarnation of the node has joined; 2: renewed, since the store knows of no incarnation
@@ -78,6 +89,9 @@ local function beat(keys, args)
   redis.call('ZADD', nodes, now + tonumber(args[3]), member)
   redis.call('HSET', p .. 'seen', member, args[6])
   redis.call('HSET', p .. 'level', member, args[8])
+  if args[9] then
+    redis.call('HSET', p .. 'build', member, args[9])
+  end
   if now < tonumber(args[7]) then
     for _, late in ipairs(redis.call('ZRANGEBYSCORE', nodes, '-inf', '(' .. now)) do
       bury(p, late)

@@ -1,0 +1,326 @@
+"""A store is moved to another layout by a command: while no node runs, to the end, and every node minds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from broker import __version__
+from broker.codec.packets import Publish
+from cluster.keys import Keys
+from cluster.redis.library import NAME, source
+from tests.conformance.peers import Peers
+from tests.kit.broker_process import ROOT, BrokerFailed, BrokerProcess
+from tests.kit.mqtt_client import MqttClient
+from tests.kit.redis_server import RedisServer, ServerCluster, redis_server, server_cluster
+from tests.upgrade.previous import Release
+
+CLIENTS = [f"client-{number:02}" for number in range(40)]
+TOPICS = [f"kept/{number:02}" for number in range(60)]
+
+NEXT = "tests.upgrade.next_layout"
+OWN = "broker"
+
+
+class Place:
+    """A store, and commands and nodes of versions that work on it."""
+
+    def __init__(self, folder: Path, store: RedisServer) -> None:
+        self.folder = folder
+        self.store = store
+        self.url = f"redis://127.0.0.1:{store.address.port}/0"
+        self.keys = Keys("rookery", 16)
+
+    def run(self, module: str, *arguments: str, status: int = 0, die: str = "") -> str:
+        """What a command below `store` prints."""
+        return rookery(module, *arguments, "--store", self.url, status=status, die=die)
+
+    def client(self) -> redis.Redis:
+        return self.store.client()
+
+    def node(self, module: str = OWN, name: str = "a") -> BrokerProcess:
+        """Of this version or the next; not started."""
+        node = _Node(self.folder / name, self.url, arguments=("--node-name", name))
+        node.module = module
+        return node
+
+    def refused(self, module: str = OWN) -> str:
+        """Why a node does not start."""
+        with pytest.raises(BrokerFailed) as failed:
+            self.node(module, "refused").start()
+        return str(failed.value).strip().splitlines()[-1]
+
+    def layout(self) -> str:
+        with self.client() as client:
+            return str(client.hget(self.keys.members + b"meta", "layout"), "ascii")
+
+    def without_progress(self) -> dict[bytes, bytes]:
+        """Everything that lies there, but for what a migration notes of itself."""
+        with self.client() as client:
+            return {key: client.dump(key) or b"" for key in client.scan_iter() if not key.endswith(b"}:mig")}
+
+
+class _Node(BrokerProcess):
+    module = OWN
+
+    def command(self) -> list[str]:
+        return [self.module if each == "broker" else each for each in super().command()]
+
+
+def rookery(module: str, *arguments: str, status: int = 0, die: str = "") -> str:
+    """`rookery store` of this version or the next."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DIE": die}
+    command = [sys.executable, "-m", module, "store", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+async def furnish(node: BrokerProcess) -> None:
+    """Sessions and retained messages."""
+    peers = Peers(node.host, node.port, "t")
+    for client_id in CLIENTS:
+        client = await peers.connect(client_id=client_id, persistent=True)
+        await client.subscribe(f"to/{client_id}", qos=1)
+        await client.close()
+    publisher = await peers.connect()
+    for topic in TOPICS:
+        assert await publisher.publish(topic, topic.encode(), 1, retain=True) < 0x80
+    for client_id in CLIENTS:
+        assert not await publisher.publish(f"to/{client_id}", client_id.encode(), 1)
+    await peers.close()
+
+
+async def expect_all(node: BrokerProcess) -> None:
+    """What `furnish` made is there."""
+    peers = Peers(node.host, node.port, "t")
+    for client_id in CLIENTS[::8]:
+        client = await peers.connect(client_id=client_id, persistent=True)
+        assert client.connack is not None and client.connack.session_present
+        assert [each.payload for each in await collect(client, 1)] == [client_id.encode()]
+    reader = await peers.connect()
+    await reader.subscribe("kept/#", qos=0)
+    assert sorted(each.topic_name for each in await collect(reader, len(TOPICS))) == TOPICS
+    await peers.close()
+
+
+async def collect(client: MqttClient, count: int) -> list[Publish]:
+    """So many messages."""
+    return await client.collect(Publish, count)
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> Any:
+    """A store with data of this version, without nodes."""
+    with redis_server(aof=True) as store:
+        made = Place(tmp_path, store)
+        node = made.node()
+        node.start()
+        try:
+            await furnish(node)
+        finally:
+            node.stop()
+        yield made
+
+
+@pytest.mark.parametrize("die", ["before:5", "after:24"])
+async def test_killed_in_the_middle_and_resumed(place: Place, die: str) -> None:
+    before = place.without_progress()
+    told = place.run(NEXT, "migrate", "--dry-run")
+    assert f"sessions: {len(CLIENTS)} entries" in told and f"retained messages: {len(TOPICS)} entries" in told
+    after = place.without_progress()
+    assert after == before, "a dry run changes nothing"
+    place.run(NEXT, "migrate", status=-signal.SIGKILL, die=die)
+    assert place.layout() == "1>2"
+    # No version's node starts now, and no other goes on before it is clear that the one that began is dead.
+    assert "on its way from layout 1 to 2" in place.refused(NEXT)
+    assert "has layout 1>2" in place.refused(OWN)
+    assert "newer version" in place.run(OWN, "migrate", status=1)
+    assert "is at it" in place.run(NEXT, "migrate", status=1)
+    assert "migration" in place.run(NEXT, "status")
+    with place.client() as client:
+        client.hset(place.keys.members + b"mig", "until", 0)  # 30 s later
+    told = place.run(NEXT, "migrate")
+    assert "goes on behind" in told and "layout 2: done" in told
+    check(place, again=3 if die.startswith("before") else 0)
+    assert "nothing to do" in place.run(NEXT, "migrate")
+    node = place.node(NEXT)
+    node.start()
+    try:
+        await expect_all(node)
+    finally:
+        node.stop()
+
+
+def check(place: Place, again: int = 0) -> None:
+    """Everything was moved; at most so many entries were looked at twice."""
+    ids: list[bytes] = []
+    times: list[int] = []
+    with place.client() as client:
+        for prefix in place.keys.partitions:
+            ids += client.hkeys(prefix + b"ix2")
+            times += [int(each) for each in client.hvals(prefix + b"times")]
+        topics: list[bytes] = []
+        for prefix in place.keys.retained:
+            assert client.hgetall(prefix + b"ret2") == client.hgetall(prefix + b"ret")
+            topics += client.hkeys(prefix + b"ret2")
+    assert sorted(ids) == [each.encode() for each in CLIENTS]
+    assert sum(times) - len(CLIENTS) <= again
+    assert sorted(topics) == [each.encode() for each in TOPICS]
+    assert place.layout() == "2"
+
+
+async def test_nodes_of_other_layouts_say_what_to_do(place: Place, previous: Release) -> None:
+    line = place.refused(NEXT)
+    assert "has layout 1" in line and "has layout 2" in line and "`rookery store migrate`" in line
+    node = place.node()
+    node.start()
+    try:
+        told = place.run(NEXT, "migrate", status=1)
+        assert "node a:" in told and "stop all nodes" in told
+        assert place.layout() == "1"
+    finally:
+        node.stop()
+    told = place.run(NEXT, "migrate", status=1, die="raise:3")
+    assert "a failure" in told
+    # Nobody need wait after a failure.
+    place.run(NEXT, "migrate")
+    check(place, again=3)
+    line = place.refused()
+    assert "has layout 2" in line and "newer version" in line
+    assert "newer version" in place.run(OWN, "migrate", status=1)
+    with pytest.raises(BrokerFailed, match="layout version 2, this broker has 1"):
+        previous.node(place.folder / "previous", place.url).start()
+
+
+async def test_a_killed_node_is_waited_for_and_then_dead(place: Place) -> None:
+    node = place.node()
+    node.start()
+    node.kill()
+    assert "node a:" in place.run(NEXT, "migrate", status=1)
+    with place.client() as client:
+        [member] = client.zrange(place.keys.members + b"nodes", 0, -1)
+        client.zadd(place.keys.members + b"nodes", {member: 1})  # its lease is over
+        place.run(NEXT, "migrate")
+        assert client.zrange(place.keys.members + b"dead", 0, -1) == [member]
+    check(place)
+
+
+async def test_somebody_else_went_on(place: Place) -> None:
+    """One that stood still for too long does nothing any more."""
+    place.run(NEXT, "migrate", status=-signal.SIGKILL, die="after:2")
+    with place.client() as client:
+        [who] = client.hmget(place.keys.members + b"mig", "who")
+        client.hset(place.keys.members + b"mig", "until", 0)
+        place.run(NEXT, "migrate")
+        assert client.fcall("rk1_layout_keep", 1, place.keys.members, who, 1000, "step", "sessions") == 0
+        assert client.fcall("rk1_layout_finish", 1, place.keys.members, who, 7) == 0
+        assert client.exists(place.keys.members + b"mig") == 0
+        with pytest.raises(redis.ResponseError, match="LATE"):
+            client.fcall("next_sessions", 1, place.keys.partitions[0], 1, "")
+    check(place)
+
+
+async def test_status(place: Place) -> None:
+    with place.client() as client:
+        client.function_load(b"#!lua name=rk0\nredis.register_function('rk0_x', function() return 1 end)")
+    nodes = [place.node(name="a"), place.node(name="b")]
+    for node in nodes:
+        node.start()
+    try:
+        shown = json.loads(place.run(OWN, "status", "--json"))
+        assert (shown["layout"], shown["own_layout"], shown["partitions"], shown["level"]) == ("1", 1, 16, 1)
+        assert [(each["node"], each["version"], each["library"]) for each in shown["members"]] == [
+            ("a", __version__, NAME),
+            ("b", __version__, NAME),
+        ]
+        assert all(0 < each["lease_s"] <= 6 for each in shown["members"]) and shown["generation"][0] >= 1
+        [libraries] = shown["libraries"].values()
+        assert libraries == {"rk0": "of another version", NAME: "of this version"}
+        told = place.run(OWN, "status")
+        assert (
+            "layout         1 (this version: 1)" in told and f"b:{shown['members'][1]['incarnation']} version" in told
+        )
+        assert "is the function library of this version" in place.run(OWN, "remove-library", NAME, status=1)
+        assert "no function library of Rookery" in place.run(OWN, "remove-library", "mine", status=1)
+        members = place.keys.members
+        with place.client() as client:
+            client.zadd(members + b"nodes", {"ghost:99": 9e12})
+            client.hset(members + b"build", "ghost:99", "0.0.9 rk0")
+            assert "rk0 is called by ghost" in place.run(OWN, "remove-library", "rk0", status=1)
+            client.zrem(members + b"nodes", "ghost:99")
+            assert "removed rk0" in place.run(OWN, "remove-library", "rk0")
+            assert [each[1] for each in client.function_list("rk0")] == []
+            client.hdel(members + b"build", "ghost:99")
+        assert "no server has" in place.run(OWN, "remove-library", "rk0", status=1)
+    finally:
+        for node in nodes:
+            node.stop()
+    shown = json.loads(place.run(OWN, "status", "--json"))
+    assert shown["members"] == [] and shown["level"] is None
+    with place.client() as client:
+        assert client.hlen(place.keys.members + b"build") == 0
+
+
+def test_status_of_an_empty_store(tmp_path: Path) -> None:
+    with redis_server() as store:
+        place = Place(tmp_path, store)
+        assert "none: no data yet" in place.run(OWN, "status")
+        assert "nothing to do" in place.run(NEXT, "migrate")
+
+
+async def test_embedded(tmp_path: Path) -> None:
+    """No node runs: the command starts the server itself."""
+    arguments = ("--store", "embedded", "--data-dir", str(tmp_path / "node" / "data"))
+    node = _Node(tmp_path / "node", "embedded", arguments=("--node-name", "a"))
+    node.start()
+    await furnish(node)
+    assert "member         a:" in rookery(OWN, "status", *arguments)
+    assert "is a member" in rookery(NEXT, "migrate", *arguments, status=1)
+    node.stop()
+    assert "no members" in rookery(OWN, "status", *arguments)
+    rookery(NEXT, "migrate", *arguments, status=-signal.SIGKILL, die="after:4")
+    rookery(NEXT, "migrate", *arguments, status=1)
+    node.module = NEXT
+    with pytest.raises(BrokerFailed, match="run it again if it was interrupted"):
+        node.start()
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[ServerCluster]:
+    with server_cluster() as made:
+        yield made
+
+
+async def test_redis_cluster(servers: ServerCluster, tmp_path: Path) -> None:
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{each.address.port}" for each in servers.servers)
+    node = _Node(tmp_path / "node", url, arguments=("--node-name", "a"))
+    node.start()
+    await furnish(node)
+    node.stop()
+    shown = json.loads(rookery(OWN, "status", "--json", "--store", url))
+    assert len(shown["libraries"]) > 1 and all(
+        each == {NAME: "of this version"} for each in shown["libraries"].values()
+    )
+    told = rookery(NEXT, "migrate", "--store", url)
+    assert f"sessions: {len(CLIENTS)} entries done" in told and f"retained messages: {len(TOPICS)} entries done" in told
+    node.module = NEXT
+    node.start()
+    try:
+        await expect_all(node)
+    finally:
+        node.stop()
+
+
+def test_the_library_is_of_layout_1() -> None:
+    """A layout of its own has a library of its own name."""
+    assert source().startswith(b"#!lua name=rk1\n")
