@@ -52,6 +52,8 @@ class Profile:
     """How a client behaves. `expiry_s` 0 is an ephemeral session."""
 
     version: int = V5
+    #: Name and password; no name: neither.
+    user: tuple[str, str] = ("", "")
     expiry_s: int = 0
     clean_start: bool = False
     subscriptions: Sequence[tuple[str, int]] = ()
@@ -275,7 +277,17 @@ class RecordedClient:
             ev.CONNECT, link, value=expiry_s, code=int(clean_start), text=will_payload,
             topic=profile.will.topic if profile.will is not None else "",
         )  # fmt: skip
-        return Connect(profile.version, self.name, clean_start, 0, will=will, properties=properties)
+        username, password = profile.user
+        return Connect(
+            profile.version,
+            self.name,
+            clean_start,
+            0,
+            username or None,
+            password.encode() if username else None,
+            will=will,
+            properties=properties,
+        )
 
     def _accepted(self, link: Link, packet: Connack) -> None:
         self._note(ev.CONNACK, link, code=packet.reason_code, value=packet.session_present)

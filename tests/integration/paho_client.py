@@ -93,12 +93,14 @@ class Paho:
     def _on_answer(self, client: Client, data: object, mid: int, codes: Any, props: object) -> None:
         self._answers.put((mid, codes if isinstance(codes, list) else [codes]))
 
-    def connect(self, *, keep_alive_s: int = 60, connect_properties: Properties | None = None) -> Paho:
-        """Connect and wait for CONNACK, whatever it says."""
+    def connect(
+        self, *, keep_alive_s: int = 60, connect_properties: Properties | None = None, source: str = ""
+    ) -> Paho:
+        """Connect, from this address of the machine, and wait for CONNACK, whatever it says."""
         more: dict[str, Any] = {}
         if self._version == 5:
             more = {"clean_start": self._clean, "properties": connect_properties}
-        self.client.connect(self._node.host, self._node.port, keep_alive_s, **more)
+        self.client.connect(self._node.host, self._node.port, keep_alive_s, source, **more)
         self.client.loop_start()
         assert self._connected.wait(DEADLINE_S), "no CONNACK"
         return self
