@@ -44,17 +44,19 @@ lint: install
 check: lint ## Format, lint, types, imports, generated files and the fast tests.
 	$(BIN)/python -m pytest -q $(FAST_TESTS)
 
-# Mostly waiting for leases, restarts and faults: they run beside the others, and their output follows.
-WAITING_TESTS := tests/contract tests/fault tests/history tests/multinode
-OTHER_TESTS := $(filter-out $(WAITING_TESTS) tests/kit,$(patsubst %/,%,$(filter-out %__pycache__/,$(wildcard tests/*/))))
+# Four processes share the tests, file by file, as much of the time is waiting for leases, restarts and faults. Folders
+# whose tests wait come first, those of many small files last: all four end at about the same time.
+FIRST_TESTS := $(wildcard tests/fault tests/upgrade tests/multinode tests/deploy tests/docs tests/integration tests/abuse tests/contract)
+OTHER_TESTS := $(filter-out $(FIRST_TESTS) $(FAST_TESTS) tests/kit,$(patsubst %/,%,$(filter-out %__pycache__/,$(wildcard tests/*/))))
+AT_ONCE := 4
 
-# The tests run even if the linters fail: one run tells all that is wrong.
+# The linters run meanwhile, and what they say follows: one run tells all that is wrong.
 test: packages ## Everything that `check` does and all other tests.
 	@status=0; log=$$(mktemp); \
-	$(MAKE) --no-print-directory lint || status=1; \
-	$(BIN)/python -m pytest -q -p no:cacheprovider $(WAITING_TESTS) >$$log 2>&1 & waiting=$$!; \
-	$(BIN)/python -m pytest -q $(OTHER_TESTS) || status=1; \
-	wait $$waiting || status=1; echo "$(WAITING_TESTS):"; cat $$log; rm -f $$log; exit $$status
+	$(MAKE) --no-print-directory lint >$$log 2>&1 & linters=$$!; \
+	$(BIN)/python -m pytest -q --numprocesses $(AT_ONCE) --dist loadfile --no-loadscope-reorder \
+	  $(FIRST_TESTS) $(OTHER_TESTS) $(FAST_TESTS) || status=1; \
+	wait $$linters || { status=1; echo "make lint failed:"; }; cat $$log; rm -f $$log; exit $$status
 
 fuzz: install ## A long campaign of seeded nonsense against a node: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python -m tests.abuse.fuzz --seconds $(SECONDS_) --seed $(SEED)
@@ -84,6 +86,9 @@ dist: install ## Build the source package, the pure wheel and, where that is pos
 	ROOKERY_COMPILE=0 $(BIN)/python -m build --quiet
 	$(BIN)/python -m build --quiet --wheel
 	$(BIN)/python -m twine check --strict dist/*
+
+test-compiled: packages ## All tests of the core, nodes and conformance against a wheel with a compiled core.
+	$(BIN)/python -m tests.packaging.compiled
 
 # Medians of short runs; for figures to rely on: python -m loadtest, on a machine that does nothing else.
 bench: install ## Measure the broker, beside mosquitto if it is installed (3 to 4 minutes).
