@@ -16,6 +16,7 @@ from broker.config import load
 from broker.options.authentication import Jwt
 from tests.chart.container import Container, container_of
 from tests.chart.helm import VALUE_SETS, VERSIONS, Resource, merged, one, refusal, render
+from tests.chart.test_rendered import objects_of
 from tests.kit.redis_server import make_certificate
 
 _HASH = (
@@ -49,15 +50,16 @@ def _checked(container: Container, capsys: pytest.CaptureFixture[str]) -> tuple[
     return status, told.out + told.err
 
 
-@pytest.mark.parametrize("helm", VERSIONS)
 @pytest.mark.parametrize("name", VALUE_SETS)
 def test_the_broker_takes_the_configuration_of_every_value_set(
-    name: str, helm: int, tmp_path: Path, certificate: dict[str, str], capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, certificate: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By one Helm: what both render is compared elsewhere."""
+
     def given(secret: str, key: str) -> str:
         return certificate.get(key.rpartition(".")[2]) or _TEXTS.get(key, "not-a-secret")
 
-    objects = render(VALUE_SETS[name], helm)
+    objects = objects_of(name)
     status, told = _checked(container_of(objects, "Deployment", tmp_path, given), capsys)
     assert status == 0, told
     assert "configuration is valid" in told
