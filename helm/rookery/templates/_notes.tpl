@@ -19,8 +19,7 @@ rookery {{ .Chart.AppVersion }} is being started as {{ $fullname }} in the names
    kubectl {{ $space }} port-forward service/{{ $http }} {{ $port }}:{{ $port }}
 
    Its login, which is also the API key `admin:SECRET`, is admin with the secret
-
-{{- if .Values.auth.admin.existingSecret }}
+{{ if .Values.auth.admin.existingSecret }}
    kubectl {{ $space }} get secret {{ .Values.auth.admin.existingSecret }} -o go-template='{{ printf "{{index .data %q | base64decode}}" .Values.auth.admin.key }}'
 {{- else }}
    kubectl {{ $space }} get secret {{ $fullname }} -o go-template='{{ `{{index .data "admin-secret" | base64decode}}` }}'
