@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -238,11 +238,11 @@ def nginx_text(world: World, balancer: Balancer) -> str:
 
 
 @contextmanager
-def nginx(world: World, folder: Path) -> Iterator[Balancer]:
-    """nginx with the shipped file."""
+def nginx(world: World, folder: Path, change: Callable[[str], str] = str) -> Iterator[Balancer]:
+    """nginx with the shipped file, `change`d."""
     folder.mkdir()
     balancer = Balancer("nginx", folder)
-    (folder / "nginx.conf").write_text(nginx_text(world, balancer))
+    (folder / "nginx.conf").write_text(change(nginx_text(world, balancer)))
     with running(balancer, ["/usr/sbin/nginx", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]):
         yield balancer
 

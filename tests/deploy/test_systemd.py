@@ -1,0 +1,107 @@
+"""The shipped units as systemd reads them, the settings of the kernel, and the command of the unit as it runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker.config import Settings
+from broker.process import MISCONFIGURED, STOP_S
+from tests.deploy.composed import DEPLOY
+
+FOLDER = DEPLOY / "systemd"
+UNITS = ("rookery.service", "rookery@.service")
+
+#: Of 10, which is a service without any limits.
+EXPOSURE = 1.5
+
+
+def analyze(*arguments: str) -> tuple[int, str]:
+    """Exit status, and what systemd-analyze says."""
+    done = subprocess.run(["systemd-analyze", "--no-pager", *arguments], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """With the broker of this folder."""
+    program = Path(sys.executable).with_name("rookery")
+    assert program.exists()
+    for name in UNITS:
+        text = (FOLDER / name).read_text()
+        assert text.count("/usr/local/bin/rookery ") == 1
+        (tmp_path / name).write_text(text.replace("/usr/local/bin/rookery ", f"{program} "))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_finds_no_fault(units: Path, name: str) -> None:
+    assert analyze("verify", str(units / name)) == (0, "")
+    (units / name).write_text((units / name).read_text().replace("[Service]\n", "[Service]\nWatchdogSecs=1\n"))
+    assert "Unknown key" in analyze("verify", str(units / name))[1]
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_what_a_broken_in_node_could_reach(units: Path, name: str) -> None:
+    status, told = analyze("security", "--offline=yes", f"--threshold={EXPOSURE * 10:.0f}", str(units / name))
+    assert status == 0, told
+    found = re.search(r"Overall exposure level for .*: ([\d.]+)", told)
+    assert found is not None and float(found[1]) <= EXPOSURE
+
+
+def values_of(name: str) -> dict[str, list[str]]:
+    """What is set in [Service]."""
+    found: dict[str, list[str]] = {}
+    for line in (FOLDER / name).read_text().partition("[Service]")[2].partition("[Install]")[0].splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_units_differ_only_in_their_names() -> None:
+    one, several = (values_of(name) for name in UNITS)
+    assert {key for key in several if several[key] != one.get(key)} == {
+        "Environment", "EnvironmentFile", "ExecStart", "StateDirectory", "RuntimeDirectory",
+    }  # fmt: skip
+    assert one.keys() == several.keys()
+
+
+def test_times_and_statuses_are_those_of_the_broker() -> None:
+    told, settings = values_of("rookery.service"), Settings()
+    assert int(told["TimeoutStopSec"][0].removesuffix("s")) > settings.drain_delay_s + settings.drain_timeout_s + STOP_S
+    assert told["RestartPreventExitStatus"] == [str(MISCONFIGURED)]
+    # Else the embedded store would be ended together with the node that still needs it.
+    assert told["KillMode"] == ["mixed"]
+
+
+def test_the_kernel_knows_the_settings() -> None:
+    lines = (DEPLOY / "sysctl.d" / "60-rookery.conf").read_text().splitlines()
+    given = dict(line.split(" = ") for line in lines if line and not line.startswith("#"))
+    assert len(given) > 5
+    missing = [name for name in given if not Path("/proc/sys", *name.split(".")).exists()]
+    # What belongs to no network namespace is hidden in some containers.
+    assert [name for name in missing if not name.startswith("net.core.")] == []
+    low, high = (int(port) for port in given["net.ipv4.ip_local_port_range"].split())
+    reserved = {int(port) for port in given["net.ipv4.ip_local_reserved_ports"].split(",")}
+    listening = {int(port) for port in re.findall(r"(?m)^\s+bind :(\d+)", (DEPLOY / "haproxy.cfg").read_text())}
+    assert {port for port in listening if low <= port <= high} == reserved
+
+
+def test_the_user_is_made(tmp_path: Path) -> None:
+    for name in ("passwd", "group"):
+        (tmp_path / "etc").mkdir(exist_ok=True)
+        (tmp_path / "etc" / name).write_text("")
+    done = subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", str(FOLDER / "rookery.sysusers.conf")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [user] = values_of("rookery.service")["User"]
+    assert re.search(rf"(?m)^{user}:", (tmp_path / "etc" / "passwd").read_text())
