@@ -207,6 +207,11 @@ def _chart() -> dict[str, Callable[[], str]]:
     return dict(runpy.run_path(str(FOLDER / "chart.py"))["FILES"])
 
 
+def store_keys() -> str:
+    """Every key of the store."""
+    return str(runpy.run_path(str(FOLDER / "store_keys.py"))["store_keys"]())
+
+
 def copied(path: str) -> Callable[[], str]:
     """A file of the repository, as it is: a chart can only read what lies in its own folder."""
     return (FOLDER.parent / path).read_text
@@ -218,6 +223,7 @@ PAGES: dict[str, Callable[[], str]] = {
     # What `rookery ctl` knows of the API, and its reference.
     "../broker/cli/operations.json": operations,
     "ctl.md": reference,
+    "store-keys.md": store_keys,
     "operations.md": api_operations,
     "../helm/rookery/files/rookery.rules.yml": copied("deploy/prometheus/rookery.rules.yml"),
     "../helm/rookery/files/rookery.json": copied("deploy/grafana/rookery.json"),
