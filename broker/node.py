@@ -17,7 +17,7 @@ from broker.access import Access
 from broker.admin.api import UNAVAILABLE, AdminError, Caller
 from broker.admin.office import Office
 from broker.config import Settings, reloaded
-from broker.errors import ClusterError, ConfigError, Fenced
+from broker.errors import ClusterError, ConfigError, Fenced, StoreUnavailable
 from broker.http.app import HttpServer
 from broker.http.report import DRAINING, FENCED, JOINING, OVERLOADED, READY, STARTING, UNREACHABLE, Report
 from broker.life import Life, quotas_of
@@ -90,6 +90,8 @@ class Node:
         #: What a first signal ends while nobody is served, and what a second one ends.
         self._starting = trio.CancelScope()
         self._draining = trio.CancelScope()
+        #: Until when it is no error that there is no store yet.
+        self._waits_until = 0.0
         #: While it rests: from when on clients are not let in any more, and what waits for that.
         self._rests_from = 0.0
         self._leaving = trio.CancelScope()
@@ -138,6 +140,7 @@ class Node:
     async def _live(self, address: Address | None) -> None:
         """One life after the other, until told to stop."""
         pause_s = _FIRST_PAUSE_S
+        self._waits_until = trio.current_time() + self.settings.store_wait_s
         while not self._stopping.is_set():
             cluster = make_cluster(self.settings, address)
             life = self._life = Life(self.settings, cluster, self.metrics, self._shared_ports)
@@ -163,6 +166,11 @@ class Node:
         """Whether the end of `life` is one that another may follow, and not that of the node."""
         if all(isinstance(error, Fenced) for error in errors):
             self.log.error("node.fenced", reason=str(errors[0]))
+            return True
+        early = self._lives == 1 and not life.joined and trio.current_time() < self._waits_until
+        if early and all(isinstance(error, StoreUnavailable) for error in errors):
+            self.log.warning("node.waits_for_store", reason=str(errors[0]))
+            self._lives = 0  # it has not lived yet
             return True
         if self._lives > 1 and not life.joined and all(isinstance(error, ClusterError) for error in errors):
             self.log.warning("node.not_joined", reason=str(errors[0]))

@@ -205,6 +205,9 @@ class Settings:
     durability_timeout_s: float = _setting(_STORE, Duration(), "2s",
         "For the replicated classes: how long one question for that may take before it is asked again.",
         at_least=0.01, at_most=60)
+    store_wait_s: float = _setting(_STORE, Duration(), "0s",
+        "How long a node that starts waits for a store that cannot be reached; then it ends.",
+        at_least=0, at_most=86400)
     store_grace_s: float = _setting(_STORE, Duration(), "15s",
         "How long the store may be unreachable before clients with sessions in it are disconnected.",
         at_least=0, at_most=3600)

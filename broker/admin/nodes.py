@@ -89,8 +89,8 @@ async def show_node(office: Office, arguments: NamedNode) -> Node:
     "nodes.drain", OPERATOR, "POST", "/nodes/{node}/drain", "Send the clients of a node away", NamedNode, Nothing
 )
 async def drain_node(office: Office, arguments: NamedNode) -> None:
-    """The node says in /readyz that it is draining; after its drain_delay it accepts no clients any more, and disconnects
-    those it has at its drain rate. It goes on running, and takes clients again after undrain."""
+    """The node says in /readyz that it is draining; after its drain_delay it accepts no clients any more, and
+    disconnects those it has at its drain rate. It goes on running, and takes clients again after undrain."""
     await office.at(arguments.node, "nodes.drain", {"wanted": True})
 
 

@@ -220,7 +220,8 @@ redis://{{ include "rookery.redis.fullname" . }}:6379/0
 {{- if not (or $access.authentication .Values.auth.allowAnonymous .Values.existingSecretConfig .Values.config.hooks $secret.hooks) -}}
 {{- fail "nobody is asked who clients are: set auth.store, auth.users or config.authentication, or auth.allowAnonymous if that is meant" -}}
 {{- end -}}
-{{- $settings := dict "namespace" (include "rookery.fullname" .) -}}
+{{/* Pods are started in any order. */}}
+{{- $settings := dict "namespace" (include "rookery.fullname" .) "store_wait" "5m" -}}
 {{- $settings = merge (omit .Values.config "authentication" "authorization") $settings -}}
 {{- range $key := list "authentication" "authorization" -}}
 {{- if and (index $access $key) (not (hasKey $secret $key)) -}}{{- $_ := set $settings $key (index $access $key) -}}{{- end -}}
