@@ -1,4 +1,4 @@
-"""Nodes for the folder, and what holds for each of its tests: bystanders notice nothing, the log shows no defect."""
+"""Nodes for the tests of a module, and what holds for each test: bystanders notice nothing, the log has no defect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.abuse.world import DEFECTS, AbusedNode, bystanders, total
 
 
 class Nodes:
-    """The nodes of a run, by their settings, started when first needed."""
+    """The nodes of a module, by their settings, started when first needed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -48,9 +48,9 @@ class Nodes:
 _running: list[Nodes] = []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not for longer: a node that nobody uses still takes its share of the machine
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """The nodes of this run."""
+    """The nodes of this module."""
     running = Nodes(tmp_path_factory.mktemp("abuse"))
     _running.append(running)
     yield running

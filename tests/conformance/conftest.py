@@ -1,4 +1,4 @@
-"""One broker process per store for the whole suite, and a factory of clients for each test.
+"""One broker process per store for each module, and a factory of clients for each test.
 
 ROOKERY_CONFORMANCE_TARGET=host:port runs the suite against a server that is running already.
 """
@@ -45,7 +45,7 @@ PROFILES = {
 
 
 class Nodes:
-    """The broker processes of a run, one per store, started when first needed."""
+    """The broker processes of a module, one per store, started when first needed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -75,9 +75,9 @@ class Nodes:
 _nodes: list[Nodes] = []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """The broker processes of this run."""
+    """The broker processes of this module."""
     running = Nodes(tmp_path_factory.mktemp("conformance"))
     _nodes.append(running)
     yield running

@@ -24,7 +24,7 @@ from cluster.redis.datadir import SOCKET_PATH_LIMIT
 from cluster.redis.embedded import EmbeddedServer
 from cluster.redis.link import RedisLink
 from tests.kit.poller import EpollPoller
-from tests.kit.redis_server import plain_client
+from tests.kit.redis_server import plain_client, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -203,6 +203,8 @@ async def test_data_survives_kill_9_of_node_and_server(tmp_path: Path) -> None:
         with plain_client(tmp_path / "store.sock") as client:
             for i in range(500):
                 client.rpush("list", i)
+            # A server with a slow disk answers before it writes.
+            wait_until(lambda: client.info("persistence")["aof_buffer_length"] == 0)
         os.kill(node.pid, signal.SIGSTOP)  # so that it restarts nothing
         os.kill(pid, signal.SIGKILL)
         node.kill()

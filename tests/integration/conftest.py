@@ -1,4 +1,4 @@
-"""One node for the whole folder, and nodes of their own for the tests that kill, fill or configure them.
+"""One node for each module, and nodes of their own for the tests that kill, fill or configure them.
 
 TEST_STORE names the store of these nodes; without it they run on the embedded one, as a user's would.
 """
@@ -27,7 +27,7 @@ StartNode = Callable[..., BrokerProcess]
 PeersOf = Callable[[BrokerProcess], Peers]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """The node that most tests share: with default settings."""
     process = BrokerProcess(tmp_path_factory.mktemp("node") / "n", STORE)
@@ -94,7 +94,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             report.sections.append((f"log of {process.directory.name}", process.log()[-4000:]))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def http_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     """A node with HTTP and the key of `tests.kit.api`, that tests share."""
     process = BrokerProcess(

@@ -1,4 +1,4 @@
-"""Three nodes for the whole folder, and clusters of their own for the tests that kill, pause or configure nodes."""
+"""Three nodes for each module, and clusters of their own for the tests that kill, pause or configure nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _numbers = count(1)
 _running: list[Nodes] = []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """The three nodes that most tests share: with default settings."""
     with redis_server(aof=True, options=ALWAYS) as store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import threading
 from pathlib import Path
 
@@ -174,8 +175,14 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, p
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_document_is_read_or_refused(raw: bytes) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        UserDocument.read(raw)
+    try:
+        read = UserDocument.read(raw)
+    except ValueError as error:
+        said = str(error)
+    else:
+        said = read.write().decode()
+        assert isinstance(json.loads(raw), dict) and UserDocument.read(read.write()).write() == read.write()
+    assert said
 
 
 def test_documents_round_trip() -> None:
