@@ -15,17 +15,12 @@ import pytest
 import redis
 
 from broker import __version__
-from broker.codec.packets import Publish
 from cluster.keys import Keys
 from cluster.redis.library import NAME, source
-from tests.conformance.peers import Peers
 from tests.kit.broker_process import ROOT, BrokerFailed, BrokerProcess
-from tests.kit.mqtt_client import MqttClient
 from tests.kit.redis_server import RedisServer, ServerCluster, redis_server, server_cluster
 from tests.upgrade.previous import Release
-
-CLIENTS = [f"client-{number:02}" for number in range(40)]
-TOPICS = [f"kept/{number:02}" for number in range(60)]
+from tests.upgrade.stored import CLIENTS, TOPICS, expect_all, furnish
 
 NEXT = "tests.upgrade.next_layout"
 OWN = "broker"
@@ -83,39 +78,6 @@ def rookery(module: str, *arguments: str, status: int = 0, die: str = "") -> str
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-async def furnish(node: BrokerProcess) -> None:
-    """Sessions and retained messages."""
-    peers = Peers(node.host, node.port, "t")
-    for client_id in CLIENTS:
-        client = await peers.connect(client_id=client_id, persistent=True)
-        await client.subscribe(f"to/{client_id}", qos=1)
-        await client.close()
-    publisher = await peers.connect()
-    for topic in TOPICS:
-        assert await publisher.publish(topic, topic.encode(), 1, retain=True) < 0x80
-    for client_id in CLIENTS:
-        assert not await publisher.publish(f"to/{client_id}", client_id.encode(), 1)
-    await peers.close()
-
-
-async def expect_all(node: BrokerProcess) -> None:
-    """What `furnish` made is there."""
-    peers = Peers(node.host, node.port, "t")
-    for client_id in CLIENTS[::8]:
-        client = await peers.connect(client_id=client_id, persistent=True)
-        assert client.connack is not None and client.connack.session_present
-        assert [each.payload for each in await collect(client, 1)] == [client_id.encode()]
-    reader = await peers.connect()
-    await reader.subscribe("kept/#", qos=0)
-    assert sorted(each.topic_name for each in await collect(reader, len(TOPICS))) == TOPICS
-    await peers.close()
-
-
-async def collect(client: MqttClient, count: int) -> list[Publish]:
-    """So many messages."""
-    return await client.collect(Publish, count)
 
 
 @pytest.fixture
