@@ -33,8 +33,8 @@ def units(tmp_path: Path) -> Path:
     assert program.exists()
     for name in UNITS:
         text = (FOLDER / name).read_text()
-        assert text.count("/usr/local/bin/rookery ") == 1
-        (tmp_path / name).write_text(text.replace("/usr/local/bin/rookery ", f"{program} "))
+        assert text.count("/opt/rookery/bin/rookery ") == 1
+        (tmp_path / name).write_text(text.replace("/opt/rookery/bin/rookery ", f"{program} "))
     return tmp_path
 
 
