@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.chart.helm import VALUE_SETS, Resource, merged, of_kind, one, pod_templates, refusal, render
+from tests.chart.schemas import KUBERNETES, faults
 from tests.integration.prometheus_server import DEPLOY, RULES, promtool
 from tests.kit.broker_process import ROOT
 
@@ -376,6 +377,22 @@ def test_extra_objects_have_templates() -> None:
         objects = render(VALUE_SETS["extra"], helm, name="blue")
         assert one(objects, "ConfigMap", "blue-rookery-regional")["data"] == {"REGION": "eu"}
         assert one(objects, "Secret", "blue-more")["stringData"] == {"token": "not a secret"}
+
+
+_PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
+_BLOCKS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", _PAGE, re.DOTALL | re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    "values", [block for block in _BLOCKS if "rules" not in block], ids=lambda each: "-".join(each)
+)
+def test_values_in_the_docs(values: dict[str, Any]) -> None:
+    objects = render(values)
+    assert faults(objects, KUBERNETES[-1]) == []
+
+
+def test_there_are_values_in_the_docs() -> None:
+    assert len(_BLOCKS) >= 6
 
 
 def _matches(selector: Resource, pod: Resource) -> bool:

@@ -73,7 +73,7 @@ def test_both_helms_render_the_same(name: str) -> None:
 @every_set
 def test_the_text_is_sound(name: str) -> None:
     """A key that a template writes twice is lost without a word when the text is read."""
-    rules = {"key-duplicates": {}, "octal-values": {}, "truthy": {}}
+    rules: dict[str, object] = {"key-duplicates": {}, "octal-values": {}, "truthy": {}}
     found = linter.run(text_of(merged(VALUE_SETS[name], _SECRETS)), YamlLintConfig(json.dumps({"rules": rules})))
     assert [str(each) for each in found] == []
 
