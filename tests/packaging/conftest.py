@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.compiled import build
+from tests.packaging.compiled import ROOT, build, call
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,16 @@ class Packages:
     sdist: Path
     compiled: Path
     pure: Path
+    #: What git knew of when they were built.
+    tracked: frozenset[str]
 
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     """The source package, and both kinds of wheel built from nothing but it."""
     out = tmp_path_factory.mktemp("dist")
+    listed = call(["git", "-C", str(ROOT), "ls-files", "-z"]).split("\0")
+    tracked = frozenset(name for name in listed if name and (ROOT / name).exists())
     build(out, compiled=True)  # with what pyproject.toml asks for, and the wheel from the source package
     (sdist,) = out.glob("*.tar.gz")
     (compiled,) = out.glob("*.whl")
@@ -33,4 +37,4 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     (root,) = unpacked.iterdir()
     build(out, "--wheel", "--no-isolation", root=root, compiled=False)
     (pure,) = set(out.glob("*.whl")) - {compiled}
-    return Packages(sdist, compiled, pure)
+    return Packages(sdist, compiled, pure, tracked)
