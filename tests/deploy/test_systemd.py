@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import trio
 
+from broker.codec.packets import Connect
 from broker.config import Settings
 from broker.process import MISCONFIGURED, STOP_S
 from tests.deploy.composed import DEPLOY
+from tests.kit.api import admin_of
+from tests.kit.broker_process import ROOT, BrokerProcess
+from tests.kit.certificates import Chain
+from tests.kit.mqtt_client import MqttClient
 
 FOLDER = DEPLOY / "systemd"
 UNITS = ("rookery.service", "rookery@.service")
@@ -105,3 +113,51 @@ def test_the_user_is_made(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     [user] = values_of("rookery.service")["User"]
     assert re.search(rf"(?m)^{user}:", (tmp_path / "etc" / "passwd").read_text())
+
+
+class ConfinedNode(BrokerProcess):
+    """With the system calls that the unit leaves it."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.deploy.confined", str(FOLDER / "rookery.service"), *super().command()]
+
+
+async def test_a_node_lives_with_what_the_unit_leaves_it(tmp_path: Path) -> None:
+    """Everything that asks most of the system: an embedded store, workers, TLS, HTTP, hashes in threads, a reload."""
+    chain = Chain(tmp_path / "ca")
+    issued = chain.server()
+    node = ConfinedNode(
+        tmp_path / "node",
+        "embedded",
+        listen=("tcp://127.0.0.1:0", f"tls://127.0.0.1:0?certfile={issued.certfile}&keyfile={issued.keyfile}"),
+        http="127.0.0.1:0",
+        arguments=("--workers", "2", "--authentication", "store"),
+    )
+    await trio.to_thread.run_sync(node.start)
+    try:
+        with admin_of(node) as admin:
+            assert admin.put("/users/alice", json={"password": "a password", "scram": True}).status_code in (200, 201)
+        os.kill(node.pid, signal.SIGHUP)
+        async with await MqttClient.open(node.host, node.port) as client:
+            connack = await client.connect(Connect(5, "a", True, 0, "alice", b"a password"))
+            assert connack.reason_code == 0
+    finally:
+        status = await trio.to_thread.run_sync(node.terminate)
+    assert status == 0 and "Operation not permitted" not in node.log(), node.log()
+
+
+def test_what_the_unit_refuses_is_refused() -> None:
+    """So that the test above means something."""
+    script = "import os, socket\ntry:\n    {}\nexcept PermissionError:\n    print('refused')\n"
+    for tried, refused in {
+        "os.chown('/dev/null', 0, 0)": True,
+        "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)": True,
+        "__import__('mmap').mmap(-1, 4096, prot=7)": True,
+        "socket.socket(socket.AF_INET6)": False,
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.deploy.confined", str(FOLDER / "rookery.service"), sys.executable, "-c",
+             script.format(tried)],
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        assert (done.stdout == "refused\n") == refused, (tried, done)
