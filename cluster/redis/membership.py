@@ -130,6 +130,15 @@ class Membership:
         """It was lost. Others may have had no better luck, so nobody is taken for dead for a while."""
         self._steady_since_s = None
 
+    async def look(self, call: Call) -> None:
+        """Before it joins, and before anything is written: whether the store has the layout of this version. Raises
+        ClusterError with what to do."""
+        if self.incarnation:
+            return
+        found = await call("HGET", self._keys.members + b"meta", "layout")
+        if isinstance(found, bytes) and found != b"%d" % layout.LAYOUT:
+            raise ClusterError(layout.refusal(found.decode()))
+
     async def join(self, call: Call) -> None:
         """Becomes a member; what it accepts is safe only after `admitted`. Raises ClusterError."""
         sent_s = monotonic_s()

@@ -253,6 +253,8 @@ class RedisCluster:
 
     async def _up(self, link: RedisLink) -> None:
         """On each new connection to a primary, before anything else is sent on it."""
+        if link.serves(self._keys.members):
+            await self._member.look(link.setup_call)
         await self._generations.register(link.setup_call, link.serves)
         self._generations.renew(self._link.command)
         self._retained.doubt(link.serves)
