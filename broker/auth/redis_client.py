@@ -5,13 +5,15 @@ from __future__ import annotations
 from broker.auth.api import BackendError
 from broker.errors import ClusterError
 from broker.values import hide_password
-from cluster.redis.foreign import connect_foreign
 
 
 class RedisClient:
     """At most `pool` commands at a time, each answered within `timeout_s`. Connects when first asked."""
 
     def __init__(self, url: str, username: str, password: str, timeout_s: float, pool: int) -> None:
+        # Here: a node without such a Redis starts without the driver.
+        from cluster.redis.foreign import connect_foreign
+
         self._redis = connect_foreign(url, username, password, timeout_s, pool)
 
     async def call(self, *parts: bytes) -> object:

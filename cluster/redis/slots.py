@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from binascii import crc_hqx
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
-
-from redis.crc import key_slot
 
 from broker.errors import ClusterError, StoreUnavailable
 from cluster.redis.probe import ask
@@ -28,7 +27,11 @@ _KEYLESS = frozenset(("PING", "ECHO", "INFO", "TIME", "CONFIG", "FUNCTION", "CLU
 
 def slot_of(key: bytes | str) -> int:
     """The slot of a key or channel."""
-    return key_slot(key if isinstance(key, bytes) else key.encode())
+    raw = key if isinstance(key, bytes) else key.encode()
+    start = raw.find(b"{") + 1
+    end = raw.find(b"}", start)
+    # Of the first pair of braces with something between them, only that counts.
+    return crc_hqx(raw[start:end] if 0 < start < end else raw, 0) % SLOTS
 
 
 def slot_of_command(parts: Sequence[Part]) -> int:
