@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate docs packages bench bench-operators screenshots clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate docs packages bench bench-operators screenshots image-test clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -99,6 +99,9 @@ bench-operators: install ## Measure what load and operators (scrapes, dashboard,
 
 screenshots: packages ## Make the pictures of the dashboard in docs/images anew.
 	$(BIN)/python -m tests.browser.screenshots
+
+image-test: packages ## Build the container image as it is shipped, compiled, and try it (the tests build it interpreted).
+	IMAGE_COMPILED=1 $(BIN)/python -m pytest -q --timeout 1800 tests/deploy/test_image.py
 
 clean: ## Remove what was built (not the broker's data).
 	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

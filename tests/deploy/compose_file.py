@@ -53,7 +53,7 @@ def seconds(duration: str) -> int:
 def with_secrets(folder: Path) -> Path:
     """A copy of deploy/ in `folder`, after `secrets.sh` was run in it."""
     copy = folder / "deploy"
-    shutil.copytree(DEPLOY, copy, ignore=lambda path, _: ["secrets"] if Path(path) == DEPLOY else [])
+    shutil.copytree(DEPLOY, copy, ignore=shutil.ignore_patterns("secrets"))
     make_secrets(copy)
     return copy
 

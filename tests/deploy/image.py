@@ -47,10 +47,10 @@ def _run(*command: str | Path, environment: dict[str, str] | None = None) -> str
     return done.stdout
 
 
-def _cached(name: str, key: str) -> Path:
+def _cached(name: str, key: str, suffix: str = "") -> Path:
     """A place in the cache for what `key` decides; others of this name are taken away."""
     _CACHE.mkdir(parents=True, exist_ok=True)
-    path = _CACHE / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    path = _CACHE / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}{suffix}"
     for other in _CACHE.glob(f"{name}-*"):
         if other != path:
             shutil.rmtree(other) if other.is_dir() else other.unlink()
@@ -59,7 +59,7 @@ def _cached(name: str, key: str) -> Path:
 
 def base(name: str) -> Path:
     """The archive of a file system; made once for a release of Debian and its packages."""
-    path = _cached(name, f"{_release()['VERSION']} {BASES[name]} {_run(PYTHON, '-V')}").with_suffix(".tar")
+    path = _cached(name, f"{_release()['VERSION']} {BASES[name]} {_run(PYTHON, '-V')}", ".tar")
     if not path.exists():
         made = path.with_suffix(".part")
         command = ["mmdebstrap", "--variant=extract", "--format=tar", f"--hook-dir={_HOOK}", f"--include={BASES[name]}"]

@@ -20,6 +20,9 @@ from broker import __version__
 from tests.deploy.image import DOCKERFILE, Buildah
 from tests.kit.ports import free_port
 
+#: The image is built before the first test.
+pytestmark = pytest.mark.timeout(1500)
+
 IMAGE = "localhost/rookery"
 USER = "10001:10001"
 #: Of what the image adds to its base, uncompressed; 78 MB when this was written.
@@ -133,10 +136,11 @@ class Contained:
     """A node over the image's file system, mounted read-only, in namespaces of its own: process 1 of them, with a
     loopback that nobody else uses, and so with the ports that the documents name."""
 
-    def __init__(self, image: Image, folder: Path) -> None:
+    def __init__(self, image: Image, folder: Path, **variables: str) -> None:
         self.log = folder / "log"
         self._found = image.configuration
         self._nsenter = shutil.which("nsenter") or "nsenter"  # PATH is that of the image below
+        self._environment = [*self._found["Env"], *(f"{name}={value}" for name, value in variables.items())]
         volume = self._found["WorkingDir"]
         script = f"""
             set -e
@@ -148,7 +152,7 @@ class Contained:
             mount --rbind /dev "$0/dev"
             mount -t proc proc "$0/proc"
             root=$0
-            exec env -i {" ".join(self._found["Env"])} chroot --userspec={USER} "$root" "$@"
+            exec env -i {" ".join(self._environment)} chroot --userspec={USER} "$root" "$@"
         """
         command = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", "sh", "-c", script]
         with self.log.open("wb") as log:
@@ -169,12 +173,12 @@ class Contained:
         [pid] = children
         return int(pid)
 
-    def inside(self, *words: str, root: bool = False) -> subprocess.CompletedProcess[str]:
+    def inside(self, *words: str, root: bool = False, given: str = "") -> subprocess.CompletedProcess[str]:
         """As `docker exec`."""
         user = [] if root else ["--setuid", "10001", "--setgid", "10001"]
         target = ["--target", str(self.pid), "--mount", "--net", "--pid", "--root", *user]
-        command = ["env", "-i", *self._found["Env"], self._nsenter, *target, *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        command = ["env", "-i", *self._environment, self._nsenter, *target, *words]
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
 
     def beside(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A program of this machine in the network of the node."""
@@ -194,7 +198,8 @@ class Contained:
 
 
 def test_a_node_serves_without_root_and_without_a_place_to_write(image: Image, tmp_path: Path) -> None:
-    node = Contained(image, tmp_path)
+    # As docs/container.md starts one node.
+    node = Contained(image, tmp_path, ROOKERY_LISTEN="tcp://0.0.0.0:1883", ROOKERY_AUTHENTICATION="store")
     try:
         deadline = time.monotonic() + START_S
         while not node.is_healthy():
@@ -209,9 +214,12 @@ def test_a_node_serves_without_root_and_without_a_place_to_write(image: Image, t
         done = node.inside("python3", "-c", "open('/opt/rookery/lib/x', 'w')", root=True)
         assert "Read-only file system" in done.stderr
 
-        done = node.beside("mosquitto_pub", "-V", "5", "-q", "1", "-r", "-t", "t", "-m", "hello")
+        done = node.inside("rookery", "ctl", "users", "add", "alice", "--stdin", given="a password\n")
         assert done.returncode == 0, done.stderr
-        done = node.beside("mosquitto_sub", "-V", "5", "-q", "1", "-t", "t", "-C", "1", "-W", "30")
+        common = ("-V", "5", "-q", "1", "-u", "alice", "-P", "a password", "-t", "t")
+        while (done := node.beside("mosquitto_pub", *common, "-r", "-m", "hello")).returncode:
+            assert time.monotonic() < deadline, done.stderr  # the user is known within a second
+        done = node.beside("mosquitto_sub", *common, "-C", "1", "-W", "30")
         assert done.stdout == "hello\n", done.stderr
 
         os.kill(node.pid, signal.SIGTERM)
