@@ -6,7 +6,7 @@ A node never comes here: the driver is imported where it is used, as that takes 
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -80,12 +80,14 @@ class Direct:
             return [replace(seed, host=host, port=port) for host, port in places]
         return [_place(address, b"")]
 
-    def each(self, *command: object) -> dict[str, object]:
-        """The answers of all servers that take writes, by their addresses."""
+    def each(self, *command: object, only: Collection[str] | None = None) -> dict[str, object]:
+        """The answers of all servers that take writes (or only some of these), by their addresses."""
         import redis
 
         answers: dict[str, object] = {}
         for server in self.primaries():
+            if only is not None and str(server) not in only:
+                continue
             client = _connect(server)
             try:
                 answers[str(server)] = client.execute_command(*command)  # type: ignore[no-untyped-call]

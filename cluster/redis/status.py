@@ -86,5 +86,5 @@ def remove_library(store: Direct, namespace: str, name: str) -> list[str]:
     having = [server for server, names in _libraries(store).items() if name in names]
     if not having:
         raise ClusterError(f"no server has a function library {name}")
-    store.each("FUNCTION", "DELETE", name)
+    store.each("FUNCTION", "DELETE", name, only=having)
     return having

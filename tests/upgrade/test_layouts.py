@@ -18,7 +18,7 @@ from broker import __version__
 from cluster.keys import Keys
 from cluster.redis.library import NAME, source
 from tests.kit.broker_process import ROOT, BrokerFailed, BrokerProcess
-from tests.kit.redis_server import RedisServer, ServerCluster, redis_server, server_cluster
+from tests.kit.redis_server import RedisServer, ServerCluster, documented_user, redis_server, server_cluster
 from tests.upgrade.previous import Release
 from tests.upgrade.stored import CLIENTS, TOPICS, expect_all, furnish
 
@@ -172,6 +172,12 @@ async def test_nodes_of_other_layouts_say_what_to_do(place: Place, previous: Rel
 
 
 async def test_a_killed_node_is_waited_for_and_then_dead(place: Place) -> None:
+    """By a user of the store with the rights of a node."""
+    with place.client() as client:
+        client.execute_command("ACL", *documented_user("rookery:", "secret"))
+        # What the migration of this test itself calls; that of a release is in the library of nodes.
+        client.execute_command("ACL", "SETUSER", "rookery", "+zrange", "+hscan", "+zcard", "+hlen", "+hincrby")
+    place.url = place.url.replace("//", "//rookery:secret@")
     node = place.node()
     node.start()
     node.kill()

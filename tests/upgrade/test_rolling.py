@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +21,7 @@ from tests.history.run import require
 from tests.history.workload import HOUR_S, Mix
 from tests.integration.logins import WELCOME, WRONG, login
 from tests.kit.api import ADMIN, ADMIN_ARGUMENTS, PREFIX
-from tests.kit.broker_process import BrokerProcess
+from tests.kit.broker_process import ROOT, BrokerProcess
 from tests.kit.mqtt_client import MqttClient
 from tests.multinode.nodes import LOOPBACK, SOON_S, Nodes
 from tests.upgrade.previous import Release
@@ -110,6 +113,16 @@ class Upgrade:
         nodes.make = lambda name, url: self._make(nodes, name, url, version)
         await nodes.start(name)
 
+    def look(self, store_url: str) -> None:
+        """`rookery store status` tells of members of both versions; those of 0.1 do not tell theirs."""
+        command = [sys.executable, "-m", "broker", "store", "status", "--json", "--store", store_url]
+        shown = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+        known = {each["node"]: each["version"] for each in shown["members"]}
+        assert known == {
+            name: "0.1.x" if version.startswith("0.1.") else version for name, version in self.versions.items()
+        }
+        assert (shown["layout"], shown["level"]) == ("1", 1)
+
     async def inquire(self, world: World) -> None:
         """A node of each version answers for all of them, and has what operators put there."""
         for name in {self.versions[name]: name for name in sorted(world.nodes.live)}.values():
@@ -158,6 +171,7 @@ async def test_one_after_the_other_and_back(previous: Release, tmp_path: Path) -
             await upgrade.replace(world, name, version)
             if name != "b" or version == old:
                 await upgrade.inquire(world)
+                await trio.to_thread.run_sync(upgrade.look, world.nodes.store_url)
         await upgrade.inquire(world)
         world.end("all upgraded")
         assert upgrade.versions == dict.fromkeys(("a", "b", "c"), new)
