@@ -20,7 +20,7 @@ Given = Callable[[str, str], str]
 
 POD_NAME = "rookery-5d8f7c9b6d-x2x7k"
 #: What the values name by paths of the container's own file system.
-_OUTSIDE = ("/etc/rookery", "/tmp/rookery")
+_OUTSIDE = ("/etc/rookery",)
 
 
 def not_given(name: str, key: str) -> str:
@@ -71,7 +71,9 @@ class Container:
     def process_environment(self) -> dict[str, str]:
         """What the container has, and what Python needs here."""
         environment = {name: self.below(text) for name, text in self.environment.items()}
-        return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environment}
+        # The image's data folder lies on a root file system that is read-only.
+        image = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "ROOKERY_DATA_DIR": "/proc/read-only"}
+        return {**image, **environment}
 
 
 def container_of(objects: list[Resource], kind: str, folder: Path, given: Given = not_given) -> Container:

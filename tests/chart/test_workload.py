@@ -345,7 +345,7 @@ def test_every_setting_is_the_charts_or_the_users() -> None:
     assert not [name for name in config if by_name[name].secret]
     made = (CHART / "templates/_settings.tpl").read_text() + (CHART / "templates/deployment.yaml").read_text()
     for name in set(by_name) - secret:
-        files = name.endswith("_file") or name in ("config", "workers")
+        files = name.endswith("_file") or name in ("config", "data_dir", "workers")
         assert files or f'"{name}"' in made or by_name[name].variable in made or name == "listen", name
 
 

@@ -228,7 +228,6 @@ redis://{{ include "rookery.redis.fullname" . }}:6379/0
 {{- end -}}
 {{- $drain := .Values.drain -}}
 {{- $own := dict
-  "data_dir" "/tmp/rookery"
   "http" (printf "%s:%d" .Values.listeners.address (int .Values.listeners.http.port))
   "allow_anonymous" .Values.auth.allowAnonymous
   "max_connections" (int64 .Values.maxConnections)
