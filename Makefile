@@ -45,8 +45,9 @@ check: lint ## Format, lint, types, imports, generated files and the fast tests.
 	$(BIN)/python -m pytest -q $(FAST_TESTS)
 
 # Four processes share the tests, file by file, as much of the time is waiting for leases, restarts and faults. Folders
-# whose tests wait come first, those of many small files last: all four end at about the same time.
-FIRST_TESTS := $(wildcard tests/fault tests/upgrade tests/multinode tests/deploy tests/docs tests/integration tests/abuse tests/contract)
+# with long files come first, those with many short ones last: all four end at about the same time.
+FIRST_TESTS := $(wildcard $(addprefix tests/,deploy packaging fault upgrade multinode docs chart browser fuzz abuse \
+  integration contract))
 OTHER_TESTS := $(filter-out $(FIRST_TESTS) $(FAST_TESTS) tests/kit,$(patsubst %/,%,$(filter-out %__pycache__/,$(wildcard tests/*/))))
 AT_ONCE := 4
 
