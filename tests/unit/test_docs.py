@@ -53,7 +53,7 @@ COMMANDS = [
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_in_the_docs_can_be_given(line: str) -> None:
     """As far as their options and arguments go; nothing is asked."""
-    words = shlex.split(line.split(" | ")[0], comments=True)[1:]
+    words = shlex.split(re.split(r" [|>] ", line)[0], comments=True)[1:]
     command: click.Command = cli
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=command.name)
