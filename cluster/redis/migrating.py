@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from broker import __version__
-from broker.errors import ClusterError
+from broker.errors import ClusterError, StoreUnavailable
 from cluster import layout
 from cluster.keys import Keys
 from cluster.redis.direct import Direct
@@ -99,16 +99,16 @@ class Migrator:
         migrations = self.plan()
         for migration in migrations:
             begun = self._begin(migration)
-            done = False
             try:
                 self._migrate(migration, begun)
                 self._must(self._call("rk1_layout_finish", self._who, migration.layout + 1))
-                done = True
-            finally:
-                if not done:
-                    # Also when interrupted: who comes next need not wait.
-                    with contextlib.suppress(ClusterError):
-                        self._call("rk1_layout_release", self._who)
+            except StoreUnavailable:
+                # A call may still be on its way: nobody else goes on before it would come too late.
+                raise
+            except ClusterError:
+                with contextlib.suppress(ClusterError):
+                    self._call("rk1_layout_release", self._who)
+                raise
             self._say(f"layout {migration.layout + 1}: done")
         return bool(migrations)
 

@@ -2,7 +2,8 @@
 
 `python -m tests.upgrade.next_layout store migrate ...`. The migration copies the list of sessions and the retained
 messages into new keys, three at a time; nodes of that version take no notice. `DIE=before:4` kills the process at the
-end of its fourth portion, before it noted how far it came, `DIE=after:4` behind that; `DIE=raise:4` is a failure.
+end of its fourth portion, before it noted how far it came, `DIE=after:4` behind that; `DIE=raise:4` is a failure, and
+`DIE=lost:4` one of the connection.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 
 from broker.cli import main
-from broker.errors import ClusterError
+from broker.errors import ClusterError, StoreUnavailable
 from cluster import layout
 from cluster.redis import migrating
 from cluster.redis.migrating import Migration, Step
@@ -70,6 +71,9 @@ _STEPS = (
 )
 
 
+_FAILURES = {"raise": ClusterError, "lost": StoreUnavailable}
+
+
 class _Mortal(migrating.Migrator):
     """Ends when it was told to."""
 
@@ -79,8 +83,8 @@ class _Mortal(migrating.Migrator):
         when, _, count = os.environ.get("DIE", "").partition(":")
         self._portions += 1
         ends = count == str(self._portions)
-        if ends and when == "raise":
-            raise ClusterError("a failure")
+        if ends and when in _FAILURES:
+            raise _FAILURES[when]("a failure")
         if ends and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         super()._keep(*progress)
