@@ -74,6 +74,12 @@ def _ready(node: BrokerProcess) -> str:
         return status
 
 
+async def _logged(node: BrokerProcess, event: str) -> None:
+    with trio.fail_after(20):
+        while event not in node.log():
+            await trio.sleep(0.01)
+
+
 def _steer(node: BrokerProcess, what: str) -> None:
     with admin_of(node) as admin:
         assert admin.post(f"/nodes/n/{what}").status_code == 204
@@ -94,6 +100,7 @@ async def test_who_sends_clients_here_has_drain_delay_to_hear_of_it(start_node: 
         await client.send(Pingreq())
         await client.expect(Pingresp)
     os.kill(node.pid, signal.SIGTERM)  # the first of two that end the delay
+    await _logged(node, "node.stopping")  # two at once could be taken for one
 
 
 async def test_a_drained_node_that_is_stopped_does_not_wait_again(start_node: StartNode, peers_of: PeersOf) -> None:
@@ -110,7 +117,5 @@ async def test_a_drained_node_that_is_stopped_does_not_wait_again(start_node: St
             await peers.connect()
         config.write_text('drain_delay = "1h"\n')
         os.kill(node.pid, signal.SIGHUP)
-        with trio.fail_after(20):
-            while "node.reloaded" not in node.log():
-                await trio.sleep(0.01)
+        await _logged(node, "node.reloaded")
         assert await trio.to_thread.run_sync(node.terminate) == 0
