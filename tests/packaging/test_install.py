@@ -17,6 +17,9 @@ from tests.kit.broker_process import BrokerProcess
 from tests.packaging.compiled import ROOT, call
 from tests.packaging.conftest import Packages
 
+#: Whichever test comes first builds the packages, which takes a minute of an idle processor.
+pytestmark = pytest.mark.timeout(600)
+
 _SHELL_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -75,7 +78,6 @@ def _said(home: Home, *command: str) -> str:
     return call(command, home.environment, home.folder)
 
 
-@pytest.mark.timeout(300)  # the fixtures build the packages and install what they need
 def test_pipx_installs_the_wheel(home: Home) -> None:
     assert _said(home, "rookery", "version").splitlines() == [
         f"rookery {broker.__version__}",

@@ -20,6 +20,9 @@ import hatch_build
 from tests.packaging.compiled import ROOT, call
 from tests.packaging.conftest import Packages
 
+#: Whichever test comes first builds the packages, which takes a minute of an idle processor.
+pytestmark = pytest.mark.timeout(600)
+
 _INFO = f"rookery-{broker.__version__}.dist-info"
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 #: Files of the packages that git knows of, and that are no notes for developers.
