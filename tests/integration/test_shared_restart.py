@@ -11,8 +11,8 @@ import trio
 
 from broker.codec.packets import Publish
 from cluster.keys import GROUP_KEPT, GROUP_QUEUE, session_id
-from cluster.records import pack_arguments
 from cluster.layout import LAYOUT
+from cluster.records import pack_arguments
 from tests.integration.conftest import PeersOf, StartNode
 from tests.kit.broker_process import BrokerProcess
 from tests.kit.redis_server import RedisServer, redis_server
