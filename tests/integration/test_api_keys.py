@@ -136,7 +136,7 @@ def test_the_last_admin_stays(start_node: StartNode) -> None:
 
 
 def test_login_cookie_is_for_browsers_alone(start_node: StartNode) -> None:
-    node = start_node(*ADMIN_ARGUMENTS, http=HTTP, store="memory")
+    node = start_node(*ADMIN_ARGUMENTS, "--http-trusted-proxies", "127.0.0.1/32", http=HTTP, store="memory")
     with client_of(node) as client:
         answer = client.post("/login", json={"name": "admin", "secret": ADMIN_SECRET})
         told = answer.headers["set-cookie"]
