@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 #: Pause before a message is offered again to a full store.
 FULL_RETRY_S = 1.0
+
+#: What a drain takes at most where all of its time passed before: sessions may still wait for the store.
+_LEAST_DRAIN_S = 5.0
 
 
 class Server(ClusterSide):
@@ -116,6 +120,7 @@ class Server(ClusterSide):
         #: Nobody is let in, and those who are here are sent away; with `stopping` the node leaves after that.
         self.draining = self.stopping = False
         self._drained: trio.CancelScope | None = None
+        self._sent_away_at = math.inf
         self._will_grace_s = will_grace_s
         #: Sessions with a will whose clients were sent away, by client id: set when one comes back, or the node leaves.
         self._awaited: dict[str, trio.Event] = {}
@@ -449,11 +454,15 @@ class Server(ClusterSide):
     async def drain(self, rate: float, timeout_s: float, server_reference: str = "") -> None:
         """Disconnect all clients at `rate` a second and wait until their sessions are stored.
 
-        `server_reference` is where clients are told to go (MQTT 5), if not empty. The node leaves after that."""
+        `server_reference` is where clients are told to go (MQTT 5), if not empty. The node leaves after that. If they
+        are being sent away already, the time since counts: whoever stops a node that was drained waits once."""
         self.draining = self.stopping = True
+        if self._drained is not None:
+            self._drained.cancel()
         for awaited in self._awaited.values():
             awaited.set()
-        with trio.move_on_after(timeout_s):
+        left_s = self._sent_away_at + timeout_s - trio.current_time()
+        with trio.move_on_after(min(timeout_s, max(left_s, _LEAST_DRAIN_S))):
             count = max(1, len(self.connections))
             await self._disconnect_all(0x8B, "the server is shutting down", count / rate, server_reference)
             while self._ending:
@@ -465,6 +474,7 @@ class Server(ClusterSide):
         if self.draining:
             return
         self.draining = True
+        self._sent_away_at = trio.current_time()
         scope = self._drained = trio.CancelScope()
 
         async def work() -> None:
@@ -482,6 +492,7 @@ class Server(ClusterSide):
         if self._drained is not None:
             self._drained.cancel()
             self._drained = None
+        self._sent_away_at = math.inf
 
     async def _disconnect_all(self, reason_code: int, text: str, over_s: float, server_reference: str = "") -> None:
         connections = list(self.connections)

@@ -358,7 +358,8 @@ class Settings:
         "already, for load balancers.",
         at_least=0, at_most=3600, reload=True)
     drain_timeout_s: float = _setting(_DRAIN, Duration(), "30s",
-        "After that: how long clients are sent away at the drain rate before the rest is closed.",
+        "After that: how long clients are sent away at the drain rate before the rest is closed. Where an operator "
+        "drained the node before it is stopped, the time since counts.",
         at_least=0, at_most=3600, reload=True)
     drain_rate: int = _setting(_DRAIN, Integer(), "100",
         "Clients sent away per second while draining.", at_least=1, at_most=1_000_000, reload=True)

@@ -382,6 +382,33 @@ async def test_drain_ends_in_time(autojump_clock: trio.abc.Clock) -> None:
         assert trio.current_time() - before <= 20.0
 
 
+@pytest.mark.parametrize(("since_s", "left_s"), [(0, 20), (12, 8), (20, 5), (3600, 5)])
+async def test_a_drain_goes_on_with_what_is_left_of_the_time(
+    autojump_clock: trio.abc.Clock, since_s: float, left_s: float
+) -> None:
+    """A pod's hook has waited already; sessions that still wait for the store have a moment more."""
+    async with serving() as world:
+        await world.connect("p", expiry_s=100)
+        world.cluster.down = True
+        world.server.send_away(1000.0)
+        await trio.sleep(since_s)
+        before = trio.current_time()
+        await world.server.drain(1000.0, 20.0)
+        assert trio.current_time() - before == pytest.approx(left_s, abs=0.1)
+
+
+async def test_a_drain_after_another_was_taken_back_has_all_its_time(autojump_clock: trio.abc.Clock) -> None:
+    async with serving() as world:
+        world.server.send_away(1000.0)
+        await trio.sleep(60)
+        world.server.welcome()
+        await world.connect("p", expiry_s=100)
+        world.cluster.down = True
+        before = trio.current_time()
+        await world.server.drain(1000.0, 20.0)
+        assert trio.current_time() - before == pytest.approx(20.0, abs=0.1)
+
+
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("persistent", [False, True])
 async def test_qos2_packets_that_are_repeated_on_one_connection(
