@@ -8,7 +8,7 @@ import ssl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -21,6 +21,8 @@ from broker.codec.decode import decode
 from broker.codec.encode import encode
 from broker.codec.packets import (
     V5,
+    V31,
+    V311,
     Connack,
     Connect,
     Disconnect,
@@ -33,11 +35,18 @@ from broker.codec.packets import (
 )
 from broker.codec.primitives import read_variable_byte_integer
 from broker.errors import PeerError
-from broker.reasons import BAD_USER_NAME_OR_PASSWORD, NOT_AUTHORIZED
+from broker.reasons import (
+    BAD_USER_NAME_OR_PASSWORD,
+    NOT_AUTHORIZED,
+    QUOTA_EXCEEDED,
+    SERVER_UNAVAILABLE,
+    UNSUPPORTED_PROTOCOL_VERSION,
+)
 
 _PORTS: Final = {"tcp": 1883, "tls": 8883}
-#: A new user counts on every node within about a second.
+#: Between two tries.
 _PAUSE_S: Final = 0.5
+#: A new user counts on every node within about a second.
 _TRIES: Final = 10
 
 P = TypeVar("P", bound=Packet)
@@ -55,22 +64,29 @@ class ProbeFailed(click.ClickException):
 class _Client:
     """One connection: packets go out at once, and are waited for until the deadline."""
 
-    def __init__(self, connection: socket.socket, deadline: float, who: str) -> None:
+    def __init__(self, connection: socket.socket, version: int, deadline: float, who: str) -> None:
         self._connection = connection
+        self._version = version
         self._deadline = deadline
         self._who = who
         self._rest = b""
+        self._passed: list[Packet] = []
 
     def send(self, packet: Packet) -> None:
         """Write it."""
-        self._connection.sendall(encode(packet, V5))
+        self._connection.sendall(encode(packet, self._version))
 
     def expect(self, kind: type[P]) -> P:
-        """The next packet of that kind, whatever else comes before it. ProbeFailed if it does not come."""
+        """The next packet of that kind; others may be asked for later. ProbeFailed if it does not come."""
+        for passed in self._passed:
+            if isinstance(passed, kind):
+                self._passed.remove(passed)
+                return passed
         while True:
             packet = self._next()
             if isinstance(packet, kind):
                 return packet
+            self._passed.append(packet)
             if isinstance(packet, Disconnect):
                 raise ProbeFailed(f"{self._who}: disconnected with reason code 0x{packet.reason_code:02x}")
 
@@ -98,7 +114,7 @@ class _Client:
         if start + length > len(data):
             return None
         self._rest = data[start + length :]
-        return decode(data[0], data, start, start + length, V5, from_client=False)
+        return decode(data[0], data, start, start + length, self._version, from_client=False)
 
 
 class _Listener:
@@ -114,23 +130,56 @@ class _Listener:
         except (KeyError, ValueError):
             raise click.UsageError(f"{url!r:.80}: write tcp://HOST:PORT or tls://HOST:PORT") from None
         self._context = context if parts.scheme == "tls" else None
+        self._version = V5
         self.deadline = time.monotonic() + timeout_s
 
     @contextmanager
     def client(self, who: str, username: str, password: str) -> Iterator[_Client]:
-        """A client that is connected; ProbeFailed if it is refused."""
-        with socket.create_connection(self._address, max(0.1, self.deadline - time.monotonic())) as plain:
+        """A client that is connected, in the newest version that is spoken there; ProbeFailed if it is refused."""
+        with ExitStack() as stack:
+            while True:
+                try:
+                    client = stack.enter_context(self._connected(who, username, password))
+                    break
+                except ProbeFailed as failure:
+                    if failure.reason_code != UNSUPPORTED_PROTOCOL_VERSION or self._version == V31:
+                        raise
+                    self._version = V311 if self._version == V5 else V31
+            yield client
+
+    @contextmanager
+    def _connected(self, who: str, username: str, password: str) -> Iterator[_Client]:
+        version = self._version
+        with self._reached() as plain:
             connection = self._context.wrap_socket(plain, server_hostname=self._address[0]) if self._context else plain
             with connection:
-                client = _Client(connection, self.deadline, f"{self.url} ({who})")
-                client_id = f"rookery-probe-{who}-{secrets.token_hex(4)}"
-                client.send(Connect(V5, client_id, True, 60, username or None, password.encode() if username else None))
+                client = _Client(connection, version, self.deadline, f"{self.url} ({who})")
+                client_id = f"probe-{who[:3]}-{secrets.token_hex(4)}"  # MQTT 3.1 has at most 23 characters
+                secret = password.encode() if username else None
+                client.send(Connect(version, client_id, True, 60, username or None, secret))
                 answer = client.expect(Connack).reason_code
                 if answer:
                     status = EXIT_NOT_ALLOWED if answer in (BAD_USER_NAME_OR_PASSWORD, NOT_AUTHORIZED) else EXIT_FAILED
                     raise ProbeFailed(f"{self.url}: refused with reason code 0x{answer:02x}", status, answer)
                 yield client
                 client.send(Disconnect())
+
+    def _reached(self) -> socket.socket:
+        """A connection, as soon as there is one. OSError if nobody accepts it before the deadline."""
+        while True:
+            try:
+                return socket.create_connection(self._address, max(0.1, self.deadline - time.monotonic()))
+            except TimeoutError:
+                raise
+            except OSError:
+                if not self.pause():
+                    raise
+
+    def pause(self) -> bool:
+        """Wait a moment before another try; False if there is no time for one."""
+        left_s = self.deadline - time.monotonic()
+        time.sleep(max(0.0, min(left_s, _PAUSE_S)))
+        return left_s > _PAUSE_S
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -146,7 +195,14 @@ class _Listener:
 @click.option("--make-user", is_flag=True, help="Make a superuser in the store for this, with the API, and remove it.")
 @click.option("--ca", "authorities", metavar="FILE", help="Certificates to trust for tls://, in place of the system's.")
 @click.option("--no-verify", is_flag=True, help="tls://: take any certificate.")
-@click.option("--wait", "wait_s", default=15.0, show_default=True, type=click.FloatRange(0.1, 600), help="Seconds.")
+@click.option(
+    "--wait",
+    "wait_s",
+    default=15.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 600),
+    help="Seconds in all, those included in which nobody answers yet.",
+)
 @click.option("--password", envvar="MQTT_PASSWORD", default="", hidden=True)
 @api_options
 def probe(
@@ -163,6 +219,8 @@ def probe(
 ) -> int:
     """Publish a message at LISTENER (tcp://HOST:PORT or tls://HOST:PORT) and wait until another client gets it.
 
+    Listener and API may come up meanwhile. Where one connection is all that an address may have, one client does both.
+
     Exit status: 0 it came, 1 failed, 2 wrong usage, 3 not allowed, 5 no answer.
     """
     if password_file is not None:
@@ -171,7 +229,7 @@ def probe(
     topic = topic or f"rookery/probe/{secrets.token_hex(8)}"
     try:
         if make_user:
-            with _user(take_api(of_api)) as (username, password):
+            with _user(take_api(of_api), where) as (username, password):
                 took_s = _known(where, topic, username, password)
         else:
             took_s = _round_trip(where, topic, username, password)
@@ -198,10 +256,14 @@ def _context(authorities: str | None, no_verify: bool) -> ssl.SSLContext:
 
 def _round_trip(where: _Listener, topic: str, username: str, password: str) -> float:
     """Seconds from PUBLISH to its arrival at another client, at QoS 1."""
-    with (
-        where.client("subscriber", username, password) as reader,
-        where.client("publisher", username, password) as writer,
-    ):
+    with where.client("subscriber", username, password) as reader, ExitStack() as stack:
+        try:
+            writer = stack.enter_context(where.client("publisher", username, password))
+        except ProbeFailed as failure:
+            # The second is one too many; MQTT 3 has no word for that.
+            if failure.reason_code not in (QUOTA_EXCEEDED, SERVER_UNAVAILABLE):
+                raise
+            writer = reader
         reader.send(Subscribe(1, (SubscriptionRequest(topic, 1),)))
         granted = reader.expect(Suback).reason_codes[0]
         if granted != 1:
@@ -231,10 +293,16 @@ def _known(where: _Listener, topic: str, username: str, password: str) -> float:
 
 
 @contextmanager
-def _user(api: Api) -> Iterator[tuple[str, str]]:
-    """Name and password of a superuser that there is meanwhile."""
+def _user(api: Api, where: _Listener) -> Iterator[tuple[str, str]]:
+    """Name and password of a superuser that there is meanwhile; waits for a node that makes it."""
     name, password = f"rookery-probe-{secrets.token_hex(8)}", secrets.token_urlsafe(24)
-    ask(api, "users.put", {"username": name, "password": password, "superuser": True})
+    while True:
+        try:
+            ask(api, "users.put", {"username": name, "password": password, "superuser": True})
+            break
+        except ApiFailure as failure:
+            if failure.exit_code != EXIT_NO_ANSWER or not where.pause():
+                raise
     try:
         yield name, password
     finally:

@@ -12,6 +12,7 @@ import pytest
 from tests.integration.conftest import StartNode
 from tests.kit.api import ADMIN_ARGUMENTS, admin_of
 from tests.kit.broker_process import ADMIN_SECRET, ROOT, BrokerProcess
+from tests.kit.ports import free_port
 from tests.kit.redis_server import make_certificate
 
 
@@ -78,5 +79,37 @@ def test_nobody_answers() -> None:
         assert waited.returncode == 5, waited.stderr
         assert "no answer within 0.2 s" in waited.stderr
         port = silent.getsockname()[1]
-    gone = probe(f"tcp://127.0.0.1:{port}")
+    gone = probe(f"tcp://127.0.0.1:{port}", "--wait", "0.2")
     assert gone.returncode == 5, gone.stderr
+    assert "refused" in gone.stderr
+    url = f"http://127.0.0.1:{port}"
+    no_api = probe(f"tcp://127.0.0.1:{port}", "--wait", "0.2", "--make-user", "--url", url, ROOKERY_API_KEY="a:b")
+    assert no_api.returncode == 5, no_api.stderr
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_what_comes_up_meanwhile_is_waited_for(start_node: StartNode, made: bool) -> None:
+    """`helm test` right after `helm install`."""
+    port, http = free_port(), free_port()
+    options = ("--make-user", "--url", f"http://127.0.0.1:{http}") if made else ()
+    early = subprocess.Popen(
+        [sys.executable, "-m", "broker", "probe", f"tcp://127.0.0.1:{port}", "--wait", "60", *options],
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "ROOKERY_API_KEY": f"admin:{ADMIN_SECRET}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    users = ("--authentication", "store", "--authorization", "store", *ADMIN_ARGUMENTS) if made else ()
+    start_node(*users, store="memory", http=f"127.0.0.1:{http}", listen=(f"tcp://127.0.0.1:{port}",))
+    told, complained = early.communicate(timeout=60)
+    assert early.returncode == 0, complained
+    assert "published and received" in told
+
+
+@pytest.mark.parametrize("versions", ["3.1", "3.1.1", "5"])
+def test_listeners_of_one_version(start_node: StartNode, versions: str) -> None:
+    """And of one connection for each address."""
+    limit = ("--max-connections-per-ip", "1")
+    node = start_node(*limit, store="memory", listen=(f"tcp://127.0.0.1:0?versions={versions}",))
+    done = probe(node.listeners[0].partition("?")[0])
+    assert done.returncode == 0, done.stderr
