@@ -38,7 +38,12 @@ async def explain(
     if permissions.unrestricted:
         why = "a superuser may do everything" if principal.superuser else "no rule source is asked about this client"
         return Explanation(True, why, [])
-    notes: list[str] = []
+    listener = principal.peer.listener
+    notes = [
+        f"{source.name}: only about clients of {', '.join(listeners)}"
+        for source, listeners in authorization.sources
+        if listeners and listener not in listeners
+    ]
     for name, judge in permissions.judges():
         decision, origin = await _asked(judge, action, topic, qos, retain)
         source = name or "rules of the credentials"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
-from broker.cli.documents import Opened, documents, store_options
+from broker.cli.documents import WITHOUT_CONFIGURATION, Opened, documents, is_given, store_options
 from broker.cli.settings import load_options
 from cluster.registry import RULES, Registry
 
 if TYPE_CHECKING:
     from broker.auth.api import Principal
+    from broker.config import Settings
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -217,25 +219,57 @@ def test(
     """Say which rule decides: rookery ctl rules test --config rookery.toml --username ann publish a/b
 
     Asks the rule sources of the configuration as a node would, `read` for a message that is to be delivered. The exit
-    status is 0 for allow, 1 for deny.
+    status is 0 for allow, 1 for deny, 2 if there is no configuration to ask. `rookery ctl api rules test` asks a node.
     """
     from broker.auth.api import ANONYMOUS, Principal
     from broker.peer import Certificate, Peer
 
+    loaded = load_options(store)
+    if not is_given(loaded, "config", "authorization", "hooks"):
+        # The settings by default have no rules: that everything is allowed is no answer about any node.
+        raise click.UsageError(
+            f"there are no rules to ask {WITHOUT_CONFIGURATION}, or ask a node: rookery ctl api rules test"
+            f" --action {action} --topic {shlex.quote(topic)}"
+        )
+    settings = loaded.settings
     certificate = Certificate(cert_common_name, cert_subject) if cert_common_name or cert_subject else None
     identity = ANONYMOUS if claimed or username is None else username
     principal = Principal(
         identity,
         client_id,
-        Peer(ip, 0, listener, certificate=certificate),
+        Peer(ip, 0, _listener(settings, listener), certificate=certificate),
         username,
         superuser=superuser,
         attributes={name: values[-1] for name, values in _attributes(attributes).items()},
     )
-    return _tested(principal, action, topic, qos, retain, store)
+    return _tested(settings, principal, action, topic, qos, retain, store)
 
 
-def _tested(principal: Principal, action: str, topic: str, qos: int, retain: bool, store: Mapping[str, object]) -> int:
+def _listener(settings: Settings, name: str) -> str:
+    """The listener by which the client came, where rules are for some listeners only."""
+    from broker.access import listeners_of
+
+    known = [each.name for each in settings.listen]
+    if name and name not in known:
+        raise click.UsageError(f"--listener {name!r:.80}: there are {', '.join(known)}")
+    if name or len(known) == 1:
+        return name or known[0]
+    if any(listeners_of(each) for each in settings.authorization):
+        raise click.UsageError(
+            f"some rules are for clients of some listeners only: give --listener ({', '.join(known)})"
+        )
+    return name
+
+
+def _tested(
+    settings: Settings,
+    principal: Principal,
+    action: str,
+    topic: str,
+    qos: int,
+    retain: bool,
+    store: Mapping[str, object],
+) -> int:
     import trio
 
     from broker.access import Access
@@ -252,7 +286,6 @@ def _tested(principal: Principal, action: str, topic: str, qos: int, retain: boo
             check_topic_name(topic)
     except PeerError as error:
         raise click.UsageError(str(error)) from None
-    settings = load_options(store).settings
     number = {"publish": PUBLISH, "subscribe": SUBSCRIBE, "read": READ}[action]
     with ExitStack() as stack:
         registry: Registry | None = None
@@ -266,6 +299,10 @@ def _tested(principal: Principal, action: str, topic: str, qos: int, retain: boo
     print(found)
     for note in found.notes:
         print(f"  {note}")
+    if not access.sources:
+        print(
+            f"  {settings.config or 'this configuration'} names no authorization, so a node with it allows everything"
+        )
     return 0 if found.allowed else 1
 
 

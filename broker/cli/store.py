@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from broker.cli.documents import store_options
-from broker.cli.settings import load_options
+from broker.cli.documents import store_options, store_settings
 from cluster import layout
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def status(as_json: bool, **store: object) -> None:
     """Print layout, feature level, members with their versions, and function libraries."""
     from broker.stores import store_status
 
-    found = store_status(_settings(store))
+    with _settings(store) as settings:
+        found = store_status(settings)
     if as_json:
         shown = asdict(found) | {"level": found.level, "own_layout": layout.LAYOUT, "own_level": layout.FEATURES}
         print(json.dumps(shown, indent=2))
@@ -53,7 +55,9 @@ def migrate(dry_run: bool, **store: object) -> None:
     """
     from broker.stores import migrate_store
 
-    if not migrate_store(_settings(store), lambda line: print(line, flush=True), dry_run):
+    with _settings(store) as settings:
+        done = migrate_store(settings, lambda line: print(line, flush=True), dry_run)
+    if not done:
         print(f"nothing to do: layout {layout.LAYOUT} is that of this version")
 
 
@@ -67,16 +71,18 @@ def remove(name: str, **store: object) -> None:
     """
     from broker.stores import remove_library
 
-    for server in remove_library(_settings(store), name):
-        print(f"{server}: removed {name}")
+    with _settings(store) as settings:
+        for server in remove_library(settings, name):
+            print(f"{server}: removed {name}")
 
 
-def _settings(store: dict[str, object]) -> Settings:
+@contextmanager
+def _settings(store: dict[str, object]) -> Iterator[Settings]:
     from broker.log import configure
 
-    settings = load_options(store).settings
-    configure("warning", settings.log_format)
-    return settings
+    with store_settings(store) as settings:
+        configure("warning", settings.log_format)
+        yield settings
 
 
 def _lines(found: StoreStatus) -> list[str]:

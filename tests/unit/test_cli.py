@@ -347,3 +347,59 @@ def test_as_a_process(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "store = 'nowhere' (command line --store): must be embedded" in _one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("ctl bans list", "ROOKERY_CONFIG, or ask a node: rookery ctl api bans"),
+        ("ctl users show ann", "ROOKERY_CONFIG, or ask a node: rookery ctl api users"),
+        ("ctl rules list", "ROOKERY_CONFIG, or ask a node: rookery ctl api rules"),
+        ("store status", "name that of a node with --config or ROOKERY_CONFIG"),
+        ("store migrate", "name that of a node with --config or ROOKERY_CONFIG"),
+    ],
+)
+def test_no_store_without_a_configuration(command: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 1
+    assert _one_line(capsys.readouterr().err).rstrip().endswith(said)
+    # Who named a store knows which one it is.
+    assert main([*command.split(), "--data-dir", "elsewhere"]) == 1
+    assert "ROOKERY_CONFIG" not in _one_line(capsys.readouterr().err)
+
+
+def test_rules_without_a_configuration_give_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = ["ctl", "rules", "test", "publish", "a/b c"]
+    monkeypatch.setenv("ROOKERY_API_URL", "http://192.0.2.1:18083")
+    for more in ([], ["--store", "redis://192.0.2.1"]):
+        assert main([*question, *more]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "ROOKERY_CONFIG" in _one_line(told.err)
+        assert "rookery ctl api rules test --action publish --topic 'a/b c'" in told.err
+    (tmp_path / "open.toml").write_text('node_name = "a"\n')
+    assert main([*question, "--config", "open.toml"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  open.toml names no authorization, so a node with it allows everything"
+    ]
+    monkeypatch.setenv("ROOKERY_CONFIG", "open.toml")
+    assert main(question) == 0
+
+
+def test_rules_of_some_listeners_need_the_listener(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "acl").write_text("topic write up\n")
+    source = '[[authorization]]\ntype = "acl_file"\npath = "acl"\nlisteners = ["inside"]\n'
+    inside = '[[listen]]\nurl = "tcp://127.0.0.1:1883"\nname = "inside"\n'
+    (tmp_path / "one.toml").write_text(inside + source)
+    outside = inside.replace("inside", "outside").replace("1883", "1884")
+    (tmp_path / "two.toml").write_text(inside + outside + source)
+    question = ["ctl", "rules", "test", "publish", "up", "--config"]
+    assert main([*question, "one.toml"]) == 0
+    assert main([*question, "two.toml"]) == 2
+    assert "give --listener (inside, outside)" in _one_line(capsys.readouterr().err)
+    assert main([*question, "two.toml", "--listener", "inside"]) == 0
+    capsys.readouterr()
+    assert main([*question, "two.toml", "--listener", "outside"]) == 1
+    assert "  acl_file: only about clients of inside\n" in capsys.readouterr().out
+    assert main([*question, "two.toml", "--listener", "insid"]) == 2
