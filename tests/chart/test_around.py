@@ -64,9 +64,9 @@ class TestScaling:
                 {
                     "interval": "1m",
                     "input_series": [
-                        {"series": series.format("blue-rookery", "a"), "values": "100x5"},
-                        {"series": series.format("blue-rookery", "b"), "values": "50x5"},
-                        {"series": series.format("rookery", "a"), "values": "7x5"},
+                        {"series": series.format("mqtt/blue-rookery", "a"), "values": "100x5"},
+                        {"series": series.format("mqtt/blue-rookery", "b"), "values": "50x5"},
+                        {"series": series.format("test/blue-rookery", "a"), "values": "7x5"},
                     ],
                     "promql_expr_test": [
                         {
@@ -195,7 +195,7 @@ class TestMonitoring:
             monitor = {kind[0].lower() + kind[1:]: {"enabled": True}}
             spec = one(render({"metrics": monitor}, name="blue"), kind)["spec"]
             (endpoint,) = spec[endpoints]
-            assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "blue-rookery"}]
+            assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "mqtt/blue-rookery"}]
             assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
             assert spec["namespaceSelector"] == {"matchNames": ["mqtt"]}
 
@@ -208,6 +208,18 @@ class TestMonitoring:
     def test_nodes_are_scraped_once(self) -> None:
         metrics = {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}
         assert "twice" in refusal({"metrics": metrics})
+
+    def test_releases_of_one_name_do_not_meet_in_the_namespace_of_prometheus(self) -> None:
+        elsewhere = {"enabled": True, "namespace": "monitoring"}
+        values = {"metrics": dict.fromkeys(("serviceMonitor", "prometheusRule", "grafanaDashboard"), elsewhere)}
+        found = [
+            (item["kind"], item["metadata"]["name"])
+            for namespace in ("staging", "production")
+            for item in render(values, namespace=namespace)
+            if item["metadata"]["namespace"] == "monitoring"
+        ]
+        assert len(set(found)) == len(found) == 6
+        assert ("ServiceMonitor", "staging-rookery") in found
 
     def test_the_dashboard_is_the_shipped_one(self) -> None:
         (found,) = [
@@ -243,7 +255,9 @@ class TestAlerts:
 
     def test_they_fire_when_the_shipped_ones_do(self, tmp_path: Path) -> None:
         """The tests of the shipped rules hold for those that are narrowed to the job of the release."""
-        (tmp_path / RULES.name).write_text(yaml.safe_dump({"groups": _rules()}))
+        values = {"metrics": {"job": "rookery", "prometheusRule": {"enabled": True}}}
+        groups = one(render(values), "PrometheusRule")["spec"]["groups"]
+        (tmp_path / RULES.name).write_text(yaml.safe_dump({"groups": groups}))
         test = DEPLOY / "rookery.rules.test.yml"
         (tmp_path / test.name).write_text(test.read_text())
         promtool("test", "rules", str(tmp_path / test.name))
@@ -253,22 +267,23 @@ class TestAlerts:
             for rule in group["rules"]:
                 series = re.findall(r"\b(?:up|process_\w+|(?:\w+:)?mqtt_\w+(?::\w+)?)\b(\{[^}]*\})?", rule["expr"])
                 assert series, rule
-                assert all(labels.startswith('{job="blue-rookery"') for labels in series), rule["expr"]
+                assert all(labels.startswith('{job="mqtt/blue-rookery"') for labels in series), rule["expr"]
 
     def test_two_releases_in_one_prometheus_do_not_meddle(self, tmp_path: Path) -> None:
-        for name in ("rookery", "blue"):
-            groups = _rules({"alertLabels": {"by": name}}, name=name)
-            (tmp_path / f"{name}.yml").write_text(yaml.safe_dump({"groups": groups}))
+        for by, where in (("rookery", {}), ("blue", {"name": "blue"}), ("test", {"namespace": "test"})):
+            groups = _rules({"alertLabels": {"by": by}}, **where)
+            (tmp_path / f"{by}.yml").write_text(yaml.safe_dump({"groups": groups}))
         test = {
-            "rule_files": ["rookery.yml", "blue.yml"],
+            "rule_files": ["rookery.yml", "blue.yml", "test.yml"],
             "evaluation_interval": "1m",
             "tests": [
                 {
                     "interval": "1m",
                     "input_series": [
-                        {"series": 'up{job="rookery", instance="a"}', "values": "0x10"},
-                        {"series": 'up{job="blue-rookery", instance="b"}', "values": "1x10"},
-                        {"series": 'mqtt_alarms{job="rookery", instance="a", name="x"}', "values": "1x10"},
+                        {"series": 'up{job="mqtt/rookery", instance="a"}', "values": "0x10"},
+                        {"series": 'up{job="mqtt/blue-rookery", instance="b"}', "values": "1x10"},
+                        {"series": 'up{job="test/rookery", instance="c"}', "values": "1x10"},
+                        {"series": 'mqtt_alarms{job="mqtt/rookery", instance="a", name="x"}', "values": "1x10"},
                     ],
                     "promql_expr_test": [
                         {
@@ -281,8 +296,8 @@ class TestAlerts:
                 }
             ],
         }
-        (tmp_path / "test.yml").write_text(yaml.safe_dump(test))
-        promtool("test", "rules", str(tmp_path / "test.yml"))
+        (tmp_path / "meddling.yml").write_text(yaml.safe_dump(test))
+        promtool("test", "rules", str(tmp_path / "meddling.yml"))
 
     def test_some_may_be_left_out_and_others_added(self) -> None:
         mine = {"alert": "Mine", "expr": "vector(1)", "labels": {"severity": "info"}}

@@ -15,7 +15,7 @@ from broker.cli import main
 from broker.config import load
 from broker.options.authentication import Jwt
 from tests.chart.container import Container, container_of
-from tests.chart.helm import VALUE_SETS, VERSIONS, Resource, merged, one, refusal, render
+from tests.chart.helm import VALUE_SETS, VERSIONS, Resource, merged, of_kind, one, refusal, render
 from tests.chart.test_rendered import objects_of
 from tests.kit.redis_server import make_certificate
 
@@ -113,13 +113,18 @@ def test_text_may_have_templates() -> None:
 
 
 def test_the_namespace_is_the_release_unless_it_is_given() -> None:
-    assert _toml(None)["namespace"] == "rookery"
-    [other] = [
-        item
-        for item in render(None, name="b")
-        if item["kind"] == "ConfigMap" and "rookery.toml" in item.get("data", {})
-    ]
-    assert tomllib.loads(other["data"]["rookery.toml"])["namespace"] == "b-rookery"
+    """Releases of the same name in other namespaces of Kubernetes are other clusters, on the same Redis too."""
+    assert _toml(None)["namespace"] == "mqtt.rookery"
+
+    def of(name: str, namespace: str) -> str:
+        [found] = of_kind(render(None, name=name, namespace=namespace), "ConfigMap")
+        return str(tomllib.loads(found["data"]["rookery.toml"])["namespace"])
+
+    assert of("b", "mqtt") == "mqtt.b-rookery"
+    assert of("rookery", "2024") == "2024.rookery"
+    long = {of(f"{'r' * 52}{end}", f"{'n' * 62}{other}") for end in "ab" for other in "cd"}
+    assert len(long) == 4
+    assert {len(each) for each in long} == {64}
     assert _toml({"config": {"namespace": "old"}})["namespace"] == "old"
 
 

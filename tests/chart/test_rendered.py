@@ -137,6 +137,49 @@ def test_long_names_stay_valid() -> None:
     assert faults(objects, KUBERNETES[-1]) == []
 
 
+def test_long_names_stay_different() -> None:
+    first, second = ({item["metadata"]["name"] for item in render(None, name="r" * 52 + end)} for end in "ab")
+    assert not first & second
+
+
+def test_names_that_are_numbers_and_words_of_yaml_stay_text() -> None:
+    """As of releases: names of objects are those of Services, which begin with a letter."""
+    for name in ("true", "1e3"):
+        values = merged(VALUE_SETS["everything"], {"fullnameOverride": "broker", "metrics": {"podMonitor": {}}})
+        objects = render(values | {_GIVEN: []}, name=name, namespace="2024")
+        assert {item["metadata"]["labels"]["app.kubernetes.io/instance"] for item in objects} == {name}
+        assert {item["metadata"]["namespace"] for item in objects} == {"2024"}
+        assert faults(objects, KUBERNETES[-1]) + faults_of_custom(objects) == []
+
+
+@pytest.mark.parametrize("name", ["123", "a.b"])
+def test_releases_whose_services_could_have_no_name_are_refused(name: str) -> None:
+    done = run(3, "template", name, str(CHART))
+    assert "set fullnameOverride" in done.stderr
+    assert run(3, "template", name, str(CHART), "--set", "fullnameOverride=broker").returncode == 0
+
+
+def test_labels_of_the_chart_are_not_the_users_to_change() -> None:
+    """Selectors are made of them; and a key that is there twice is a fault in YAML."""
+    mine = {
+        "app.kubernetes.io/name": "x",
+        "app.kubernetes.io/version": "x",
+        "app.kubernetes.io/component": "x",
+        "rookery.io/http": "x",
+        "team": "a",
+    }
+    metrics = {"serviceMonitor": {"enabled": True, "labels": {**mine, "team": "b"}}}
+    values = {"commonLabels": mine, "podLabels": mine, "service": {"labels": mine}, "metrics": metrics}
+    found = linter.run(text_of(values), YamlLintConfig('{"rules": {"key-duplicates": {}}}'))
+    assert [str(each) for each in found] == []
+    objects = render(values)
+    for item in objects:
+        labels = item["metadata"]["labels"]
+        assert (labels["app.kubernetes.io/name"], labels["app.kubernetes.io/version"]) == ("rookery", __version__)
+        assert labels["team"] == ("b" if item["kind"] == "ServiceMonitor" else "a")
+    assert one(objects, "Service", "rookery")["metadata"]["labels"]["rookery.io/http"] == "true"
+
+
 @every_set
 def test_selectors_meet_pods(name: str) -> None:
     objects = objects_of(name)

@@ -4,13 +4,15 @@ What the templates beside the workload share. Each takes the root context, or a 
 
 {{/*
 Name, namespace, labels and annotations of an object: root, name, and optionally namespace, labels, annotations, which
-come over the common ones.
+come over the common ones. Elsewhere than in the release's namespace, that one is part of the name.
 */}}
 {{- define "rookery.around.metadata" -}}
-name: {{ .name }}
-namespace: {{ .namespace | default .root.Release.Namespace }}
+{{- $home := .root.Release.Namespace -}}
+{{- $namespace := .namespace | default $home -}}
+name: {{ ternary .name (include "rookery.cut" (dict "text" (printf "%s-%s" $home .name) "most" 52)) (eq $namespace $home) | quote }}
+namespace: {{ $namespace | quote }}
 labels:
-  {{- merge (dict) (.labels | default dict) (include "rookery.labels" .root | fromYaml) | toYaml | nindent 2 }}
+  {{- include "rookery.labelled" (dict "root" .root "more" .labels) | nindent 2 }}
 {{- with merge (dict) (.annotations | default dict) (include "rookery.annotations" .root | fromYaml) }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -19,7 +21,7 @@ annotations:
 
 {{/* The label `job` of all series of this release. */}}
 {{- define "rookery.around.job" -}}
-{{- .Values.metrics.job | default (include "rookery.fullname" .) }}
+{{- .Values.metrics.job | default (printf "%s/%s" .Release.Namespace (include "rookery.fullname" .)) }}
 {{- end }}
 
 {{/* Connections per node at which there should be more nodes: root, given. */}}
@@ -29,8 +31,8 @@ annotations:
 
 {{/* The fewest nodes that there are by intention. */}}
 {{- define "rookery.around.fewest" -}}
-{{- if .Values.autoscaling.enabled }}{{ int .Values.autoscaling.minReplicas }}
-{{- else if .Values.keda.enabled }}{{ int .Values.keda.minReplicas }}
+{{- if (default dict .Values.autoscaling).enabled }}{{ int .Values.autoscaling.minReplicas }}
+{{- else if (default dict .Values.keda).enabled }}{{ int .Values.keda.minReplicas }}
 {{- else }}{{ int .Values.replicaCount }}
 {{- end }}
 {{- end }}
@@ -82,7 +84,7 @@ metadata:
   {{- include "rookery.around.metadata" (dict "root" .root "name" .name "labels" .ingress.labels "annotations" .ingress.annotations) | nindent 2 }}
 spec:
   {{- with .ingress.className }}
-  ingressClassName: {{ . }}
+  ingressClassName: {{ . | quote }}
   {{- end }}
   {{- with .ingress.tls }}
   tls:
@@ -92,13 +94,13 @@ spec:
     {{- range (.ingress.hosts | default (list "")) }}
     - http:
         paths:
-          - path: {{ $.path }}
+          - path: {{ $.path | quote }}
             pathType: {{ $.ingress.pathType }}
             backend:
               service:
                 name: {{ $.service }}
                 port:
-                  name: {{ $.port }}
+                  name: {{ $.port | quote }}
       {{- with . }}
       host: {{ . | quote }}
       {{- end }}
@@ -129,7 +131,7 @@ spec:
       matches:
         - path:
             type: PathPrefix
-            value: {{ . }}
+            value: {{ . | quote }}
       {{- end }}
 {{- end }}
 

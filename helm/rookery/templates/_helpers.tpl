@@ -1,21 +1,36 @@
 {{/* Names, labels and images. */}}
 
+{{/* A text of at most so many characters. Where some are cut off, a hash of all of them tells it from others that begin like
+it. Arguments: text, most. */}}
+{{- define "rookery.cut" -}}
+{{- if gt (len .text) (int .most) -}}
+{{- printf "%s-%s" (.text | trunc (int (sub .most 9)) | trimSuffix "-") (sha256sum .text | trunc 8) -}}
+{{- else -}}
+{{- .text -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "rookery.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- include "rookery.cut" (dict "text" (default .Chart.Name .Values.nameOverride) "most" 40) -}}
 {{- end -}}
 
 {{/* At most 40 characters: suffixes and the ends of pod names follow, and a node's name has at most 64. */}}
 {{- define "rookery.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- $name := include "rookery.name" . -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := printf "%s-%s" .Release.Name $name -}}
+{{- if contains $name .Release.Name -}}{{- $full = .Release.Name -}}{{- end -}}
+{{- if .Values.fullnameOverride -}}{{- $full = .Values.fullnameOverride -}}{{- end -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "%s: names of Services have lower-case letters, digits and '-', and begin with a letter; set fullnameOverride" $full) -}}
+{{- else if has $full (list "true" "false" "null" "yes" "no" "on" "off" "y" "n") -}}
+{{- fail (printf "%s is a word of YAML; set fullnameOverride" $full) -}}
 {{- end -}}
+{{- include "rookery.cut" (dict "text" $full "most" 40) -}}
 {{- end -}}
+
+{{/* What tells it from releases of the same name elsewhere. A '.' is in no name of either. */}}
+{{- define "rookery.namespace" -}}
+{{- include "rookery.cut" (dict "text" (printf "%s.%s" .Release.Namespace (include "rookery.fullname" .)) "most" 64) -}}
 {{- end -}}
 
 {{- define "rookery.redis.fullname" -}}
@@ -37,19 +52,23 @@
 
 {{/* What says which release an object is of; a component follows where it is about pods. */}}
 {{- define "rookery.instanceLabels" -}}
-app.kubernetes.io/name: {{ include "rookery.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "rookery.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "rookery.labels" -}}
-{{ include "rookery.instanceLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-app.kubernetes.io/part-of: rookery
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- include "rookery.labelled" (dict "root" .) -}}
+{{- end -}}
+
+{{/* Labels of an object: the chart's own ones first, then .more, then the common ones. Arguments: root, and optionally own
+(further ones of the chart), more. */}}
+{{- define "rookery.labelled" -}}
+{{- $own := include "rookery.instanceLabels" .root | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $own "app.kubernetes.io/part-of" "rookery" -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") -}}
+{{- merge $own (default dict .own) (default dict .more) (default dict .root.Values.commonLabels) | toYaml -}}
 {{- end -}}
 
 {{/* Of the pods of the nodes. */}}

@@ -221,7 +221,7 @@ redis://{{ include "rookery.redis.fullname" . }}:6379/0
 {{- fail "nobody is asked who clients are: set auth.store, auth.users or config.authentication, or auth.allowAnonymous if that is meant" -}}
 {{- end -}}
 {{/* Pods are started in any order. */}}
-{{- $settings := dict "namespace" (include "rookery.fullname" .) "store_wait" "5m" -}}
+{{- $settings := dict "namespace" (include "rookery.namespace" .) "store_wait" "5m" -}}
 {{- $settings = merge (omit .Values.config "authentication" "authorization") $settings -}}
 {{- range $key := list "authentication" "authorization" -}}
 {{- if and (index $access $key) (not (hasKey $secret $key)) -}}{{- $_ := set $settings $key (index $access $key) -}}{{- end -}}
