@@ -208,6 +208,8 @@ def _of_kind(kind: Kind, at_least: float | None, at_most: float | None, secrets:
             return _or_text({"type": "number", **limits}, r"^[0-9.]+ *(ms|s|m|min|h|d|w)?$")
         case Choice() if set(kind.words) == {"on", "off"}:  # YAML's own words for true and false
             return {"enum": ["on", "off", True, False]}
+        case Choice() if {"true", "false"} <= set(kind.words):
+            return {"enum": [*kind.words, True, False]}
         case Choice():
             return {"enum": list(kind.words)}
         case Words() | Networks() | Assignments() | HeaderLines():
@@ -268,7 +270,7 @@ A clustered MQTT 3.1, 3.1.1 and 5.0 broker. Its nodes keep nothing themselves: t
 rely on lives in Redis or Valkey. [docs/kubernetes.md](../../docs/kubernetes.md) tells how to run it.
 
 ```sh
-helm install rookery helm/rookery --namespace mqtt --create-namespace
+helm install rookery helm/rookery --namespace mqtt --create-namespace --wait
 helm test rookery --namespace mqtt
 ```
 

@@ -168,7 +168,8 @@ class World:
     def begin(self, text: str) -> Terminal:
         """Run a command that goes on, in another shell; returns when it is ready."""
         command = text.strip()
-        ready = next((_READY[name] for name in _READY if command.startswith(name)), None)
+        lines = command.splitlines()
+        ready = next((_READY[name] for name in _READY if any(line.startswith(name) for line in lines)), None)
         assert ready is not None, f"nobody knows when this is ready: {command}"
         exports = self._first.run("export -p | grep ROOKERY_ || true").replace("declare -x", "export")
         terminal = self._terminal()

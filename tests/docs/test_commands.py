@@ -61,6 +61,25 @@ def test_blocks_say_what_they_are(page: Path) -> None:
     assert not re.search(r"\n\n    \S", fences)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_goes_on_running_says_where_the_next_command_goes(page: Path) -> None:
+    text = page.read_text("utf-8")
+    parts = re.split(r"^```.*?^```$", text, flags=re.MULTILINE | re.DOTALL)
+    shown = list(blocks(text))
+    for number, block in enumerate(shown[:-1]):
+        if "background" in block.notes and "fresh" not in shown[number + 1].notes:
+            around = parts[number] + parts[number + 1]
+            assert "terminal" in around, (block.line, block.text)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DOCS.glob("*.md"), ROOT / "helm" / "rookery" / "README.md"], ids=str)
+def test_a_release_is_tested_when_it_is_there(page: Path) -> None:
+    for block in blocks(page.read_text("utf-8")):
+        before, found, _ = block.text.partition("helm test")
+        if found and "helm install" in before:
+            assert "--wait" in before or "rollout status" in before, block
+
+
 COVERED = [
     pytest.param(block.notes["covered"], id=f"{page.name}:{block.line}")
     for page in PAGES
