@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import signal
 import socket
 import ssl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
 from broker.cli.api_client import EXIT_FAILED, EXIT_NO_ANSWER, EXIT_NOT_ALLOWED, Api, ApiFailure, api_options, take_api
-from broker.cli.operate import ask
+from broker.cli.operate import ask, pages
 from broker.codec.decode import decode
 from broker.codec.encode import encode
 from broker.codec.packets import (
@@ -48,6 +51,11 @@ _PORTS: Final = {"tcp": 1883, "tls": 8883}
 _PAUSE_S: Final = 0.5
 #: A new user counts on every node within about a second.
 _TRIES: Final = 10
+
+#: Users that are made have the time in their names: one so old was left behind by a probe that was killed.
+_USER_PREFIX: Final = "rookery-probe-"
+_LEFT_S: Final = 1800.0
+_LEFT: Final = re.compile(_USER_PREFIX + r"([0-9]{1,12})-[0-9a-f]{16}")
 
 P = TypeVar("P", bound=Packet)
 
@@ -229,7 +237,7 @@ def probe(
     topic = topic or f"rookery/probe/{secrets.token_hex(8)}"
     try:
         if make_user:
-            with _user(take_api(of_api), where) as (username, password):
+            with _ended_in_order(), _user(take_api(of_api), where) as (username, password):
                 took_s = _known(where, topic, username, password)
         else:
             took_s = _round_trip(where, topic, username, password)
@@ -293,20 +301,57 @@ def _known(where: _Listener, topic: str, username: str, password: str) -> float:
 
 
 @contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is inside as exceptions do. Once: the second does not end the tidying up."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, _: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _user(api: Api, where: _Listener) -> Iterator[tuple[str, str]]:
     """Name and password of a superuser that there is meanwhile; waits for a node that makes it."""
-    name, password = f"rookery-probe-{secrets.token_hex(8)}", secrets.token_urlsafe(24)
-    while True:
-        try:
-            ask(api, "users.put", {"username": name, "password": password, "superuser": True})
-            break
-        except ApiFailure as failure:
-            if failure.exit_code != EXIT_NO_ANSWER or not where.pause():
-                raise
+    name, password = f"{_USER_PREFIX}{int(time.time())}-{secrets.token_hex(8)}", secrets.token_urlsafe(24)
+    made = refused = False
     try:
+        while not made:
+            try:
+                ask(api, "users.put", {"username": name, "password": password, "superuser": True})
+                made = True
+            except ApiFailure as failure:
+                refused = failure.exit_code != EXIT_NO_ANSWER
+                if refused or not where.pause():
+                    raise
+        _remove_left(api)
         yield name, password
     finally:
-        try:
-            ask(api, "users.delete", {"username": name})
-        except ApiFailure as failure:
-            print(f"rookery: the user {name} is still there: {failure.message}", file=sys.stderr)
+        if not refused:  # it may be there even if nobody said so
+            try:
+                ask(api, "users.delete", {"username": name})
+            except ApiFailure as failure:
+                if made:
+                    print(f"rookery: the user {name} is still there: {failure.message}", file=sys.stderr)
+
+
+def _remove_left(api: Api) -> None:
+    """Users that nobody could remove: a probe was killed, or its node was away."""
+    with suppress(ApiFailure):
+        found = [
+            user["username"]
+            for page in pages(api, "users.list", {"prefix": _USER_PREFIX}, None)
+            for user in page["items"]
+        ]
+        for name in found:
+            match = _LEFT.fullmatch(name)
+            if match and time.time() - int(match[1]) > _LEFT_S:
+                ask(api, "users.delete", {"username": name})

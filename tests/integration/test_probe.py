@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,36 @@ def test_what_comes_up_meanwhile_is_waited_for(start_node: StartNode, made: bool
     told, complained = early.communicate(timeout=60)
     assert early.returncode == 0, complained
     assert "published and received" in told
+
+
+def test_users_do_not_stay_behind(start_node: StartNode) -> None:
+    """Neither after SIGTERM, nor for ever after SIGKILL."""
+    arguments = ("--authentication", "store", "--authorization", "store", *ADMIN_ARGUMENTS)
+    node = start_node(*arguments, store="memory", http="127.0.0.1:0")
+    with admin_of(node) as admin, socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def users() -> set[str]:
+            return {user["username"] for user in admin.get("/users").json()["items"]}
+
+        listener = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            ended = subprocess.Popen(
+                [sys.executable, "-m", "broker", "probe", listener, "--wait", "60", "--make-user"],
+                env={"PATH": "", "PYTHONPATH": str(ROOT), **_of(node)},
+            )
+            with silent.accept()[0]:
+                assert len(users()) == 1
+                ended.send_signal(number)
+                assert ended.wait(30) == 128 + number
+                assert not users()
+
+        now = int(time.time())
+        others = {"rookery-probe-west", f"rookery-probe-{now}-0123456789abcdef"}
+        for name in (*others, f"rookery-probe-{now - 3600}-0123456789abcdef"):
+            assert admin.put(f"/users/{name}", json={"password": "pencil"}).status_code == 200
+        done = probe(f"tcp://127.0.0.1:{node.port}", "--make-user", **_of(node))
+        assert done.returncode == 0, done.stderr
+        assert users() == others
 
 
 @pytest.mark.parametrize("versions", ["3.1", "3.1.1", "5"])
