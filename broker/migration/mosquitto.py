@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from broker.migration.mosquitto_conf import Line
+from broker.settings import Settings
 
 #: What Mosquitto calls its versions, in `accept_protocol_versions`.
 _VERSIONS = {"3": "3.1", "4": "3.1.1", "5": "5"}
@@ -48,6 +49,10 @@ _BRIDGE = {
     "bridge_ciphers_tls1.3", "bridge_tls_use_os_certs",
 }  # fmt: skip
 
+#: The largest packet that MQTT has, and what Mosquitto 2.1 takes if nobody says; before, that was without a limit.
+_LARGEST_PACKET = 268_435_460
+_USUAL_PACKET = 2_000_000
+
 #: Kept for each listener with `per_listener_settings true`.
 _ACCESS = ("allow_anonymous", "password_file", "acl_file", "psk_file")
 
@@ -87,6 +92,7 @@ class _Conversion:
         self._per_listener = any(line.key == "per_listener_settings" and _true(line) for line in lines)
         self._bridge = ""
         self._log_types: set[str] = set()
+        self._packet_limits: list[int] = []
         current = self._default
         for line in lines:
             if line.key == "listener":
@@ -116,7 +122,13 @@ class _Conversion:
         return made
 
     def _global(self, line: Line) -> None:
-        if line.key in _SETTINGS:
+        if line.key in _PACKET_LIMITS:
+            limit = _PACKET_LIMITS[line.key](line.value)
+            if limit is None:
+                self._note(line, "the value has no counterpart")
+            else:
+                self._packet_limits.append(limit)
+        elif line.key in _SETTINGS:
             name, read = _SETTINGS[line.key]
             value = read(line.value)
             if value is None:
@@ -168,11 +180,25 @@ class _Conversion:
             self._settings["log_level"] = "warning" if "warning" in self._log_types else "error"
         parts = ["# Made from mosquitto.conf by `rookery import-mosquitto`.\n"]
         parts += [f"{name} = {_toml(value)}\n" for name, value in self._settings.items()]
+        parts.append(self._packet_size())
         for key, entries in (("listen", tables), ("authentication", authentication), ("authorization", authorization)):
             for entry in entries:
                 parts.append(f"\n[[{key}]]\n")
                 parts += [f"{name} = {_toml(value)}\n" for name, value in entry.items()]
         return Imported("".join(parts), self._notes)
+
+    def _packet_size(self) -> str:
+        """The lines about the largest packet: the default here is less than what Mosquitto takes."""
+        why = ""
+        if not self._packet_limits:
+            why = "as Mosquitto 2.1; before, it took packets of any size. Only up to max_queued_bytes are queued"
+        elif min(self._packet_limits) == _LARGEST_PACKET:
+            why = "no limit, as there. Only messages up to max_queued_bytes are queued"
+        limit = min(self._packet_limits, default=_USUAL_PACKET)
+        line = f"max_packet_size = {limit}" + (f"  # {why}" if why else "") + "\n"
+        if limit < Settings().max_packet_size_before_auth:
+            line += f"max_packet_size_before_auth = {limit}\n"
+        return line
 
     def _tables(
         self, listeners: Sequence[ListenerLines]
@@ -341,19 +367,27 @@ def _expiry(text: str) -> object:
     return f"{number * unit}d" if unit else text
 
 
-def _packet(text: str) -> object:
+def _packet(text: str) -> int | None:
     number = _number(text)
     if number is None:
         return None
-    return max(256, number) if number else ""
+    return min(_LARGEST_PACKET, max(256, number)) if number > 0 else _LARGEST_PACKET
 
 
-def _payload(text: str) -> object:
+def _payload(text: str) -> int | None:
     """A limit of the payload; the packet has a topic and properties as well."""
     number = _number(text)
     if number is None:
         return None
-    return min(268_435_455, max(256, number + 65_536)) if number else ""
+    return min(_LARGEST_PACKET, max(256, number + 65_536)) if number > 0 else _LARGEST_PACKET
+
+
+def _queued_bytes(text: str) -> object:
+    """0 means no limit in Mosquitto; here the default counts then, as a queue without one would fill the store."""
+    number = _number(text)
+    if number is None:
+        return None
+    return max(1024, number) if number > 0 else ""
 
 
 def _inflight(text: str) -> object:
@@ -385,13 +419,14 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], object]]] = {
     "global_max_connections": ("max_connections", _positive),
     "max_inflight_messages": ("max_inflight", _inflight),
     "max_keepalive": ("max_keep_alive", _positive),
-    "max_packet_size": ("max_packet_size", _packet),
-    "message_size_limit": ("max_packet_size", _payload),
     "max_queued_messages": ("max_queued_messages", _queued),
-    "max_queued_bytes": ("max_queued_bytes", lambda text: _packet(text) and max(1024, _number(text) or 0)),
+    "max_queued_bytes": ("max_queued_bytes", _queued_bytes),
     "persistent_client_expiration": ("session_expiry_v3", _expiry),
     "retain_available": ("retain_available", _flag),
 }
+
+#: Both are about the same setting; the smaller one counts.
+_PACKET_LIMITS: dict[str, Callable[[str], int | None]] = {"max_packet_size": _packet, "message_size_limit": _payload}
 
 #: Of one listener: Mosquitto's name -> option of the listener ("" where something else looks at it).
 _LISTENER: dict[str, tuple[str, Callable[[str], object]]] = {

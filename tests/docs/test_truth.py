@@ -102,6 +102,7 @@ def test_settings_of_mosquitto() -> None:
     page = (DOCS / "migration-mosquitto.md").read_text("utf-8")
     carried = {name.split()[0] for row in _rows(page, "Settings") for name in _names(row[0])}
     read = {*mosquitto._SETTINGS, *mosquitto._LISTENER, *mosquitto._SETTINGS_OF_LISTENER, *mosquitto._ACCESS}
+    read |= set(mosquitto._PACKET_LIMITS)
     assert read <= carried | {"max_qos"}, read - carried
     assert carried - read == {"listener", "port", "bind_address", "per_listener_settings", "log_type"}
     known = {setting.name for setting in SETTINGS}

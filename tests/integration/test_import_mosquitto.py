@@ -103,6 +103,18 @@ def test_users_and_rules(brokers: tuple[MosquittoBroker, BrokerProcess]) -> None
     assert (True, False) in theirs
 
 
+def test_large_messages(brokers: tuple[MosquittoBroker, BrokerProcess], tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(bytes(1_500_000))
+    for broker in brokers:
+        common = ["-h", broker.host, "-p", str(broker.port), "-u", "anna", "-P", "apple", "-t", "house/large"]
+        subprocess.run([find("mosquitto_pub"), *common, "-q", "1", "-r", "-f", str(large)], check=True)
+        got = subprocess.run(
+            [find("mosquitto_sub"), *common, "-q", "1", "-C", "1", "-N"], capture_output=True, check=True, timeout=30
+        )
+        assert got.stdout == large.read_bytes()
+
+
 def test_certificates(tmp_path: Path) -> None:
     chain = Chain(tmp_path / "chain")
     server, client = chain.server(), chain.client("anna")

@@ -57,6 +57,26 @@ def test_users_rules_and_limits(tmp_path: Path) -> None:
     assert not notes
 
 
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("", 2_000_000),
+        ("max_packet_size 0\n", 268_435_460),
+        ("message_size_limit 0\n", 268_435_460),
+        ("message_size_limit 0\nmax_packet_size 100000\n", 100_000),
+        ("max_packet_size 100000\nmessage_size_limit 0\n", 100_000),
+        ("message_size_limit 1000\n", 66_536),
+        ("max_packet_size 20\n", 256),
+        ("max_queued_bytes 0\n", 2_000_000),
+    ],
+)
+def test_packets_may_be_as_large_as_before(text: str, limit: int, tmp_path: Path) -> None:
+    _, notes, settings = _imported(tmp_path, text)
+    assert settings.max_packet_size == limit
+    assert settings.max_queued_bytes == 8 * 1024 * 1024
+    assert not notes
+
+
 def test_tls_and_certificates(tmp_path: Path) -> None:
     _, notes, settings = _imported(
         tmp_path,
