@@ -95,9 +95,12 @@ def test_the_kernel_knows_the_settings() -> None:
     # What belongs to no network namespace is hidden in some containers.
     assert [name for name in missing if not name.startswith("net.core.")] == []
     low, high = (int(port) for port in given["net.ipv4.ip_local_port_range"].split())
-    reserved = {int(port) for port in given["net.ipv4.ip_local_reserved_ports"].split(",")}
     listening = {int(port) for port in re.findall(r"(?m)^\s+bind :(\d+)", (DEPLOY / "haproxy.cfg").read_text())}
-    assert {port for port in listening if low <= port <= high} == reserved
+    # With those of Redis Cluster, Sentinel, and what Kubernetes gives to Services.
+    listening |= {16379, 26379, *range(30000, 32768)}
+    assert [port for port in listening if low <= port <= high] == []
+    # Distributions with systemd have higher limits of descriptors than anybody would write here.
+    assert [name for name in given if name.startswith("fs.")] == []
 
 
 def test_the_user_is_made(tmp_path: Path) -> None:
