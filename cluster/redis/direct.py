@@ -55,8 +55,12 @@ class Direct:
             raise StoreUnavailable(f"store {self._address}: {str(error)[:200]}") from error
         try:
             return self._send(place, command)
-        except redis.RedisError as error:
+        except redis.exceptions.ResponseError as error:
             raise _error(error) from error
+        except redis.RedisError as error:
+            # It may have been executed: whoever asked has to know.
+            self._forget(place)
+            raise StoreUnavailable(f"store {self._address}: {str(error)[:200]}") from error
 
     def function(self, prefix: bytes, name: str, *arguments: object, library: Callable[[], bytes] = source) -> object:
         """Calls a function with this prefix; where the server has not got it, `library` is loaded there first."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from broker.config import Settings, load
 from broker.errors import ClusterError, ConfigError, StoreFull, StoreUnavailable
 from broker.stores import open_documents
 from cluster.policy import ClusterLimits
+from cluster.redis import direct
 from cluster.redis.address import Deployment, StoreAddress
 from cluster.redis.documents import Documents
 from cluster.redis.embedded import EmbeddedServer
@@ -120,6 +123,27 @@ def test_a_full_store_refuses_what_adds(single: RedisServer) -> None:
     assert documents.documents(BANS) == {}
 
 
+def test_another_layout_is_left_alone(single: RedisServer) -> None:
+    documents = Documents(single.address, namespace := f"docs{next(_numbers)}")
+    documents.change(USERS, {"anna": b"1"})
+    with single.client() as client:
+        before = client.get(f"{namespace}:{{c}}:docver")
+        for found, told in (("1>2", "start a newer version"), ("0>1", "on its way"), ("7", "newer"), ("x", "unknown")):
+            client.hset(f"{namespace}:{{c}}:meta", "layout", found)
+            for work in (
+                lambda: documents.change(USERS, {"anna": None}),
+                lambda: documents.remove(USERS, {"anna": b"1"}),
+                lambda: documents.documents(USERS),
+                lambda: documents.document(USERS, "anna"),
+            ):
+                with pytest.raises(ClusterError, match=told):
+                    work()
+        assert client.get(f"{namespace}:{{c}}:docver") == before
+        client.hset(f"{namespace}:{{c}}:meta", "layout", "1")
+    assert documents.documents(USERS) == {"anna": b"1"}
+    documents.close()
+
+
 def test_settings_say_where() -> None:
     with (
         redis_server(password="p@ss") as server,
@@ -166,3 +190,29 @@ def test_a_wrong_password() -> None:
             Documents(dataclasses.replace(server.address, password="wrong"), "x").version()
         with pytest.raises(ClusterError):
             Documents(dataclasses.replace(server.address, password=""), "x").version()
+
+
+@pytest.mark.parametrize("last", ["", "-READONLY You can't write against a read only replica.\r\n"])
+def test_a_second_attempt_that_may_have_been_executed(last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked has to know that the call may still be on its way; where the store refused it, that it is not."""
+    monkeypatch.setattr(direct, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+
+        def serve(answer: str) -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while received := connection.recv(65536):
+                    if b"FCALL" not in received:
+                        connection.sendall(b"+OK\r\n" * received.count(b"*"))
+                    elif answer:
+                        connection.sendall(answer.encode())
+
+        served = pool.submit(lambda: [serve(answer) for answer in ("-READONLY not here\r\n", last)])
+        store = direct.Direct(StoreAddress(port=listener.getsockname()[1]))
+        try:
+            with pytest.raises(ClusterError) as failed:
+                store.function(b"x:{c}:", "rk1_layout_keep", "me", 30000)
+        finally:
+            store.close()
+        served.result()
+    assert isinstance(failed.value, StoreUnavailable) == (not last)
