@@ -22,7 +22,8 @@ _log = get_logger("notify")
 
 
 class Notifier:
-    """Of the one process that the manager started. A message that it does not take is lost: it has the next one."""
+    """Of the one process that the manager started. What it does not take (it is busy, or starts anew) is lost but for
+    the last state, which it is told with the next sign of life."""
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
         """`address` as in NOTIFY_SOCKET, "" for nobody; `watchdog_s`: the manager wants a sign at least so often."""
@@ -31,6 +32,7 @@ class Notifier:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if address else None
         self._status: Callable[[], str] = str
         self._told = ""
+        self._due: tuple[str, ...] = ()
         self._ready = self._stopping = False
 
     @classmethod
@@ -54,12 +56,12 @@ class Notifier:
         """Clients are accepted, for the first time or after `reloading`."""
         if not self._stopping:
             self._ready = True
-            self._send("READY=1")
+            self._enter("READY=1")
 
     def reloading(self) -> None:
         """SIGHUP came; `ready` follows."""
         if self._ready and not self._stopping:
-            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._enter("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
         """The end of what `reloading` began."""
@@ -70,7 +72,7 @@ class Notifier:
         """The process ends, and takes no longer than this for it, whatever the manager's own time-out is."""
         if not self._stopping:
             self._stopping = True
-            self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
+            self._enter("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
 
     async def serve(self, status: Callable[[], str]) -> None:
         """Pass on the status text where it changed, and signs of life; returns at once where nobody listens."""
@@ -82,13 +84,18 @@ class Notifier:
             self._send(*(["WATCHDOG=1"] if self.watchdog_s else []))
             await trio.sleep(pause_s)
 
+    def _enter(self, *state: str) -> None:
+        self._due = state
+        self._send()
+
     def _send(self, *lines: str) -> None:
         if self._socket is None:
             return
+        lines = (*self._due, *lines)
         text = " ".join(self._status().split())
         if text != self._told:
             lines = (*lines, f"STATUS={text}")
         if lines:
             with suppress(OSError):
                 self._socket.sendto("\n".join(lines).encode(), self._address)
-                self._told = text
+                self._told, self._due = text, ()

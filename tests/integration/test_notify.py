@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -116,6 +116,36 @@ async def test_a_manager_that_has_gone_is_in_nobodys_way(tmp_path: Path) -> None
         async with await MqttClient.open(node.host, node.port) as client:
             await client.connect(Connect(5, "a"))
         assert "notify" not in node.log()
+
+
+async def test_a_manager_that_does_not_read_hears_later_what_counts(tmp_path: Path) -> None:
+    manager = Manager(tmp_path, abstract=False)
+    await manager.open()
+    crowd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with closing(manager), closing(crowd), closing(Notifier(manager.address, 0.02)) as notifier:
+
+        async def lines_after(*calls: Callable[[], None]) -> set[str]:
+            """What comes of calls while there is no room, once there is."""
+            with suppress(BlockingIOError):
+                while True:
+                    crowd.sendto(b"CROWD=1", manager.address)
+            for call in calls:
+                call()
+            await manager.heard(os.getpid(), "CROWD")
+            return set((await manager.heard(os.getpid(), "WATCHDOG"))[-1]) - {"WATCHDOG"}
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notifier.serve, lambda: "fine")
+            await manager.heard(os.getpid(), "STATUS", "fine")
+            assert await lines_after(notifier.ready) == {"READY"}
+            assert await lines_after() == set()  # once
+            assert await lines_after(notifier.reloading, notifier.reloaded) == {"READY"}  # the last state
+            assert await lines_after(notifier.reloading) == {"RELOADING", "MONOTONIC_USEC"}
+            assert await lines_after(notifier.reloaded, lambda: notifier.stopping(1.0)) == {
+                "STOPPING",
+                "EXTEND_TIMEOUT_USEC",
+            }
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
