@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 import ssl
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deploy import ways
+from tests.deploy import nameserver, ways
 from tests.deploy.composed import (
+    DEPLOY,
     NODES,
+    START_S,
     Balancer,
     World,
     fetch,
@@ -95,6 +99,94 @@ def test_clients_are_spread(world: World, balancer: Balancer) -> None:
     finally:
         for each in made:
             each.close()
+
+
+def changed(text: str, old: str, new: str) -> str:
+    """The file with another value, which has to stand there."""
+    assert old in text, f"no {old!r} in the file"
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize("name", ["haproxy.cfg", "haproxy-sticky.cfg"])
+def test_who_does_not_finish_a_handshake_is_not_kept(world: World, tmp_path: Path, name: str) -> None:
+    """Shown with shorter times, and that clients which got in may be silent for longer."""
+    balancer = Balancer("haproxy", tmp_path)
+    text = haproxy_text(world, balancer, name)
+    for told in ("client 20s", "server 20s"):
+        text = changed(text, f"    timeout {told}\n", f"    timeout {told.split()[0]} 500ms\n")
+    text = text.replace("timeout client 30s", "timeout client 500ms")  # where HTTP is spoken
+    (tmp_path / name).write_text(text)
+    with running(balancer, ["/usr/sbin/haproxy", "-db", "-f", str(tmp_path / name)]):
+        every = (ways.MQTT, ways.MQTTS, ways.PASSED, ways.WS, ways.WSS)
+        clients = [ways.client(world, balancer, way).connect() for way in every if way.port in balancer.ports]
+        for port in balancer.ports.keys() & {"8883", "8084", "18443"}:
+            with socket.create_connection(("127.0.0.1", balancer.ports[port]), timeout=20) as silent:
+                assert not silent.recv(1), port
+        for each in clients:
+            each.subscribe("silent", 1)
+            each.close()
+
+
+def test_clients_stay_while_names_are_not_found(world: World, tmp_path: Path) -> None:
+    balancer = Balancer("haproxy", tmp_path)
+    with nameserver.name_server({name: f"127.0.1.{name[-1]}" for name in NODES}) as names:
+        (tmp_path / "haproxy.cfg").write_text(_named(world, balancer, "haproxy.cfg", names))
+        with running(balancer, ["/usr/sbin/haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")]):
+            _until(balancer, "UP")
+            with ways.client(world, balancer, ways.MQTT).connect() as client:
+                for answer in _TROUBLES:
+                    names.now(answer)
+                    names.wait(60)  # all names of all backends, several times
+                    assert set(server_states(balancer).values()) == {"UP"}, answer
+                client.subscribe("still/here", 1)
+                with ways.client(world, balancer, ways.MQTT).connect() as new:
+                    new.subscribe("new/here", 1)
+
+
+def test_how_long_names_are_kept_is_what_keeps_clients(world: World, tmp_path: Path) -> None:
+    """Without these lines servers are taken out, whatever is wrong with names: so the test above means something."""
+    balancer = Balancer("haproxy", tmp_path)
+    with nameserver.name_server({name: f"127.0.1.{name[-1]}" for name in NODES}) as names:
+        text = _named(world, balancer, "haproxy.cfg", names)
+        for trouble in ("nx", "timeout", "refused", "other"):
+            text = changed(text, f"    hold {trouble} 24h\n", f"    hold {trouble} 200ms\n")
+        (tmp_path / "haproxy.cfg").write_text(text)
+        with running(balancer, ["/usr/sbin/haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")]):
+            for answer in _TROUBLES:
+                names.now(nameserver.GOOD)
+                _until(balancer, "UP")
+                names.now(answer)
+                _until(balancer, "MAINT (resolution)")
+
+
+def test_names_are_kept_alike() -> None:
+    kept = []
+    for name in ("haproxy.cfg", "haproxy-sticky.cfg"):
+        section = re.search(r"(?m)^resolvers system\n((?: .*\n)+)", (DEPLOY / name).read_text())
+        assert section is not None
+        kept.append([line for line in section[1].splitlines() if not line.lstrip().startswith("#")])
+    assert kept[0] == kept[1]
+
+
+_TROUBLES = (nameserver.UNKNOWN, nameserver.SILENT, nameserver.REFUSED, nameserver.BROKEN)
+
+
+def _named(world: World, balancer: Balancer, name: str, names: nameserver.NameServer) -> str:
+    """The shipped file with its names of nodes, which `names` knows, and with shorter times."""
+    text = haproxy_text(world, balancer, name)
+    text = re.sub(r"(server rookery-(\d)) 127\.0\.1\.\2:", r"\1 rookery-\2:", text)
+    text = changed(text, "parse-resolv-conf", f"nameserver own 127.0.0.1:{names.port}")
+    text = changed(text, "init-addr last,libc,none", "init-addr none")
+    for told, short in {"timeout resolve 1s": "100ms", "timeout retry 1s": "50ms", "hold valid 5s": "100ms"}.items():
+        text = changed(text, told, f"{told.rpartition(' ')[0]} {short}")
+    return text
+
+
+def _until(balancer: Balancer, state: str) -> None:
+    deadline = time.monotonic() + START_S
+    while set((found := server_states(balancer)).values()) != {state}:
+        assert time.monotonic() < deadline, (found, balancer.log()[-3000:])
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
