@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import cast
 
+import pytest
+import redis
 import trio
 
 from cluster.keys import Keys, partition_of, session_id
 from cluster.policy import ClusterLimits
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import served
-from tests.kit.redis_server import server_cluster
+from tests.kit.redis_server import server_cluster, wait_until
 
 
 async def test_without_a_shard_that_has_neither_routes_nor_members_the_others_go_on() -> None:
@@ -30,6 +32,27 @@ async def test_without_a_shard_that_has_neither_routes_nor_members_the_others_go
             await world.events.until(lambda: world.events.ended)
             assert await world.send(at, b"1") == [1]
             assert world.events.available == []
+
+
+async def test_with_full_coverage_all_wait_for_any_shard() -> None:
+    keys = Keys("n", 16)
+    with server_cluster(3) as servers:
+        needed = {servers.owner(keys.routes).address.port, servers.owner(keys.members).address.port}
+        victim = next(each for each in servers.servers if each.address.port not in needed)
+        live = [number for number, prefix in enumerate(keys.partitions) if servers.owner(prefix) is not victim]
+        name = next(f"c{number}" for number in range(1000) if partition_of(session_id(f"c{number}"), 16) in live)
+        async with served(RedisCluster(servers.address, "a", ClusterLimits(), "n", 16)) as world:
+            at = await world.connect(name)
+            await world.subscribe(at, "a/b")
+            victim.pause()
+            with servers.owner(keys.routes).client() as client:
+                await trio.to_thread.run_sync(
+                    wait_until, lambda: "cluster_state:fail" in str(client.execute_command("CLUSTER", "INFO"))
+                )
+                with pytest.raises(redis.exceptions.ClusterDownError):
+                    client.exists(keys.routes)
+            victim.resume()
+            assert await world.send(at, b"1") == [1]
 
 
 async def test_a_shard_that_lost_the_last_routes_holds_up_no_messages() -> None:
