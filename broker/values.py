@@ -211,7 +211,7 @@ class Lifetime(WholeSeconds):
 
 
 class Choice:
-    """One of a few words."""
+    """One of a few words. Where two of them are yes and no, the truth values of TOML stand for these."""
 
     def __init__(self, *words: str) -> None:
         self.words = words
@@ -219,6 +219,8 @@ class Choice:
         self.metavar = "|".join(words)
 
     def parse(self, raw: object) -> str:
+        if isinstance(raw, bool):
+            raw = next((word for word in (("true", "on") if raw else ("false", "off")) if word in self.words), "")
         word = raw.strip().lower() if isinstance(raw, str) else ""
         if word not in self.words:
             raise ValueError(f"must be one of {', '.join(self.words)}")

@@ -75,6 +75,15 @@ def test_a_setting_that_the_schema_lets_by_is_refused_by_the_broker(
     assert "max_packet_size_before_auth" in told
 
 
+def test_commands_in_the_pod_have_its_configuration(tmp_path: Path) -> None:
+    values = {"auth": {"acl": "user ann\ntopic read some/#"}}
+    container = container_of(render(values), "Deployment", tmp_path)
+    for action, status in (("subscribe", 0), ("publish", 1)):
+        done = container.run(["rookery", "ctl", "rules", "test", "--username", "ann", action, "some/topic"])
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "acl_file" in done.stdout
+
+
 # -- from values to settings
 
 
@@ -159,6 +168,11 @@ def test_listeners_and_their_options() -> None:
     assert ports == {"mqtt": 1883, "mqtts": 9883, "ws": 8083, "wss": 8084, "plant": 8890, "web": 8090, "http": 18083}
 
 
+def test_options_of_listeners_may_be_truth_values(tmp_path: Path) -> None:
+    values = {"listeners": {"mqtt": {"options": {"anonymous": True}}, "ws": {"options": {"anonymous": False}}}}
+    assert [each.options.anonymous for each in _loaded(values, tmp_path)["listen"]] == ["true", "false"]
+
+
 def test_addresses_of_ipv6(tmp_path: Path) -> None:
     found = _loaded({"listeners": {"address": "[::]"}}, tmp_path)
     assert [each.url for each in found["listen"]] == ["tcp://[::]:1883", "ws://[::]:8083/mqtt"]
@@ -195,6 +209,11 @@ def test_users_of_a_secret_of_the_user(tmp_path: Path) -> None:
     assert (tmp_path / "etc/rookery/auth/users").read_text() == "mine passwd"
     assert (tmp_path / "etc/rookery/auth/acl").read_text() == "mine rules"
     assert _toml(values)["authentication"] == [{"type": "password_file", "path": "/etc/rookery/auth/users"}]
+
+
+@pytest.mark.parametrize("text", ["users", "acl"])
+def test_users_and_rules_have_one_place(text: str) -> None:
+    assert f"auth.{text}" in refusal({"auth": {"existingSecret": "mine", text: "some"}})
 
 
 def test_nobody_being_asked_has_to_be_meant() -> None:
@@ -238,6 +257,24 @@ def test_secrets_are_in_no_config_map_and_reach_the_broker(helm: int, tmp_path: 
     assert dict(service.pairs(False))["url"] == web["url"]
     assert (made.response_information, made.max_inflight) == ("hidden/", 7)
     assert made.admin_secret == "admin's secret"
+
+
+def test_secrets_have_no_templates(tmp_path: Path) -> None:
+    """What looks like one may be part of a password; the settings beside it have theirs."""
+    values = {
+        "config": {"authentication": [{"type": "password_file", "path": "/plugins/{{ .Release.Name }}"}]},
+        "secretConfig": {
+            "authentication": [{"type": "jwt", "secret": "a{{b" + "x" * 32}],
+            "response_information": "{{ .Release.Name }}/",
+        },
+    }
+    container = container_of(render(values), "Deployment", tmp_path)
+    made = load({}, container.process_environment(), container.configuration).settings
+    _, file, token = made.authentication
+    assert isinstance(token, Jwt)
+    assert token.secret == "a{{b" + "x" * 32
+    assert dict(file.pairs(False))["path"] == "/plugins/rookery"
+    assert made.response_information == "{{ .Release.Name }}/"
 
 
 @pytest.mark.parametrize("helm", VERSIONS)

@@ -38,6 +38,11 @@ class Release:
         """A value of a Secret."""
         return base64.b64decode(self.server.find("secrets", name)["data"][key]).decode()
 
+    def pods_wanted(self) -> int | None:
+        """The number of nodes."""
+        wanted: int | None = self.server.find("deployments", "rookery")["spec"].get("replicas")
+        return wanted
+
     def pods(self, plural: str = "deployments", name: str = "rookery") -> Resource:
         """What a change of means that all pods are replaced."""
         template: Resource = self.server.find(plural, name)["spec"]["template"]
@@ -60,6 +65,22 @@ def test_install_upgrade_rollback_uninstall(release: Release) -> None:
     assert release.server.find("deployments", "rookery")["spec"]["replicas"] == 2
     release.do("uninstall", "rookery")
     assert release.server.objects == {}
+
+
+def test_autoscaling_takes_over_the_nodes_that_there_are(release: Release) -> None:
+    """Without a number in the manifest the API server would take its default, one, and four nodes would be drained."""
+    release.install("--set", "replicaCount=5")
+    scaled = ("--set", "autoscaling.enabled=true")
+    release.install(*scaled)
+    assert release.pods_wanted() == 5
+    release.server.find("deployments", "rookery")["spec"]["replicas"] = 8  # as the autoscaler does
+    release.install(*scaled, "--set", "config.max_inflight=7")
+    assert release.pods_wanted() == 8
+    release.server.find("deployments", "rookery")["spec"]["replicas"] = 0  # with which an autoscaler is off
+    release.install(*scaled)
+    assert release.pods_wanted() == 2
+    release.install("--set", "replicaCount=3")
+    assert release.pods_wanted() == 3
 
 
 def test_random_secrets_survive_upgrades(release: Release) -> None:
@@ -88,6 +109,31 @@ def test_what_nodes_read_replaces_them(release: Release) -> None:
     assert third != second
     release.install("--set", "config.max_inflight=7,auth.admin.secret=another-secret,replicaCount=5")
     assert release.pods() == third
+    release.do("rollback", "rookery", "2")
+    assert release.pods() == second
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("auth.admin.secret=not-a-secret", ["deployments"]),
+        ("redis.auth.password=not-a-secret", ["deployments", "statefulsets"]),
+        ("secretConfig.response_information=hidden/", ["deployments"]),
+    ],
+)
+def test_secrets_that_are_variables_replace_who_has_them(release: Release, changed: str, again: list[str]) -> None:
+    names = {"deployments": "rookery", "statefulsets": "rookery-redis"}
+
+    def annotations() -> dict[str, Any]:
+        return {plural: release.pods(plural, name)["metadata"]["annotations"] for plural, name in names.items()}
+
+    release.install("--set", "secretConfig.max_inflight=7")
+    first = annotations()
+    release.install("--set", f"secretConfig.max_inflight=7,{changed}")
+    second = annotations()
+    assert [plural for plural in names if first[plural] != second[plural]] == again
+    release.install("--set", f"secretConfig.max_inflight=7,{changed}")
+    assert annotations() == second
 
 
 def test_another_version_changes_nothing_that_cannot_be_changed(release: Release, tmp_path: Path) -> None:

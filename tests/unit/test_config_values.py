@@ -172,3 +172,10 @@ def test_anything_else_is_a_value_error(raw: object) -> None:
         except ValueError:
             continue
         assert isinstance(kind.show(value), str)
+
+
+def test_truth_values_of_toml_are_words_of_a_choice() -> None:
+    assert [Choice("off", "on").parse(each) for each in (True, False)] == ["on", "off"]
+    assert [Choice("default", "true", "false").parse(each) for each in (True, False)] == ["true", "false"]
+    with pytest.raises(ValueError, match="one of a, b"):
+        Choice("a", "b").parse(True)

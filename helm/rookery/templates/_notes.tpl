@@ -53,4 +53,8 @@ WARNING: the Valkey of this release is one pod, for trying out: while it restart
 
 WARNING: the Service of the type {{ .Values.service.type }} has the port of API and dashboard, too: service.split keeps it inside.
 {{- end }}
+{{- if and .Values.service.split (ne .Values.service.http.type "ClusterIP") }}
+
+WARNING: API and dashboard are outside, without TLS, by the Service {{ $http }} of the type {{ .Values.service.http.type }} (service.http.type).
+{{- end }}
 {{- end -}}

@@ -8,6 +8,24 @@
 {{- merge $own .more .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
+{{/* The number of nodes. With autoscaling it is the one that there is: a manifest that says nothing would mean one, and the
+others would be drained. Nothing if that cannot be seen: before the first installation, and without the cluster. */}}
+{{- define "rookery.replicas" -}}
+{{- if or (default dict .Values.autoscaling).enabled (default dict .Values.keda).enabled -}}
+{{- with lookup "apps/v1" "Deployment" .Release.Namespace (include "rookery.fullname" .) -}}
+{{- /* At 0 an autoscaler does nothing. */ -}}
+{{- int64 .spec.replicas | default (include "rookery.around.fewest" $ | atoi) -}}
+{{- end -}}
+{{- else -}}
+{{- int64 .Values.replicaCount -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A probe: its default asks by HTTP, and it may ask in one way only. */}}
+{{- define "rookery.probe" -}}
+{{- ternary (omit . "httpGet") . (or (hasKey . "tcpSocket") (hasKey . "exec") (hasKey . "grpc")) | toYaml -}}
+{{- end -}}
+
 {{/* Where a container of the node finds its HTTP server. */}}
 {{- define "rookery.localUrl" -}}
 {{- printf "http://%s:%d" (ternary "[::1]" "127.0.0.1" (contains ":" .Values.listeners.address)) (int .Values.listeners.http.port) -}}
@@ -16,6 +34,11 @@
 {{/* The Secret with the files of users and rules; empty: there are none. */}}
 {{- define "rookery.authSecretName" -}}
 {{- if .Values.auth.existingSecret -}}
+{{- range list "users" "acl" -}}
+{{- if index $.Values.auth . -}}
+{{- fail (printf "auth.%s: auth.existingSecret is set, and takes the place of both texts: put it there (keys auth.usersKey, auth.aclKey), or leave auth.existingSecret out" .) -}}
+{{- end -}}
+{{- end -}}
 {{- .Values.auth.existingSecret -}}
 {{- else if or .Values.auth.users .Values.auth.acl -}}
 {{- include "rookery.fullname" . }}-auth
@@ -43,11 +66,12 @@ made). As JSON. */}}
 {{- if and $open $plain (not $listener) -}}{{- $listener = . -}}{{- end -}}
 {{- end -}}
 {{- $stored := false -}}
-{{- range (include "rookery.access" . | fromJson).authentication -}}{{- if eq .type "store" -}}{{- $stored = true -}}{{- end -}}{{- end -}}
+{{- $access := include "rookery.access" . | fromJson -}}
+{{- range $access.authentication -}}{{- if eq .type "store" -}}{{- $stored = true -}}{{- end -}}{{- end -}}
 {{- $who := "" -}}
 {{- if .Values.test.username -}}{{- $who = "user" -}}
-{{- else if .Values.auth.allowAnonymous -}}{{- $who = "anonymous" -}}
-{{- else if $stored -}}{{- $who = "made" -}}
+{{- else if and .Values.auth.allowAnonymous (or .Values.test.topic (not $access.authorization)) -}}{{- $who = "anonymous" -}}
+{{- else if $stored -}}{{- $who = "made" -}}{{- /* a superuser: rules do not count */ -}}
 {{- end -}}
 {{- dict "listener" $listener "who" $who | toJson -}}
 {{- end -}}

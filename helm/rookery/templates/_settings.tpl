@@ -30,13 +30,16 @@ templates. Arguments: root, value. */}}
 {{- if contains "{{" .value -}}{{- tpl .value .root -}}{{- else -}}{{- .value -}}{{- end -}}
 {{- end -}}
 
-{{/* A setting as a variable of the environment has it: blocks are TYPE?name=value&name=value. Arguments: root, value. */}}
+{{/* A setting as a variable of the environment has it: blocks are TYPE?name=value&name=value. Text is taken as it is, as it may
+be a password, but for the first `templated` of the blocks. Arguments: root, value, templated. */}}
 {{- define "rookery.environment" -}}
 {{- $root := .root -}}
 {{- if kindIs "slice" .value -}}
 {{- $parts := list -}}
 {{- $separator := "," -}}
-{{- range .value -}}
+{{- range $number, $_ := .value -}}
+{{- $how := dict "root" $root "literal" (ge $number (int $.templated)) -}}
+{{- with $_ -}}
 {{- if kindIs "map" . -}}
 {{- $separator = " " -}}
 {{- $query := list -}}
@@ -44,21 +47,22 @@ templates. Arguments: root, value. */}}
 {{- if kindIs "slice" $each -}}
 {{- $each = join (ternary "\n" "," (eq $key "headers")) $each -}}
 {{- end -}}
-{{- $query = append $query (printf "%s=%s" $key (urlquery (include "rookery.scalar" (dict "root" $root "value" $each)))) -}}
+{{- $query = append $query (printf "%s=%s" $key (urlquery (include "rookery.scalar" (merge (dict "value" $each) $how)))) -}}
 {{- end -}}
 {{- $parts = append $parts (printf "%s%s%s" .type (ternary "?" "" (gt (len $query) 0)) (join "&" $query)) -}}
 {{- else -}}
-{{- $parts = append $parts (include "rookery.scalar" (dict "root" $root "value" .)) -}}
+{{- $parts = append $parts (include "rookery.scalar" (merge (dict "value" .) $how)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- join $separator $parts -}}
 {{- else -}}
-{{- include "rookery.scalar" . -}}
+{{- include "rookery.scalar" (dict "value" .value "literal" true) -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "rookery.scalar" -}}
-{{- if kindIs "string" .value -}}{{- include "rookery.text" . -}}{{- else -}}{{- toRawJson .value -}}{{- end -}}
+{{- if not (kindIs "string" .value) -}}{{- toRawJson .value -}}{{- else if .literal -}}{{- .value -}}{{- else -}}{{- include "rookery.text" . -}}{{- end -}}
 {{- end -}}
 
 {{/* -- listeners */}}
@@ -160,7 +164,8 @@ redis://{{ include "rookery.redis.fullname" . }}:6379/0
 
 {{/* -- who may do what */}}
 
-{{/* The blocks of `authentication` and `authorization`, those of the chart first; and which of them come from secretConfig. */}}
+{{/* The blocks of `authentication` and `authorization`: those of the chart, of config, and of secretConfig; and how many of
+them are not from secretConfig (`templated`). */}}
 {{- define "rookery.access" -}}
 {{- $authentication := list -}}
 {{- $authorization := list -}}
@@ -173,9 +178,12 @@ redis://{{ include "rookery.redis.fullname" . }}:6379/0
 {{- $authorization = append $authorization (dict "type" "acl_file" "path" "/etc/rookery/auth/acl") -}}
 {{- end -}}
 {{- if $auth.storeRules -}}{{- $authorization = append $authorization (dict "type" "store") -}}{{- end -}}
-{{- $authentication = concat $authentication (default list .Values.config.authentication) (default list .Values.secretConfig.authentication) -}}
-{{- $authorization = concat $authorization (default list .Values.config.authorization) (default list .Values.secretConfig.authorization) -}}
-{{- dict "authentication" $authentication "authorization" $authorization | toJson -}}
+{{- $authentication = concat $authentication (default list .Values.config.authentication) -}}
+{{- $authorization = concat $authorization (default list .Values.config.authorization) -}}
+{{- $templated := dict "authentication" (len $authentication) "authorization" (len $authorization) -}}
+{{- $authentication = concat $authentication (default list .Values.secretConfig.authentication) -}}
+{{- $authorization = concat $authorization (default list .Values.secretConfig.authorization) -}}
+{{- dict "authentication" $authentication "authorization" $authorization "templated" $templated | toJson -}}
 {{- end -}}
 
 {{/* -- stopping */}}
@@ -187,7 +195,7 @@ redis://{{ include "rookery.redis.fullname" . }}:6379/0
 {{- $needed := div (add $connections (sub $timeout 1)) $timeout -}}
 {{- if .Values.drain.rate -}}
 {{- $rate := int64 .Values.drain.rate -}}
-{{- if lt $rate $needed -}}
+{{- if and .Values.drain.enabled (lt $rate $needed) -}}
 {{- fail (printf "drain: %d clients a second for %d s empty %d connections, and maxConnections is %d; set drain.rate to %d, or drain.timeoutSeconds to %d, or maxConnections to %d" $rate $timeout (mul $rate $timeout) $connections $needed (div (add $connections (sub $rate 1)) $rate) (mul $rate $timeout)) -}}
 {{- end -}}
 {{- $rate -}}
@@ -269,7 +277,7 @@ redis://{{ include "rookery.redis.fullname" . }}:6379/0
 {{- range $key, $value := .Values.secretConfig -}}
 {{- if has $key (list "authentication" "authorization") -}}{{- $value = index $access $key -}}{{- end -}}
 {{- if not (kindIs "invalid" $value) -}}
-{{- $_ := set $found (printf "ROOKERY_%s" (upper $key)) (include "rookery.environment" (dict "root" $ "value" $value)) -}}
+{{- $_ := set $found (printf "ROOKERY_%s" (upper $key)) (include "rookery.environment" (dict "root" $ "value" $value "templated" (index $access.templated $key))) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $found -}}
