@@ -31,12 +31,16 @@ __all__ = [
     "Setting",
     "Settings",
     "as_texts",
+    "first_line",
     "from_texts",
     "load",
     "reloaded",
 ]
 
 DEFAULT = "default"
+
+#: Secrets that may stand in a file of their own, which another setting of their name and `_file` names.
+_IN_FILES = ("store_password", "sentinel_password", "admin_secret")
 
 #: What `rookery ctl` and the build of a wheel read: no settings of a node, but they may stand in the same environment.
 _OF_OTHERS = {"ROOKERY_API_URL", "ROOKERY_API_KEY", "ROOKERY_API_KEY_FILE", "ROOKERY_COMPILE"}
@@ -94,6 +98,7 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], toml_path: P
             value, origin = raw[setting.attribute]
             values[setting.attribute] = setting.parse(value, origin)
             origins[setting.attribute] = origin
+    _choose_files(values, origins)
     _read_passwords(values, origins)
     _move_credentials(values, origins)
     if values.get("data_dir", "") is None:
@@ -169,6 +174,30 @@ def _is_service_link(variable: str, text: str) -> bool:
     return bool(_SERVICE_LINK.fullmatch(variable) and _SERVICE_LINK_VALUE.fullmatch(text))
 
 
+def first_line(path: Path) -> str:
+    """A secret that stands in a file, with its blanks; lines may end with CR LF. Raises OSError, UnicodeDecodeError."""
+    return path.read_text("utf-8").partition("\n")[0]
+
+
+def _choose_files(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Of a secret and the file that has it, the one counts that was given in the stronger place."""
+    for attribute in _IN_FILES:
+        file = f"{attribute}_file"
+        if not values.get(attribute) or values.get(file) is None:
+            continue
+        ranks = _rank(origins[attribute]), _rank(origins[file])
+        if ranks[0] == ranks[1]:
+            raise ConfigError(f"{attribute} ({origins[attribute]}) and {file} ({origins[file]}): set one")
+        weaker = attribute if ranks[0] < ranks[1] else file
+        del values[weaker]
+        origins[weaker] = DEFAULT
+
+
+def _rank(origin: str) -> int:
+    """How strong a place is: command line, environment, file."""
+    return 2 if origin.startswith("command line ") else int(origin.startswith("environment "))
+
+
 def _read_passwords(values: dict[str, Any], origins: dict[str, str]) -> None:
     """Put passwords of the store that stand in files of their own where they belong."""
     for attribute in ("store_password", "sentinel_password"):
@@ -176,10 +205,8 @@ def _read_passwords(values: dict[str, Any], origins: dict[str, str]) -> None:
         if path is None:
             continue
         origin = origins[f"{attribute}_file"]
-        if values.get(attribute):
-            raise ConfigError(f"{attribute} ({origins[attribute]}) and {attribute}_file ({origin}): set one")
         try:
-            password = path.read_text("utf-8").partition("\n")[0].strip()
+            password = first_line(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{attribute}_file = {str(path)!r} ({origin}): cannot read it: {error}") from None
         if not password:
@@ -225,10 +252,6 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
     last = f"{settings.node_name}-{settings.workers}"
     if settings.workers > 1 and len(last) > 64:
         raise ConfigError(f"node_name = {settings.node_name!r}: too long for workers, whose names are up to {last!r}")
-    if settings.admin_secret and settings.admin_secret_file is not None:
-        raise ConfigError(
-            f"admin_secret ({origins['admin_secret']}) and admin_secret_file ({origins['admin_secret_file']}): set one"
-        )
     if 0 < len(settings.admin_secret) < 8:
         raise ConfigError(f"admin_secret = *** ({origins['admin_secret']}): must have at least 8 characters")
     _check_listeners(settings, origins)

@@ -28,7 +28,7 @@ from broker.admin.key_document import (
 )
 from broker.auth.checking import Busy, Checks
 from broker.auth.hashes import PasswordHash, credential_of, default_decoy, parse_hash
-from broker.config import Settings
+from broker.config import Settings, first_line
 from broker.errors import ClusterError, ConfigError, StoreUnavailable
 from broker.log import get_logger
 from cluster.registry import KEYS, LOGINS, Registry
@@ -348,7 +348,7 @@ class KeyRing:
 def admin_secret(settings: Settings) -> str:
     """The one of the settings, "" for none. Raises ConfigError if its file cannot be read."""
     path = settings.admin_secret_file
-    return settings.admin_secret if path is None else _first_line(path)
+    return settings.admin_secret if path is None else _secret_of(path)
 
 
 def unauthorized() -> AdminError:
@@ -361,9 +361,9 @@ def wrong_csrf() -> AdminError:
     return AdminError(FORBIDDEN, "no proof of origin", "requests with a cookie need the header X-CSRF-Token")
 
 
-def _first_line(path: Path) -> str:
+def _secret_of(path: Path) -> str:
     try:
-        secret = path.read_text("utf-8").partition("\n")[0].strip()
+        secret = first_line(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"admin_secret_file = {str(path)!r}: cannot read it: {error}") from None
     if len(secret) < 8:

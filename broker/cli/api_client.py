@@ -245,7 +245,7 @@ def take_api(options: dict[str, Any]) -> Api:
         raise click.UsageError(f"--url {url!r:.80} is no HTTP address")
     if not key and key_file:
         key = _first_line(Path(key_file))
-    key = (key or "").strip()
+    key = (key or "").rstrip("\r\n")
     if not key.isprintable() or not (":" in key or key.isascii()):
         raise click.UsageError("the API key has characters that do not print")
     if parts.username is not None:

@@ -232,7 +232,9 @@ def probe(
     Exit status: 0 it came, 1 failed, 2 wrong usage, 3 not allowed, 5 no answer.
     """
     if password_file is not None:
-        password = password_file.read_text("utf-8").partition("\n")[0]
+        from broker.config import first_line  # here: it takes longer to load than all the rest
+
+        password = first_line(password_file)
     where = _Listener(listener, wait_s, _context(authorities, no_verify))
     topic = topic or f"rookery/probe/{secrets.token_hex(8)}"
     try:

@@ -302,9 +302,12 @@ def test_credentials_leave_the_store_url() -> None:
 def test_passwords_of_the_store_may_stand_in_files(name: str, tmp_path: Path) -> None:
     path = tmp_path / "password"
     variable = f"ROOKERY_{name.upper()}"
-    path.write_text(" hush \nmore\n")
+    for written in (b" hush \nmore\n", b" hush \r\n", b" hush "):
+        path.write_bytes(written)
+        loaded = load({}, {f"{variable}_FILE": str(path)})
+        assert getattr(loaded.settings, name) == " hush ", "as with the setting itself, blanks belong to it"
+    path.write_text("hush\n")
     loaded = load({}, {f"{variable}_FILE": str(path)})
-    assert getattr(loaded.settings, name) == "hush"
     assert loaded.origins[name] == f"file {path}"
     assert "hush" not in str([*loaded.shown()])
     # As with the password itself, what is set wins over what the URL says.
@@ -313,14 +316,37 @@ def test_passwords_of_the_store_may_stand_in_files(name: str, tmp_path: Path) ->
     # Workers get it as text.
     assert getattr(from_texts(as_texts(loaded.settings)), name) == "hush"
 
-    both = _refused({f"{name}_file": path}, {variable: "other"})
-    assert "set one" in both
-    assert "other" not in both
     path.write_text("\nhush\n")
     assert "first line is empty" in _refused({f"{name}_file": path})
     path.write_bytes(b"\xff\xfe")
     assert "cannot read it" in _refused({f"{name}_file": path})
     assert "cannot read it" in _refused({f"{name}_file": tmp_path / "missing"})
+
+
+@pytest.mark.parametrize("name", ["store_password", "sentinel_password", "admin_secret"])
+def test_a_secret_and_a_file_with_one_follow_the_order_of_sources(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("of the file\n")
+    file, variable = f"{name}_file", f"ROOKERY_{name.upper()}"
+
+    def chosen(options: dict[str, object], environ: dict[str, str], toml: str = "") -> tuple[str, object]:
+        loaded = load(options, environ, _file(tmp_path, toml) if toml else None)
+        assert (loaded.origins[name] == DEFAULT) == (not getattr(loaded.settings, name))
+        assert (loaded.origins[file] == DEFAULT) == (getattr(loaded.settings, file) is None)
+        return getattr(loaded.settings, name), getattr(loaded.settings, file)
+
+    assert chosen({name: "stronger"}, {f"{variable}_FILE": str(tmp_path / "missing")}) == ("stronger", None)
+    assert chosen({}, {variable: "stronger"}, f"{file} = '/missing'\n") == ("stronger", None)
+    read = "" if name == "admin_secret" else "of the file"  # that one is read by whoever needs it
+    assert chosen({file: path}, {variable: "weaker one"}) == (read, path)
+    assert chosen({}, {f"{variable}_FILE": str(path)}, f"{name} = 'weaker one'\n") == (read, path)
+    for both in (
+        _refused({file: path, name: "another"}),
+        _refused({}, {f"{variable}_FILE": str(path), variable: "another"}),
+        _refused({}, {}, _file(tmp_path, f"{file} = '{path}'\n{name} = 'another'\n")),
+    ):
+        assert "set one" in both
+        assert "another" not in both
 
 
 def test_secrets_are_not_shown() -> None:
