@@ -22,10 +22,10 @@ from cluster.redis.slots import slot_of
 from cluster.redis.store import RedisCluster
 from cluster.registry import BANS, USERS
 from tests.kit.cluster_world import served
+from tests.kit.ports import free_port
 from tests.kit.redis_server import (
     RedisServer,
     ServerCluster,
-    free_port,
     make_certificate,
     redis_server,
     replicated_server,
@@ -198,16 +198,17 @@ def test_a_second_attempt_that_may_have_been_executed(last: str, monkeypatch: py
     monkeypatch.setattr(direct, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
 
-        def serve(answer: str) -> None:
-            connection, _ = listener.accept()
-            with connection:
-                while received := connection.recv(65536):
-                    if b"FCALL" not in received:
-                        connection.sendall(b"+OK\r\n" * received.count(b"*"))
-                    elif answer:
-                        connection.sendall(answer.encode())
+        def serve() -> None:
+            for answer in ("-READONLY not here\r\n", last):
+                connection, _ = listener.accept()
+                with connection:
+                    while received := connection.recv(65536):
+                        if b"FCALL" not in received:
+                            connection.sendall(b"+OK\r\n" * received.count(b"*"))
+                        elif answer:
+                            connection.sendall(answer.encode())
 
-        served = pool.submit(lambda: [serve(answer) for answer in ("-READONLY not here\r\n", last)])
+        served = pool.submit(serve)
         store = direct.Direct(StoreAddress(port=listener.getsockname()[1]))
         try:
             with pytest.raises(ClusterError) as failed:
