@@ -38,6 +38,9 @@ FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 10.0
 SETTLED_S = 30.0
 
+#: A worker that stands still for so long is killed; a service manager's watchdog may say otherwise (WatchdogSec).
+SILENCE_S = 30.0
+
 
 class Supervisor:
     """`settings.workers` nodes, called `<node_name>-1` and so on."""
@@ -115,7 +118,7 @@ class Supervisor:
         pause_s = FIRST_PAUSE_S
         while not self._stopping.is_set():
             since = trio.current_time()
-            status = await worker.live(self._settings_of(worker))
+            status = await worker.live(self._settings_of(worker), self._notifier.watchdog_s or SILENCE_S)
             if worker.last is not None:
                 self._ended = summed([self._ended, growing(worker.last.samples)])
             if self._stopping.is_set():
@@ -251,8 +254,7 @@ class Supervisor:
 
     def _told_status(self) -> str:
         """A line for people."""
-        last = [worker.last for worker in self._workers if worker.last is not None and worker.pid]
-        ready = sum(report.status == READY for report in last)
+        ready = sum(worker.ready for worker in self._workers)
         status = DRAINING if self._stops else READY if self._was_ready else STARTING
         return f"{status}; {ready} of {len(self._workers)} workers ready"
 

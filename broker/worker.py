@@ -5,6 +5,7 @@ Its settings come through the inherited socket FD, its reports leave through it;
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -46,6 +47,7 @@ class Worker:
         self._node: Node
         self._relay: RelayEnd
         self._channel: Channel
+        self._wanted, self._to_report = trio.open_memory_channel[dict[str, Any]](math.inf)
 
     async def serve(self) -> int:
         """As `Node.serve`."""
@@ -59,6 +61,7 @@ class Worker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channel.run)
             nursery.start_soon(self._relay.serve)
+            nursery.start_soon(self._report)
             nursery.start_soon(self._listen)
             status = await self._node.serve()
             nursery.cancel_scope.cancel()
@@ -77,6 +80,13 @@ class Worker:
     def _answer(self, asked: int, report: Report, counted: bool = True) -> None:
         self._channel.send({"asked": asked, "report": report.packed(), "counted": counted})
 
+    async def _report(self) -> None:
+        """In the order of the questions. Counting takes its time, so it is not done where signs of life are asked."""
+        async for message in self._to_report:
+            asked, counted = message["asked"], message["counted"]
+            [report] = await (self._node.reports() if counted else self._node.statuses())
+            self._answer(asked, report, counted)
+
     async def _listen(self) -> None:
         while (message := await self._channel.receive()) is not None:
             if "settings" in message:
@@ -84,10 +94,10 @@ class Worker:
                 self._node.obey(signal.SIGHUP)
             elif "admin" in message:
                 self._relay.asked(message)
+            elif "alive" in message:
+                self._channel.send(message)
             else:
-                asked, counted = message["asked"], message["counted"]
-                [report] = await (self._node.reports() if counted else self._node.statuses())
-                self._answer(asked, report, counted)
+                self._wanted.send_nowait(message)
         _log.error("worker.orphaned")
         self._node.stop_at_once()
         await trio.sleep(ORPHAN_S)

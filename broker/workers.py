@@ -12,12 +12,20 @@ import trio
 from broker.admin.relay import Relay
 from broker.channel import Channel
 from broker.config import Settings, as_texts
-from broker.http.report import SILENT, STARTING, Report
+from broker.http.report import READY, SILENT, STARTING, Report
+from broker.log import get_logger
 from broker.metrics_catalogue import growing
 
 #: How long /metrics and the like wait for a worker, and for one that did not answer the last time.
 ANSWER_S = 1.0
 SILENT_S = 0.1
+
+#: A worker is asked for a sign of life so often in the time after which one without any is killed; one that starts has
+#: so many times as long for its first.
+SIGNS = 6
+FIRST_SIGN = 10
+
+_log = get_logger("supervisor")
 
 
 class WorkerProcess:
@@ -27,6 +35,9 @@ class WorkerProcess:
         self.name = name
         #: The last thing that the present process said; None before it has said anything.
         self.last: Report | None = None
+        #: Signs of life that the present process owes.
+        self.missed = 0
+        self._heard = 0
         self._process: trio.Process | None = None
         self._channel: Channel | None = None
         #: How the present process is asked for what operators want; None without one.
@@ -41,8 +52,14 @@ class WorkerProcess:
         """Of the present process, or 0."""
         return self._process.pid if self._process is not None else 0
 
-    async def live(self, settings: Settings) -> int:
-        """Start the process and wait for its end; returns its status (negative: the signal that killed it)."""
+    @property
+    def ready(self) -> bool:
+        """Whether it serves clients, as far as one knows."""
+        return self.last is not None and self.last.status == READY and self.pid > 0 and not self.missed
+
+    async def live(self, settings: Settings, silence_s: float) -> int:
+        """Start the process and wait for its end; returns its status (negative: the signal that killed it). One that
+        says nothing for `silence_s` is killed."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await trio.lowlevel.open_process(
@@ -57,12 +74,13 @@ class WorkerProcess:
             process.send_signal(signal.SIGTERM)
         self._channel = channel = Channel(ours)
         self.relay = relay = Relay(channel.send)
-        self._asked = self._answered = 0
+        self._asked = self._answered = self._heard = 0
         channel.send({"settings": as_texts(settings), "origins": dict(settings.origins)})
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(channel.run)
                 nursery.start_soon(self._listen, channel, relay)
+                nursery.start_soon(self.watch, channel, silence_s)
                 status = await process.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -78,6 +96,9 @@ class WorkerProcess:
 
     async def _listen(self, channel: Channel, relay: Relay) -> None:
         while (message := await channel.receive()) is not None:
+            self._heard += 1
+            if "alive" in message:
+                continue
             if "admin" in message:
                 relay.answered(message)
                 continue
@@ -88,6 +109,18 @@ class WorkerProcess:
             self.last = report
             self._answered = max(self._answered, message["asked"])
             self._tell()
+
+    async def watch(self, channel: Channel, silence_s: float) -> None:
+        """Kill the process once it stands still. What counts are signs that it owes, not time: this process may have
+        stood still itself, together with all of the machine."""
+        self.missed = 0
+        while self.missed < (SIGNS if self._heard else SIGNS * FIRST_SIGN):
+            heard = self._heard
+            channel.send({"alive": True})
+            await trio.sleep(silence_s / SIGNS)
+            self.missed = self.missed + 1 if self._heard == heard else 0
+        _log.error("worker.killed", worker=self.name, pid=self.pid, silent_s=round(silence_s / SIGNS * self.missed, 3))
+        self.kill()
 
     def _tell(self) -> None:
         news, self._news = self._news, trio.Event()

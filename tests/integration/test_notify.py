@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import struct
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -51,13 +53,13 @@ class Manager:
 
 @asynccontextmanager
 async def managed(
-    folder: Path, *arguments: str, abstract: bool = False, store: str = "memory", **environment: str
+    folder: Path, *arguments: str, abstract: bool = False, store: str = "memory", http: str = "off", **environment: str
 ) -> AsyncIterator[tuple[Manager, BrokerProcess]]:
     """A node that is ready, before anything of it was heard."""
     manager = Manager(folder, abstract)
     await manager.open()
     told = {"NOTIFY_SOCKET": manager.address, **environment}
-    node = BrokerProcess(folder / "node", store, arguments=arguments, environment=told)
+    node = BrokerProcess(folder / "node", store, http=http, arguments=arguments, environment=told)
     try:
         await trio.to_thread.run_sync(node.start)
         yield manager, node
@@ -107,6 +109,26 @@ async def test_of_workers_the_parent_tells(tmp_path: Path) -> None:
         assert [set(each) - {"STATUS", "MONOTONIC_USEC"} for each in heard] == [{"RELOADING"}, {"READY"}]
         os.kill(node.pid, signal.SIGTERM)
         await manager.heard(node.pid, "STOPPING")
+
+
+async def test_a_worker_that_stands_still_is_started_again(tmp_path: Path) -> None:
+    """In the time after which the manager does so with the parent."""
+    arguments = ("--workers", "2", "--node-name", "w")
+    watched = managed(tmp_path, *arguments, store="embedded", http="127.0.0.1:0", WATCHDOG_USEC="3000000")
+    async with watched as (manager, node):
+
+        def pids() -> list[int]:
+            with urllib.request.urlopen(f"http://{node.http}/readyz", timeout=10) as answer:
+                return [worker["pid"] for worker in json.load(answer)["workers"]]
+
+        await manager.heard(node.pid, "READY")
+        first, second = await trio.to_thread.run_sync(pids)
+        os.kill(second, signal.SIGSTOP)
+        await manager.heard(node.pid, "STATUS", "ready; 1 of 2 workers ready")
+        await manager.heard(node.pid, "STATUS", "ready; 2 of 2 workers ready")
+        now = await trio.to_thread.run_sync(pids)
+        assert now[0] == first and now[1] != second
+        assert "worker.killed worker=w-2" in node.log()
 
 
 async def test_a_manager_that_has_gone_is_in_nobodys_way(tmp_path: Path) -> None:

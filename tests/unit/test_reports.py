@@ -268,9 +268,11 @@ class _End:
     async def receive(self) -> dict[str, Any] | None:
         return await self._said.receive()
 
+    def say(self, content: dict[str, Any]) -> None:
+        self._say.send_nowait(content)
+
     def answer(self, report: Report) -> None:
-        told = self.sent[-1]
-        self._say.send_nowait({**told, "report": report.packed()})
+        self.say({**self.sent[-1], "report": report.packed()})
 
 
 @asynccontextmanager
@@ -315,6 +317,27 @@ async def test_a_worker_that_does_not_answer_is_not_waited_for_again(autojump_cl
             await trio.testing.wait_all_tasks_blocked()
             assert len(end.sent) == 2
             end.answer(last)
+
+
+async def test_a_worker_that_stands_still_is_ended(autojump_clock: trio.abc.Clock) -> None:
+    async with worker_process() as (worker, end):
+
+        async def watched_s() -> float:
+            began = trio.current_time()
+            await worker.watch(cast(Channel, end), 30.0)
+            return trio.current_time() - began
+
+        async def talk() -> None:
+            for _ in range(10):
+                end.say({"alive": True})
+                await trio.sleep(24.0)
+
+        assert await watched_s() == pytest.approx(300.0)  # while it starts
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            assert await watched_s() == pytest.approx(9 * 24.0 + 30.0, abs=5.0)
+        assert worker.missed
+        assert {"alive": True} in end.sent
 
 
 async def test_what_a_worker_counted_is_kept_when_only_its_state_is_asked_for(autojump_clock: trio.abc.Clock) -> None:
