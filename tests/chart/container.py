@@ -57,16 +57,15 @@ class Container:
             text = text.replace(path, here).replace(quote(path, safe=""), quote(here, safe=""))
         return text
 
-    def run(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def run(self, words: Sequence[str], module: str = "broker") -> subprocess.CompletedProcess[str]:
         """What a command of `rookery` says in it; without the first word if that is the program itself."""
-        words = words[1:] if words[0] == "rookery" else words
-        return subprocess.run(
-            self.program(words), env=self.process_environment(), capture_output=True, text=True, check=False, timeout=90
-        )
+        command = self.program(words[1:] if words[0] == "rookery" else words, module)
+        environment = self.process_environment()
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
 
-    def program(self, words: Sequence[str]) -> list[str]:
+    def program(self, words: Sequence[str], module: str = "broker") -> list[str]:
         """The command line, here."""
-        return [sys.executable, "-m", "broker", *self.command_of(words)]
+        return [sys.executable, "-m", module, *self.command_of(words)]
 
     def process_environment(self) -> dict[str, str]:
         """What the container has, and what Python needs here."""

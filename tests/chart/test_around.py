@@ -30,6 +30,19 @@ class TestScaling:
         assert down["policies"][0]["periodSeconds"] > grace
         assert down["stabilizationWindowSeconds"] >= 600
 
+    def test_by_default_at_half_a_core(self) -> None:
+        """Of the one that a node can use: what docs/clustering.md says."""
+        objects = render({"autoscaling": {"enabled": True}})
+        (cpu,) = one(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
+        requests = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+        assert int(requests["cpu"].removesuffix("m")) * cpu["resource"]["target"]["averageUtilization"] == 500 * 100
+
+    def test_sections_that_are_taken_away_are_off(self) -> None:
+        objects = render({"autoscaling": None, "keda": None})
+        assert not of_kind(objects, "HorizontalPodAutoscaler") + of_kind(objects, "ScaledObject")
+        assert one(render({"autoscaling": {"enabled": True}, "keda": None}), "HorizontalPodAutoscaler")
+        assert one(render({"keda": _KEDA, "autoscaling": None}), "ScaledObject")
+
     def test_by_cpu_memory_and_connections(self) -> None:
         autoscaling = {"enabled": True, "cpu": 60, "memory": 75, "connections": {"enabled": True}}
         metrics = one(render({"autoscaling": autoscaling}), "HorizontalPodAutoscaler")["spec"]["metrics"]
@@ -57,7 +70,7 @@ class TestScaling:
         assert scaled["scaleTargetRef"] == {"name": "blue-rookery"}
         prometheus, cpu = scaled["triggers"]
         assert prometheus["metadata"]["threshold"] == "4200"
-        assert cpu["metadata"] == {"value": "70"}
+        assert cpu["metadata"] == {"value": "200"}
         series = 'mqtt_connections{{job="{}", instance="{}", listener="tcp"}}'
         test = {
             "tests": [
@@ -146,6 +159,18 @@ class TestNetworkPolicy:
         untested = render({"networkPolicy": policy, "test": {"enabled": False}})
         assert one(untested, "NetworkPolicy", "rookery")["spec"]["ingress"][0]["from"] == [peer]
 
+    def test_a_migration_reaches_the_store(self) -> None:
+        objects = render({"networkPolicy": {"enabled": True}, "migration": {"enabled": True}})
+        nodes, redis = (one(objects, "NetworkPolicy", name)["spec"] for name in ("rookery", "rookery-redis"))
+        [peer] = redis["ingress"][0]["from"]
+        assert peer["podSelector"] == nodes["podSelector"]
+        labels = next(pod for item, pod in pod_templates(objects) if item["kind"] == "Job")["metadata"]["labels"]
+        [among] = peer["podSelector"]["matchExpressions"]
+        assert labels[among["key"]] in among["values"]
+        assert _matches(peer["podSelector"], {"metadata": {"labels": labels}})
+        # No client is sent to it.
+        assert not one(objects, "Service", "rookery")["spec"]["selector"].items() <= labels.items()
+
     def test_the_store_and_dns_are_within_reach(self) -> None:
         objects = render({"networkPolicy": {"enabled": True}})
         dns, store = one(objects, "NetworkPolicy", "rookery")["spec"]["egress"]
@@ -155,6 +180,13 @@ class TestNetworkPolicy:
         assert [port["port"] for port in store["ports"]] == [
             port["containerPort"] for port in redis["spec"]["containers"][0]["ports"]
         ]
+
+    def test_dns_has_other_ports_somewhere(self) -> None:
+        policy = {"enabled": True, "egress": {"dnsPorts": [53, 5353]}}
+        dns, _ = one(render({"networkPolicy": policy}), "NetworkPolicy", "rookery")["spec"]["egress"]
+        assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {
+            (port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")
+        }
 
     def test_the_built_in_store_is_for_nodes_only(self) -> None:
         objects = render({"networkPolicy": {"enabled": True}})
@@ -322,6 +354,14 @@ class TestWaysIn:
         assert [rule["host"] for rule in dashboard["rules"]] == ["rookery.example.org", "rookery.example.com"]
         for rule in dashboard["rules"]:
             assert rule["http"]["paths"][0]["backend"]["service"] == {"name": "rookery-http", "port": {"name": "http"}}
+
+    def test_paths_are_text(self) -> None:
+        ingress = {kind: {"enabled": True, "path": "/: #x"} for kind in ("ws", "dashboard")}
+        for item in of_kind(render({"ingress": ingress}), "Ingress"):
+            assert item["spec"]["rules"][0]["http"]["paths"][0]["path"] == "/: #x"
+        values = merged(VALUE_SETS["gateway"], {"listeners": {"ws": {"path": "/: #x"}}})
+        (rule,) = one(render(values), "HTTPRoute", "rookery-ws")["spec"]["rules"]
+        assert rule["matches"][0]["path"]["value"] == "/: #x"
 
     def test_routes_of_the_gateway_api(self) -> None:
         objects = render(merged(VALUE_SETS["gateway"], {"service": {"ports": {"mqtt": 2883}}}))

@@ -196,6 +196,12 @@ def test_what_it_keeps_and_how() -> None:
     assert "volumeClaimTemplates" not in mine
 
 
+def test_a_copy_of_what_changes_has_room_while_the_file_is_written_anew() -> None:
+    for maxmemory, limits in (("512mb", {"memory": "1Gi"}), ("4gb", {"memory": "8.6G"}), ("4gb", {"memory": None})):
+        assert render({"redis": {"maxmemory": maxmemory, "resources": {"limits": limits}}})
+    assert render({"redis": {"maxmemory": "4gb", "resources": None}})
+
+
 # -- servers of the user
 
 
@@ -207,8 +213,21 @@ def test_one_server_with_a_password(tmp_path: Path) -> None:
     with redis_server(aof=True, password=_OURS["password"]) as server:
         hosts = [f"127.0.0.1:{server.address.port}"]
         values = _external(hosts=hosts, database=3, existingSecret=_OURS["name"])
-        with running(render(values), tmp_path, _given) as pod:
+        migration = render({**values, "migration": {"enabled": True}})
+        job = container_of(migration, "Job", tmp_path / "job", _given)
+        with running(render(values), tmp_path / "node", _given) as pod:
             wait_until(lambda: pod.probe("readinessProbe") == 200)
+            early = job.run(job.spec["args"], "tests.upgrade.next_layout")
+            assert early.returncode != 0
+            assert POD_NAME in early.stderr
+            assert pod.stop() == 0
+        done = job.run(job.spec["args"])
+        assert (done.returncode, done.stdout.partition(":")[0]) == (0, "nothing to do"), done.stderr
+        done = job.run(job.spec["args"], "tests.upgrade.next_layout")
+        assert done.returncode == 0, done.stderr
+        done = job.run(["rookery", "store", "status"])
+        assert "layout" in done.stdout and "2" in done.stdout, done.stdout + done.stderr
+        assert one(migration, "Deployment")["spec"]["replicas"] == 0
         with server.client() as client:
             assert set(client.info("keyspace")) == {"db3"}
 
@@ -277,6 +296,12 @@ def test_the_url_of_the_store(external: dict[str, Any], url: str) -> None:
         (_external(mode="cluster", hosts=["a:1"], database=1), "database 0"),
         (_external(hosts=["redis://a:1"]), "hosts"),
         (_external(hosts=["user:secret@a:1"]), "hosts"),
+        (_external(hosts=["a:6379x"]), "hosts"),
+        (_external(hosts=["a:99999"]), "port"),
+        (_external(mode="cluster", hosts=["a:6379", "b:0"]), "port"),
+        ({"redis": {"maxmemory": "4gb"}}, "maxmemory: 4gb"),
+        ({"redis": {"maxmemory": "513mb"}}, "limits.memory is 1Gi"),
+        ({"redis": {"persistence": {"size": "much"}}}, "size"),
         (_external(hosts=["a:1"], tls={"enabled": True, "existingSecret": "t", "certKey": "tls.crt"}), "private key"),
     ],
 )

@@ -83,6 +83,22 @@ def test_autoscaling_takes_over_the_nodes_that_there_are(release: Release) -> No
     assert release.pods_wanted() == 3
 
 
+def test_the_store_is_migrated_while_no_node_runs(release: Release) -> None:
+    jobs = lambda: [name for plural, _, name in release.server.objects if plural == "jobs"]  # noqa: E731
+    scaled = ("--set", "autoscaling.enabled=true")
+    release.install(*scaled)
+    notes = release.install(*scaled, "--set", "migration.enabled=true")
+    assert release.pods_wanted() == 0
+    [first] = jobs()
+    assert f"job/{first}" in notes
+    release.install(*scaled, "--set", "migration.enabled=true,config.max_inflight=7")
+    [second] = jobs()
+    assert second != first  # what a Job is cannot be changed
+    release.install(*scaled)
+    assert jobs() == []
+    assert release.pods_wanted() == 2
+
+
 def test_random_secrets_survive_upgrades(release: Release) -> None:
     """And nodes are not restarted by an upgrade that changes nothing."""
     release.install()

@@ -155,3 +155,18 @@ spec:
       app.kubernetes.io/component: test
 {{- end }}
 {{- end }}
+
+{{/* Whose business the store is, as a selector: nodes, and the Job that migrates it. */}}
+{{- define "rookery.around.storeUsers" -}}
+{{- if .Values.migration.enabled -}}
+matchLabels:
+  {{- include "rookery.instanceLabels" . | nindent 2 }}
+matchExpressions:
+  - key: app.kubernetes.io/component
+    operator: In
+    values: [node, migration]
+{{- else -}}
+matchLabels:
+  {{- include "rookery.selectorLabels" . | nindent 2 }}
+{{- end -}}
+{{- end }}

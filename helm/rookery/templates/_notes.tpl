@@ -7,6 +7,12 @@
 {{- $space := printf "--namespace %s" .Release.Namespace }}
 rookery {{ .Chart.AppVersion }} is being started as {{ $fullname }} in the namespace {{ .Release.Namespace }}.
 
+{{- if .Values.migration.enabled }}
+No nodes run: the store is moved to the layout of this version. Wait for the Job, then start the nodes:
+
+   kubectl {{ $space }} wait --for=condition=complete --timeout=1h job/{{ $fullname }}-migration-{{ .Release.Revision }}
+   helm upgrade {{ .Release.Name }} CHART {{ $space }} --reset-then-reuse-values --set migration.enabled=false
+{{- else }}
 1. Wait until its nodes are ready, then let a client publish and get what it published:
 
    kubectl {{ $space }} rollout status deployment/{{ $fullname }}
@@ -56,5 +62,6 @@ WARNING: the Service of the type {{ .Values.service.type }} has the port of API 
 {{- if and .Values.service.split (ne .Values.service.http.type "ClusterIP") }}
 
 WARNING: API and dashboard are outside, without TLS, by the Service {{ $http }} of the type {{ .Values.service.http.type }} (service.http.type).
+{{- end }}
 {{- end }}
 {{- end -}}

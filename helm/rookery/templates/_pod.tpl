@@ -8,10 +8,12 @@
 {{- merge $own .more .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* The number of nodes. With autoscaling it is the one that there is: a manifest that says nothing would mean one, and the
-others would be drained. Nothing if that cannot be seen: before the first installation, and without the cluster. */}}
+{{/* The number of nodes; none while the store is migrated. With autoscaling it is the one that there is: a manifest that says
+nothing would mean one, and the others would be drained. Nothing if that cannot be seen: before the first installation, and
+without the cluster. */}}
 {{- define "rookery.replicas" -}}
-{{- if or (default dict .Values.autoscaling).enabled (default dict .Values.keda).enabled -}}
+{{- if .Values.migration.enabled -}}0
+{{- else if or (default dict .Values.autoscaling).enabled (default dict .Values.keda).enabled -}}
 {{- with lookup "apps/v1" "Deployment" .Release.Namespace (include "rookery.fullname" .) -}}
 {{- /* At 0 an autoscaler does nothing. */ -}}
 {{- int64 .spec.replicas | default (include "rookery.around.fewest" $ | atoi) -}}
