@@ -19,12 +19,16 @@ from typing import Final, Literal, cast
 from broker import __version__
 from broker.errors import ClusterError, StoreUnavailable
 from cluster import layout
+from cluster.api import LEASE_S
 from cluster.keys import Keys
+from cluster.policy import BEAT_S
 from cluster.redis.direct import Direct
 from cluster.redis.library import source
 
 #: How long one that works is alone without saying so again: far longer than a portion takes.
 LOCK_S: Final = 30.0
+#: How often members whose leases are over are looked at, while they are watched.
+_LOOK_S: Final = BEAT_S / 4
 
 Place = Literal["partitions", "retained", "routes", "members"]
 Say = Callable[[str], None]
@@ -65,6 +69,8 @@ class Migrator:
     def __init__(self, store: Direct, namespace: str, say: Say) -> None:
         self._store = store
         self._namespace = namespace
+        #: Between two looks.
+        self.wait: Callable[[float], None] = time.sleep
         self._members = Keys(namespace, 1).members
         self._say = say
         #: No two alike; it is shown to others.
@@ -72,12 +78,17 @@ class Migrator:
         self._until_ms = 0
 
     def plan(self) -> list[Migration]:
-        """What has to be run, in order; nothing if the layout is that of this version, or there is no data yet.
-        Raises ClusterError where there is no way."""
+        """What has to be run, in order; nothing if the layout is that of this version. Raises ClusterError where there
+        is no way, and without data: another namespace was meant."""
         text = self._meta()[0]
-        if text in ("", str(layout.LAYOUT)):
+        if not text:
+            raise ClusterError(f"there is no data in the namespace {self._namespace!r} of this store")
+        if text == str(layout.LAYOUT):
             return []
-        found, target = layout.parsed(text)
+        try:
+            found, target = layout.parsed(text)
+        except ValueError:
+            raise ClusterError(layout.refusal(text)) from None
         known = {each.layout for each in MIGRATIONS}
         if max(found, target) > layout.LAYOUT:
             raise ClusterError(layout.refusal(text))
@@ -114,10 +125,30 @@ class Migrator:
 
     def _begin(self, migration: Migration) -> dict[bytes, bytes]:
         before, moving = str(migration.layout), f"{migration.layout}>{migration.layout + 1}"
-        reply = self._call("rk1_layout_begin", self._who, int(LOCK_S * 1000), before, moving, __version__)
+        seen, since_ms, until_ms = b"", 0, 0
+        while True:
+            reply = self._call(
+                "rk1_layout_begin", self._who, int(LOCK_S * 1000), before, moving, __version__,
+                seen, since_ms, until_ms, int(LEASE_S * 1000),
+            )  # fmt: skip
+            match reply:
+                case [b"watch", int(now), bytes(found), bytes(member)]:
+                    if found != seen or now > until_ms:
+                        # Or the store, or this process, stood still, and beats of nodes wait.
+                        self._say(
+                            f"the lease of node {member.decode()} is over: waiting {LEASE_S:g} s whether it comes back"
+                        )
+                        seen, since_ms = found, now
+                    until_ms = now + int(BEAT_S * 1000)
+                    self.wait(_LOOK_S)
+                case _:
+                    return self._begun(reply)
+
+    def _begun(self, reply: object) -> dict[bytes, bytes]:
         match reply:
-            case [b"begun", int(now), list(fields)]:
+            case [b"begun", int(now), list(fields), list(dead)]:
                 self._until_ms = now + int(LOCK_S * 1000)
+                self._fence(dead)
                 return dict(zip(fields[::2], fields[1::2], strict=True))
             case [b"member", bytes(member), int(left_ms)]:
                 raise ClusterError(
@@ -131,6 +162,15 @@ class Migrator:
             case [_, bytes(found)]:
                 raise ClusterError(f"the layout has become {found.decode()!r} meanwhile")
         raise ClusterError(f"unexpected answer of the store: {reply!r:.100}")
+
+    def _fence(self, dead: Sequence[bytes]) -> None:
+        """What these sent before their leases ended may still be under way: none of it opens or takes a session, adds
+        anything, or makes keys. What goes by the token of a session alone (acknowledgements, ends of connections) would
+        be executed; it would have to be under way since more than a lease ago."""
+        keys = Keys(self._namespace, int(self._meta()[1]))
+        for prefix in (*keys.partitions, *keys.retained, keys.routes) if dead else ():
+            self._store.function(prefix, "rk1_layout_fence", *dead)
+            self._renew()
 
     def _migrate(self, migration: Migration, begun: dict[bytes, bytes]) -> None:
         resumed = begun.get(b"step", b"").decode()
@@ -148,7 +188,8 @@ class Migrator:
             self._step(migration, step, at, cursor, done)
 
     def _step(self, migration: Migration, step: Step, at: int, cursor: bytes, done: int) -> None:
-        total, told_s = self._total(migration, step), time.monotonic()
+        total, told_s = self._total(migration, step, self._renew), time.monotonic()
+        self._renew()
         for position, prefix in enumerate(self._prefixes(step)):
             if position < at:
                 continue
@@ -167,6 +208,9 @@ class Migrator:
         self._say(f"  {step.name}: {done} entries done")
 
     def _keep(self, *progress: object) -> None:
+        self._renew(*progress)
+
+    def _renew(self, *progress: object) -> None:
         now = self._must(self._call("rk1_layout_keep", self._who, int(LOCK_S * 1000), *progress))
         self._until_ms = now + int(LOCK_S * 1000)
 
@@ -175,11 +219,12 @@ class Migrator:
             raise ClusterError("it took too long, and somebody else went on with the migration")
         return reply
 
-    def _total(self, migration: Migration, step: Step) -> int:
-        counts = (
-            self._store.function(prefix, step.total, library=migration.library) for prefix in self._prefixes(step)
-        )
-        return sum(cast(int, count) for count in counts)
+    def _total(self, migration: Migration, step: Step, counted: Callable[[], None] = lambda: None) -> int:
+        total = 0
+        for prefix in self._prefixes(step):
+            total += cast(int, self._store.function(prefix, step.total, library=migration.library))
+            counted()
+        return total
 
     def _prefixes(self, step: Step) -> Sequence[bytes]:
         keys = Keys(self._namespace, int(self._meta()[1]))

@@ -3,7 +3,7 @@
 `python -m tests.upgrade.next_layout store migrate ...`. The migration copies the list of sessions and the retained
 messages into new keys, three at a time; nodes of that version take no notice. `DIE=before:4` kills the process at the
 end of its fourth portion, before it noted how far it came, `DIE=after:4` behind that; `DIE=raise:4` is a failure, and
-`DIE=lost:4` one of the connection.
+`DIE=lost:4` one of the connection. With `DIE=slow:0` it counts for longer than it may be alone without saying so again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
 from broker.cli import main
 from broker.errors import ClusterError, StoreUnavailable
@@ -78,6 +79,12 @@ class _Mortal(migrating.Migrator):
     """Ends when it was told to."""
 
     _portions = 0
+
+    def _total(self, *arguments: Any) -> int:
+        total = super()._total(*arguments)
+        if os.environ.get("DIE") == "slow:0":
+            self._until_ms = 1
+        return total
 
     def _keep(self, *progress: object) -> None:
         when, _, count = os.environ.get("DIE", "").partition(":")

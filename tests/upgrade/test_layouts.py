@@ -76,10 +76,15 @@ class _Node(BrokerProcess):
         return [self.module if each == "broker" else each for each in super().command()]
 
 
+def commanded(module: str, *arguments: str, die: str = "") -> tuple[list[str], dict[str, str]]:
+    """The command and its environment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DIE": die}
+    return [sys.executable, "-m", module, "store", *arguments], environment
+
+
 def rookery(module: str, *arguments: str, status: int = 0, die: str = "") -> str:
     """`rookery store` of this version or the next."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DIE": die}
-    command = [sys.executable, "-m", module, "store", *arguments]
+    command, environment = commanded(module, *arguments, die=die)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -185,8 +190,78 @@ async def test_a_killed_node_is_waited_for_and_then_dead(place: Place) -> None:
     with place.client() as client:
         [member] = client.zrange(place.keys.members + b"nodes", 0, -1)
         client.zadd(place.keys.members + b"nodes", {member: 1})  # its lease is over
-        place.run(NEXT, "migrate")
+        assert "the lease of node a:" in place.run(NEXT, "migrate")
         assert client.zrange(place.keys.members + b"dead", 0, -1) == [member]
+        name, _, incarnation = member.rpartition(b":")
+        for prefix in (*place.keys.partitions, *place.keys.retained, place.keys.routes):
+            assert client.hget(prefix + b"fence", b"f:" + name) == incarnation
+    check(place)
+
+
+async def test_a_node_is_not_taken_for_dead_after_an_outage_of_its_store(place: Place) -> None:
+    """All leases are over when the store is back, and nodes come back one after the other."""
+    node = place.node()
+    node.start()
+    try:
+        os.kill(node.pid, signal.SIGSTOP)
+        with place.client() as client:
+            [member] = client.zrange(place.keys.members + b"nodes", 0, -1)
+        place.store.restart()
+        with place.client() as client:
+            client.zadd(place.keys.members + b"nodes", {member: 1})
+        command, environment = commanded(NEXT, "migrate", "--store", place.url)
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as migration:
+            assert migration.stdout is not None
+            assert b"waiting 6 s whether it comes back" in migration.stdout.readline()
+            os.kill(node.pid, signal.SIGCONT)
+            assert b"node a:" in (told := migration.stdout.read()) and b"stop all nodes" in told
+        assert migration.returncode == 1
+        assert place.layout() == "1"
+        await expect_all(node)
+    finally:
+        node.stop()
+
+
+def test_what_was_watched_has_to_be_there_all_the_time(tmp_path: Path) -> None:
+    with redis_server(aof=True) as store:
+        place = Place(tmp_path, store)
+        prefix = place.keys.members
+        with place.client() as client:
+            client.function_load(source(), replace=True)
+            client.hset(prefix + b"meta", mapping={"layout": "1", "partitions": "16"})
+            client.zadd(prefix + b"nodes", {"a:7": 1})
+
+            def begin(*watched: object) -> list[bytes]:
+                fixed = ("me", 30_000, "1", "1>2", "9")
+                return list(client.fcall("rk1_layout_begin", 1, prefix, *fixed, *watched))
+
+            [word, now, seen, member] = begin("", 0, 0, 6000)
+            assert (word, member) == (b"watch", b"a:7")
+            long_ago, soon = int(now) - 6000, int(now) + 60_000
+            assert begin("", long_ago, soon, 6000)[0] == b"watch", "nobody watched"
+            assert begin(seen, int(now), soon, 60_000)[0] == b"watch", "not long enough"
+            assert begin(seen, long_ago, int(now) - 1, 6000)[0] == b"watch", "the store stood still"
+            client.zadd(prefix + b"nodes", {"a:7": 2})
+            assert begin(seen, long_ago, soon, 6000)[0] == b"watch", "it came back"
+            client.zadd(prefix + b"nodes", {"a:7": 1})
+            client.zadd(prefix + b"nodes", {"b:8": 1})
+            assert begin(seen, long_ago, soon, 6000)[0] == b"watch", "another one"
+            client.zrem(prefix + b"nodes", "b:8")
+            place.store.restart()
+        with place.client() as client:
+            assert begin(seen, long_ago, soon, 6000)[0] == b"watch", "another process of the store"
+            assert client.hget(prefix + b"meta", "layout") == b"1"
+            seen = begin("", 0, 0, 6000)[2]
+            assert begin(seen, long_ago, soon, 6000)[0] == b"begun"
+            # A node that the store does not know, as its data is older than that: it has not the layout of now.
+            beat = ["a", 99, 6000, 1, 16, 0, 0, 1]
+            assert client.fcall("rk1_beat", 1, prefix, *beat)[1] == 3
+            assert client.hget(prefix + b"meta", "layout") == b"1>2"
+            assert client.zcard(prefix + b"nodes") == 0
+
+
+async def test_counting_may_take_longer_than_the_lock(place: Place) -> None:
+    assert "layout 2: done" in place.run(NEXT, "migrate", die="slow:0")
     check(place)
 
 
@@ -252,7 +327,13 @@ def test_status_of_an_empty_store(tmp_path: Path) -> None:
     with redis_server() as store:
         place = Place(tmp_path, store)
         assert "none: no data yet" in place.run(OWN, "status")
-        assert "nothing to do" in place.run(NEXT, "migrate")
+        for arguments in ((), ("--dry-run",)):
+            told = place.run(NEXT, "migrate", "--namespace", "roocery", *arguments, status=1)
+            assert "there is no data in the namespace 'roocery'" in told
+        with place.client() as client:
+            assert client.keys() == []
+            client.hset(place.keys.members + b"meta", "layout", "abc")
+        assert "unknown layout 'abc'" in place.run(NEXT, "migrate", status=1)
 
 
 async def test_embedded(tmp_path: Path) -> None:

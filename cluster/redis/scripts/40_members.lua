@@ -72,12 +72,16 @@ end
 -- Returns {now, status, number of the member list, lowest feature level of the members, {members}, {dead members that
 -- the caller shall reap}}. Members are all that were not buried: also one whose lease is over may still come back.
 -- Status 0: renewed; 1: a newer incarnation of the node has joined; 2: renewed, since the store knows of no incarnation
--- so high: it lost its data; 3: taken for dead. With 1 and 3 nothing else counts.
+-- so high: it lost its data; 3: taken for dead, or what came back has another layout. With 1 and 3 nothing else counts.
 local function beat(keys, args)
   local p, now, inc = keys[1], now_ms(), tonumber(args[2])
   local nodes, member, status = p .. 'nodes', args[1] .. ':' .. args[2], 0
   if not redis.call('ZSCORE', nodes, member) then
     status = lost_lease(p, args[1], inc)
+    local layout = status == 2 and redis.call('HGET', p .. 'meta', 'layout')
+    if layout and layout ~= args[4] then
+      status = 3
+    end
     if status ~= 2 then
       return { now, status, 0, 0, {}, {} }
     end

@@ -7,10 +7,20 @@ do
     return redis.call('HGET', p .. 'mig', 'who') == who
   end
 
+  -- Members whose leases are over, with these, and the server process that says so: with a store that was started again
+  -- or promoted it is another.
+  local function sight(p)
+    local late = redis.call('ZRANGE', p .. 'nodes', 0, -1, 'WITHSCORES')
+    local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
+    return late, run .. ' ' .. table.concat(late, ' ')
+  end
+
   -- Begins to move a layout, or goes on. args: who does it (no two alike), ms that it is alone, layout that has to be
-  -- found, what stands in its place from now on, text that tells the version at work.
-  -- Returns {'layout', found}, {'locked', who, ms left} or {'member', its name, ms left of its lease}, and nothing was
-  -- changed; or {'begun', now, flat fields of 'mig'}. Whose lease is over is dead from now on.
+  -- found, what stands in its place from now on, text that tells the version at work; then what was watched: the sight
+  -- that was answered all the time, since and until when (store ms) that counts, for how many ms it has to.
+  -- Returns {'layout', found}, {'locked', who, ms left}, {'member', its name, ms left of its lease} or {'watch', now,
+  -- sight, a member whose lease is over}, and nothing was changed; or {'begun', now, flat fields of 'mig', dead members
+  -- that are not reaped}. None is taken for dead that was not watched: after an outage of the store all leases are over.
   local function begin(keys, args)
     local p, now = keys[1], now_ms()
     local found = redis.call('HGET', p .. 'meta', 'layout')
@@ -25,8 +35,13 @@ do
     if live[1] then
       return { 'member', live[#live - 1], tonumber(live[#live]) - now }
     end
-    for _, member in ipairs(redis.call('ZRANGE', p .. 'nodes', 0, -1)) do
-      bury(p, member)
+    local late, seen = sight(p)
+    local since, valid_until = tonumber(args[7]), tonumber(args[8])
+    if late[1] and (seen ~= args[6] or now - since < tonumber(args[9]) or now > valid_until) then
+      return { 'watch', now, seen, late[1] }
+    end
+    for i = 1, #late, 2 do
+      bury(p, late[i])
     end
     if found == args[3] then
       redis.call('UNLINK', p .. 'mig')
@@ -34,7 +49,18 @@ do
     end
     redis.call('HSET', p .. 'mig', 'who', args[1], 'until', string.format('%.0f', now + tonumber(args[2])))
     redis.call('HSET', p .. 'meta', 'layout', args[4])
-    return { 'begun', now, redis.call('HGETALL', p .. 'mig') }
+    return { 'begun', now, redis.call('HGETALL', p .. 'mig'), redis.call('ZRANGE', p .. 'dead', 0, -1) }
+  end
+
+  -- Dead members are fenced in this place, before anything of it is moved. args: members.
+  local function fence_dead(keys, args)
+    for _, member in ipairs(args) do
+      local node, inc = string.match(member, '^(.*):(%d+)$')
+      if node then
+        fence(keys[1], node, inc)
+      end
+    end
+    return #args
   end
 
   -- Notes how far it came, and stays alone. args: who, ms, then field, value ... of 'mig'.
@@ -66,6 +92,7 @@ do
   end
 
   redis.register_function { function_name = 'rk1_layout_begin', callback = begin, flags = { 'allow-oom' } }
+  redis.register_function { function_name = 'rk1_layout_fence', callback = fence_dead, flags = { 'allow-oom' } }
   redis.register_function { function_name = 'rk1_layout_keep', callback = keep, flags = { 'allow-oom' } }
   redis.register_function { function_name = 'rk1_layout_finish', callback = finish, flags = { 'allow-oom' } }
   redis.register_function { function_name = 'rk1_layout_release', callback = release, flags = { 'allow-oom' } }
