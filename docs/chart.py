@@ -116,13 +116,25 @@ def values_schema() -> str:
     for value in described((CHART / "values.yaml").read_text("utf-8")):
         at = schema
         for key in value.path[:-1]:
-            at = at["properties"].setdefault(key, _strict())
+            if key not in at["properties"]:
+                at["properties"][key] = _strict()
+                if key not in _MAY_BE_NULL:
+                    at.setdefault("required", []).append(key)  # `null` takes it away, and templates look into it
+            at = at["properties"][key]
         at["properties"][value.path[-1]] = {"description": value.text, **_of_value(value)}
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
+#: Sections that users switch off as a whole.
+_MAY_BE_NULL = ("autoscaling", "keda")
+
+
 def _strict() -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": {}}
+
+
+#: Maps whose values Kubernetes takes as text only; `--set-string` or quotes make a number one.
+_OF_TEXTS = re.compile(r"(labels|annotations|nodeSelector)$", re.IGNORECASE)
 
 
 def _of_value(value: Value) -> Schema:
@@ -131,6 +143,8 @@ def _of_value(value: Value) -> Schema:
         return _SETTINGS[settings]()
     if isinstance(value.default, dict) and value.default and "additionalProperties" not in given:
         raise ValueError(f"values.yaml: {'.'.join(value.path)}: is it open (additionalProperties)?")
+    if value.default == {} and _OF_TEXTS.search(value.path[-1]) and not given:
+        given = {"additionalProperties": {"type": "string"}}
     kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
     if "enum" in given:
         return given
@@ -241,7 +255,11 @@ def _extra_listeners() -> Schema:
         "additionalProperties": False,
         "required": ["name", "scheme", "port"],
         "properties": {
-            "name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?$"},
+            "name": {
+                "type": "string",
+                "allOf": [{"pattern": "^[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?$"}, {"pattern": "[a-z]"}],
+                "not": {"pattern": "--"},
+            },
             "scheme": {"enum": ["tcp", "tls", "ws", "wss"]},
             "port": port,
             "path": {"type": "string", "pattern": "^/"},

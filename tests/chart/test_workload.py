@@ -277,6 +277,26 @@ def test_one_service_or_two() -> None:
         assert service["selector"]["app.kubernetes.io/component"] == "node"
 
 
+def test_names_of_listeners_stay_text() -> None:
+    values = {
+        "listeners": {"extra": [{"name": "1e3", "scheme": "tcp", "port": 1999}]},
+        "service": {"ports": {"1e3": 7}},
+    }
+    objects = render({**values, "networkPolicy": {"enabled": True}})
+    assert _ports(objects, "rookery")["1e3"] == 7
+    names = [port["name"] for port in one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]]
+    assert "1e3" in names
+    open_to = one(objects, "NetworkPolicy", "rookery")["spec"]["ingress"][0]["ports"]
+    assert {"port": "1e3"} in open_to
+
+
+def test_operators_reach_nodes_that_are_not_ready() -> None:
+    """Just then they need API and dashboard. Clients do not."""
+    objects = render({"service": {"split": True}})
+    assert one(objects, "Service", "rookery-http")["spec"]["publishNotReadyAddresses"] is True
+    assert "publishNotReadyAddresses" not in one(objects, "Service", "rookery")["spec"]
+
+
 def test_ports_of_the_service_and_of_machines() -> None:
     values = {"service": {"type": "NodePort", "ports": {"ws": 80}, "nodePorts": {"mqtt": 31883}}}
     service = one(render(values), "Service", "rookery")["spec"]
@@ -320,6 +340,25 @@ def test_the_service_of_http_may_be_outside_too() -> None:
         ({"listeners": {"mqtt": {"enabled": False}, "ws": {"enabled": False}}}, "at least one"),
         ({"maxConnections": 0}, "maxConnections"),
         ({"image": {"digest": "latest"}}, "digest"),
+        ({"service": {"ports": {"wsss": 443}}}, "there is no listener wsss"),
+        ({"service": {"type": "NodePort", "nodePorts": {"mqt": 31883}}}, "there is no listener mqt"),
+        ({"service": {"ports": {"ws": 1883}}}, "mqtt and ws have the same port 1883 of the Service"),
+        ({"service": {"ports": {"ws": 18083}}}, "ws and http have the same port 18083"),
+        ({"listeners": {"extra": [{"name": "http", "scheme": "tcp", "port": 1999}]}}, "another listener http"),
+        ({"listeners": {"extra": [{"name": "wss", "scheme": "tcp", "port": 1999}]}}, "another listener wss"),
+        ({"listeners": {"extra": [{"name": "1999", "scheme": "tcp", "port": 1999}]}}, "name"),
+        ({"listeners": {"extra": [{"name": "a--b", "scheme": "tcp", "port": 1999}]}}, "name"),
+        ({"listeners": {"mqtt": {"options": {"proxy_protocol": "on"}}}}, "trusted_proxies"),
+        ({"listeners": {"ws": {"options": {"proxy_protocol": True}}}}, "trusted_proxies"),
+        ({"fullnameOverride": "My_Broker"}, "fullnameOverride"),
+        ({"fullnameOverride": "true"}, "a word of YAML"),
+        ({"tmpSizeLimit": "lots"}, "tmpSizeLimit"),
+        ({"commonLabels": {"cost-center": 1234}}, "cost-center"),
+        ({"podAnnotations": {"sidecar.istio.io/inject": False}}, "inject"),
+        ({"nodeSelector": {"gpu": True}}, "gpu"),
+        ({"maxConnections": 10_000_000, "drain": {"timeoutSeconds": 1}}, "10000000 a second"),
+        ({"podDisruptionBudget": None}, "podDisruptionBudget"),
+        ({"metrics": {"serviceMonitor": None}}, "serviceMonitor"),
     ],
 )
 def test_what_cannot_work_is_refused(values: dict[str, Any], told: str) -> None:
@@ -395,7 +434,7 @@ def test_every_setting_is_the_charts_or_the_users() -> None:
     by_name = {setting.name: setting for setting in SETTINGS}
     assert config <= secret <= set(by_name)
     assert not [name for name in config if by_name[name].secret]
-    made = (CHART / "templates/_settings.tpl").read_text() + (CHART / "templates/deployment.yaml").read_text()
+    made = "".join(path.read_text() for path in sorted((CHART / "templates").glob("*.*")))
     for name in set(by_name) - secret:
         files = name.endswith("_file") or name in ("config", "data_dir", "workers")
         assert files or f'"{name}"' in made or by_name[name].variable in made or name == "listen", name

@@ -199,8 +199,10 @@ them are not from secretConfig (`templated`). */}}
 {{- fail (printf "drain: %d clients a second for %d s empty %d connections, and maxConnections is %d; set drain.rate to %d, or drain.timeoutSeconds to %d, or maxConnections to %d" $rate $timeout (mul $rate $timeout) $connections $needed (div (add $connections (sub $rate 1)) $rate) (mul $rate $timeout)) -}}
 {{- end -}}
 {{- $rate -}}
+{{- else if and .Values.drain.enabled (gt $needed 1000000) -}}
+{{- fail (printf "drain: %d connections in %d s are %d a second, and a node sends away 1000000 at most; set drain.timeoutSeconds or maxConnections" $connections $timeout $needed) -}}
 {{- else -}}
-{{- max 100 $needed -}}
+{{- max 100 $needed | min 1000000 -}}
 {{- end -}}
 {{- end -}}
 
