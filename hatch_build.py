@@ -1,8 +1,8 @@
 """Compiles the core while a wheel is built, where that is possible; everywhere else the wheel is pure Python.
 
 ROOKERY_COMPILE=1 compiles or fails, 0 does not. Without it the core is compiled by CPython on Linux (x86_64, arm64) if
-there is a C compiler. Both kinds of wheel hold the same Python files; compiled modules lie beside theirs and come
-first. An editable installation is never compiled: the files that are edited would not be those that run.
+there is a C compiler that works. Both kinds of wheel hold the same Python files; compiled modules lie beside theirs and
+come first. An editable installation is never compiled: the files that are edited would not be those that run.
 """
 
 from __future__ import annotations
@@ -72,7 +72,15 @@ class CustomBuildHook(BuildHookInterface[BuilderConfig]):
         if self.target_name != "wheel" or version == "editable" or not wanted():
             return
         self._scratch = tempfile.TemporaryDirectory(prefix="rookery-build-")
-        for path, place in _compile(Path(self.root), Path(self._scratch.name)):
+        try:
+            compiled = _compile(Path(self.root), Path(self._scratch.name))
+        except (Exception, SystemExit) as error:  # the latter is how mypyc says what it does not like
+            self._scratch.cleanup()
+            if os.environ.get("ROOKERY_COMPILE") == "1":
+                raise
+            self.app.display_warning(f"the core is not compiled, this wheel is pure Python: {error!s:.2000}")
+            return
+        for path, place in compiled:
             build_data["force_include"][str(path)] = place
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
@@ -95,6 +103,8 @@ def _compile(root: Path, scratch: Path) -> list[tuple[Path, str]]:
         extensions = mypycify(
             [*options, *modules(root)], opt_level="3", debug_level="0", group_name=_GROUP, target_dir=str(scratch / "c")
         )
+        for extension in extensions:  # newer compilers have more warnings about what is generated
+            extension.extra_compile_args = [each for each in extension.extra_compile_args if each != "-Werror"]
         command = build_ext(Distribution({"name": _GROUP, "ext_modules": extensions}))
         command.build_lib = str(scratch / "lib")
         command.build_temp = str(scratch / "objects")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
+from setuptools.errors import CompileError
 
 import hatch_build
 from tests.packaging.compiled import ROOT
@@ -47,6 +48,39 @@ def test_else_the_machine_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hatch_build.wanted()
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     assert not hatch_build.wanted()
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A compiler that is there and does not work, such as one without headers of the C library; what it was given."""
+    compiler, given = tmp_path / "cc", tmp_path / "given"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {given}\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(hatch_build, "_COMPILED", ("broker/reasons.py",))  # enough
+    return given
+
+
+def test_a_compiler_that_fails_leaves_a_pure_wheel(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ROOKERY_COMPILE", raising=False)
+    before, hook, data = Path.cwd(), _hook(), _data()
+    hook.initialize("standard", data)
+    hook.finalize("standard", data, "")
+    assert data == _data() and Path.cwd() == before
+    told = "".join(capsys.readouterr())
+    assert "the core is not compiled" in told and str(broken.with_name("cc")) in told
+    # Newer compilers know more warnings.
+    assert "-Werror" not in broken.read_text()
+
+
+def test_unless_it_has_to_compile(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOKERY_COMPILE", "1")
+    data = _data()
+    with pytest.raises(CompileError):
+        _hook().initialize("standard", data)
+    assert data == _data() and broken.exists()
 
 
 def test_an_editable_installation_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,12 +54,11 @@ class Installed(BrokerProcess):
 def home(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = tmp_path_factory.mktemp("home")
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XDG_DATA_HOME")},
         "HOME": str(folder),
         "PIPX_HOME": str(folder / "pipx"),
         "PIPX_BIN_DIR": str(folder / "bin"),
         "PIPX_MAN_DIR": str(folder / "man"),
-        "PIPX_COMPLETION_DIR": str(folder / "completions"),
     }
     pipx = [sys.executable, "-m", "pipx", "install", "--python", sys.executable]
     call([*pipx, f"rookery[embedded] @ {packages.compiled.as_uri()}"], environment, folder)
@@ -126,7 +126,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 _ZSH = """
-fpath=("$1/zsh/site-functions" $fpath)
+eval "$2"
 autoload -Uz compinit && compinit -u -D
 [[ $_comps[rookery] == _rookery ]] || exit 3
 _describe() { print -rl -- "${(@P)3}" } # what the completion system would offer
@@ -147,6 +147,8 @@ complete --do-complete "rookery che"
     ids=lambda command: command[0],
 )
 def test_shells_complete_words(home: Home, command: list[str]) -> None:
-    offered = _said(home, *command, str(home.folder / "completions"))
+    docs = (ROOT / "docs" / "install.md").read_text()
+    (told,) = re.findall(r"(?m)^fpath=.*$", docs)  # what zsh has to be told
+    offered = _said(home, *command, str(home.folder / ".local" / "share"), told)
     assert "check-config" in offered
     assert "serve" not in offered.split()
