@@ -84,7 +84,9 @@ def test_autoscaling_takes_over_the_nodes_that_there_are(release: Release) -> No
 
 
 def test_the_store_is_migrated_while_no_node_runs(release: Release) -> None:
-    jobs = lambda: [name for plural, _, name in release.server.objects if plural == "jobs"]  # noqa: E731
+    def jobs() -> list[str]:
+        return [name for plural, _, name in release.server.objects if plural == "jobs"]
+
     scaled = ("--set", "autoscaling.enabled=true")
     release.install(*scaled)
     notes = release.install(*scaled, "--set", "migration.enabled=true")

@@ -391,6 +391,41 @@ def test_the_notes_tell_the_next_commands(helm: int) -> None:
     assert "credentials (auth.allowAnonymous)" not in notes
 
 
+def test_the_notes_tell_who_is_outside() -> None:
+    assert "get service rookery\n" not in _notes({})
+    balanced = _notes({"service": {"type": "LoadBalancer"}})
+    assert "the port 1883 of the address (EXTERNAL-IP)" in balanced
+    assert "kubectl --namespace mqtt get service rookery\n" in balanced
+    assert "behind 1883: among PORT(S)" in _notes({"service": {"type": "NodePort"}})
+
+
+def test_the_notes_tell_how_to_connect_over_tls_and_web_socket() -> None:
+    off = {"mqtt": {"enabled": False}, "ws": {"enabled": False}}
+    certificate = {"existingSecret": "mine"}
+    tls = {"listeners": {**off, "mqtts": {"enabled": True}}, "tls": certificate}
+    notes = _notes(tls)
+    assert "mqtts://rookery.mqtt.svc:8883." in notes
+    assert "-p 8883 -u USER -P PASSWORD --cafile ca.crt --insecure -t greeting -m hello" in notes
+    assert "in the Secret mine" in notes
+    strict = _notes({**tls, "tls": {**certificate, "clientCertificates": "required"}})
+    assert "--insecure --cert client.crt --key client.key" in strict
+    web = _notes({"listeners": {**off, "wss": {"enabled": True}}, "tls": certificate})
+    assert "wss://rookery.mqtt.svc:8084/mqtt" in web
+    assert "wss://127.0.0.1:8084/mqtt is the URL" in web
+    proxied = {"listeners": {"mqtt": {"options": {"proxy_protocol": "on", "trusted_proxies": ["10.0.0.0/8"]}}}}
+    behind = _notes({**proxied, "listeners": {**proxied["listeners"], "ws": {"enabled": False}}})
+    assert "mqtt://rookery.mqtt.svc:1883." in behind
+    assert "mosquitto_pub" not in behind
+
+
+def test_the_notes_take_no_ports_that_are_for_root() -> None:
+    notes = _notes({"service": {"ports": {"http": 80, "mqtt": 883}}})
+    assert "http://127.0.0.1:10080" in notes
+    assert "port-forward service/rookery 10080:80\n" in notes
+    assert "port-forward service/rookery 10883:883\n" in notes
+    assert "mosquitto_pub -h 127.0.0.1 -p 10883 " in notes
+
+
 def test_the_notes_warn() -> None:
     notes = _notes({"auth": {"allowAnonymous": True}, "service": {"type": "LoadBalancer"}})
     assert "clients need no credentials (auth.allowAnonymous)" in notes
