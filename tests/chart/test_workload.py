@@ -245,6 +245,16 @@ def test_pods_may_do_nothing_that_they_need_not(kind: str) -> None:
     assert one(render(), "ServiceAccount")["automountServiceAccountToken"] is False
 
 
+def test_users_of_the_platform() -> None:
+    """What docs/kubernetes.md says for OpenShift leaves no user of ours."""
+    page = (CHART.parents[1] / "docs" / "kubernetes.md").read_text().partition("## OpenShift")[2]
+    values = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    for helm in VERSIONS:
+        for kind in ("Deployment", "StatefulSet", "Pod"):
+            assert not re.search("runAsUser|runAsGroup|fsGroup'", str(one(render(values, helm), kind)))
+            assert "'runAsNonRoot': True" in str(one(render(values, helm), kind))
+
+
 def test_all_that_is_written_goes_to_tmp() -> None:
     node = _node()
     writable = [mount["mountPath"] for mount in node["volumeMounts"] if not mount.get("readOnly")]
