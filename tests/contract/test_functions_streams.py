@@ -279,6 +279,7 @@ def test_flags(functions: Functions) -> None:
         *("join", "beat", "leave", "buried", "due", "expire", "done"),
         *("group_join", "group_leave", "group_members", "group_settle"),
         *("remove_documents", "occupy", "vacate", "recount", "unplace"),
+        *("layout_begin", "layout_fence", "layout_keep", "layout_finish", "layout_release"),
         *("end_session", "remove_subscriptions", "cancel_delayed", "forget_sessions"),
     }
 
