@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import http.client
 import json
 import os
 import socket
 import ssl
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,12 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from broker.cli.tables import plain
+from broker.config import SETTINGS, Endpoint
+from broker.errors import ConfigError
 
 DEFAULT_URL: Final = "http://127.0.0.1:18083"
+#: What help says in place of it.
+SHOWN_URL: Final = f"what ROOKERY_HTTP or the file ROOKERY_CONFIG say, else {DEFAULT_URL}"
 PREFIX: Final = "/api/v1"
 
 EXIT_FAILED: Final = 1
@@ -182,6 +188,24 @@ def path_of(template: str, values: Mapping[str, str]) -> str:
     return "".join(parts)
 
 
+def own_url() -> str:
+    """Where the node of this machine serves HTTP, as far as the environment tells: as it tells `rookery serve`.
+
+    What else is wrong with the configuration, or may not be read, does not matter here."""
+    (setting,) = (each for each in SETTINGS if each.attribute == "http")
+    try:
+        raw: object = os.environ.get(setting.variable)
+        if raw is None:
+            raw = tomllib.loads(Path(os.environ["ROOKERY_CONFIG"]).read_text("utf-8"))[setting.name]
+        endpoint = setting.parse(raw, "")
+    except (KeyError, OSError, ValueError, ConfigError):
+        return DEFAULT_URL
+    if not isinstance(endpoint, Endpoint):
+        raise click.UsageError("http is off at the node of this machine: --url or ROOKERY_API_URL name another node")
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    return f"http://{dataclasses.replace(endpoint, host=everywhere.get(endpoint.host, endpoint.host)).authority}"
+
+
 # -- options of commands
 
 
@@ -198,8 +222,8 @@ def api_parameters() -> list[click.Option]:
         click.Option(
             ["--url"],
             envvar="ROOKERY_API_URL",
-            default=DEFAULT_URL,
-            show_default=True,
+            default=own_url,
+            show_default=SHOWN_URL,
             show_envvar=True,
             metavar="URL",
             help="HTTP server of a node.",
@@ -231,7 +255,7 @@ def api_parameters() -> list[click.Option]:
 
 def take_api(options: dict[str, Any]) -> Api:
     """The API that options of `api_parameters` name, which are removed from `options`."""
-    url = str(options.pop("url", None) or DEFAULT_URL)
+    url = str(options.pop("url", None) or own_url())
     key, key_file = options.pop("key", None), options.pop("key_file", None)
     ca_file, timeout_s = options.pop("ca_file", None), options.pop("timeout", 10.0)
     if "://" not in url:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from broker.cli.api_client import DEFAULT_URL, EXIT_FAILED
+from broker.cli.api_client import EXIT_FAILED, SHOWN_URL, own_url
 from broker.cli.bans import bans
 from broker.cli.completing import completion
 from broker.cli.draining import drain_command
@@ -123,8 +123,8 @@ def api() -> None:
     "--http",
     "url",
     envvar="ROOKERY_API_URL",
-    default=DEFAULT_URL,
-    show_default=True,
+    default=own_url,
+    show_default=SHOWN_URL,
     show_envvar=True,
     metavar="URL",
     help="HTTP server of the node.",

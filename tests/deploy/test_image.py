@@ -198,8 +198,9 @@ class Contained:
 
 
 def test_a_node_serves_without_root_and_without_a_place_to_write(image: Image, tmp_path: Path) -> None:
-    # As docs/container.md starts one node.
-    node = Contained(image, tmp_path, ROOKERY_LISTEN="tcp://0.0.0.0:1883", ROOKERY_AUTHENTICATION="store")
+    # As docs/container.md starts one node; but the health check has to find out where HTTP is served.
+    given = {"ROOKERY_LISTEN": "tcp://0.0.0.0:1883", "ROOKERY_AUTHENTICATION": "store", "ROOKERY_HTTP": "0.0.0.0:8080"}
+    node = Contained(image, tmp_path, **given)
     try:
         deadline = time.monotonic() + START_S
         while not node.is_healthy():

@@ -20,6 +20,7 @@ import pytest
 import broker
 from broker.auth.password_file import UserFile
 from broker.cli import cli, main
+from broker.cli.api_client import DEFAULT_URL, own_url
 from broker.codec import compiled
 from broker.config import SETTINGS, Settings
 from broker.errors import ConfigError, StoreUnavailable
@@ -329,6 +330,47 @@ def test_ctl_health(answers: tuple[str, list[int], list[str]], capsys: pytest.Ca
     assert main(["ctl", "health", "--http", address]) == 1
     assert capsys.readouterr().out == '{"status": "x"}\n' * 2
     assert paths == ["/readyz", "/readyz"]
+
+
+def test_ctl_asks_the_node_of_this_machine(
+    answers: tuple[str, list[int], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The health check of an image does not know the port."""
+    address, statuses, paths = answers
+    file = tmp_path / "rookery.toml"
+    monkeypatch.setenv("ROOKERY_CONFIG", str(file))
+    statuses += [200, 404, 200]
+    file.write_text(f'http = "{address}"\nsomething = "else that is wrong"\n')
+    assert main(["ctl", "health"]) == 0
+    assert main(["ctl", "api", "nodes", "list", "--key", "rk_a_b"]) == 4  # this one has no API
+    monkeypatch.setenv("ROOKERY_HTTP", address.replace("127.0.0.1", "0.0.0.0"))
+    file.write_text("nonsense")
+    assert main(["ctl", "health"]) == 0
+    assert [path.partition("?")[0] for path in paths] == ["/readyz", "/api/v1/nodes", "/readyz"]
+    capsys.readouterr()
+    monkeypatch.setenv("ROOKERY_HTTP", "off")
+    assert main(["ctl", "health"]) == 2
+    assert "http is off" in _one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("said", "url"),
+    [
+        ("[::]:8080", "http://[::1]:8080"),
+        ("10.0.0.1:8080", "http://10.0.0.1:8080"),
+        ("nonsense", DEFAULT_URL),
+        ("", DEFAULT_URL),
+    ],
+)
+def test_where_the_node_of_this_machine_is(monkeypatch: pytest.MonkeyPatch, said: str, url: str) -> None:
+    monkeypatch.setenv("ROOKERY_HTTP", said)
+    assert own_url() == url
+    monkeypatch.delenv("ROOKERY_HTTP")
+    monkeypatch.delenv("ROOKERY_CONFIG", raising=False)
+    assert own_url() == DEFAULT_URL
 
 
 def test_ctl_health_without_a_node(
