@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from broker.codec.packets import Connect
-from broker.config import Settings
+from broker.config import Settings, load
 from broker.process import MISCONFIGURED, STOP_S
 from tests.deploy.composed import DEPLOY
 from tests.kit.api import admin_of
@@ -101,6 +101,29 @@ def test_the_kernel_knows_the_settings() -> None:
     assert [port for port in listening if low <= port <= high] == []
     # Distributions with systemd have higher limits of descriptors than anybody would write here.
     assert [name for name in given if name.startswith("fs.")] == []
+
+
+def test_the_files_are_put_in_place(tmp_path: Path) -> None:
+    """As docs/systemd.md says, but for what needs another root and a systemd; again, it leaves alone what is there."""
+    text = (ROOT / "docs" / "systemd.md").read_text()
+    block = (
+        text.partition("```\n")[2].partition("```")[0].replace(" -g rookery", "").replace("/etc/", f"{tmp_path}/etc/")
+    )
+    commands = "\n".join(line for line in block.splitlines() if not line.startswith("system"))
+    for folder in ("systemd/system", "sysusers.d"):
+        (tmp_path / "etc" / folder).mkdir(parents=True)
+    config, secrets = (tmp_path / "etc" / "rookery" / name for name in ("rookery.toml", "rookery.env"))
+    subprocess.run(["sh", "-e", "-c", commands], cwd=ROOT, check=True)
+    assert {path.name for path in tmp_path.rglob("*.*") if path.is_file()} == {
+        *UNITS, "rookery.conf", "rookery.toml", "rookery.env",
+    }  # fmt: skip
+    assert secrets.stat().st_mode & 0o777 == 0o600
+    loaded = load({"config": str(config)}, {"ROOKERY_DATA_DIR": "/var/lib/rookery"}).settings
+    assert (loaded.listen[0].port, str(loaded.data_dir)) == (1883, "/var/lib/rookery")
+    secrets.write_text("ROOKERY_STORE_PASSWORD=x\n")
+    config.write_text("# mine\n")
+    subprocess.run(["sh", "-e", "-c", commands], cwd=ROOT, check=True)
+    assert (secrets.read_text(), config.read_text()) == ("ROOKERY_STORE_PASSWORD=x\n", "# mine\n")
 
 
 def test_the_user_is_made(tmp_path: Path) -> None:
