@@ -155,9 +155,11 @@ class Settings:
 
     listen: tuple[Listener, ...] = _setting(_LISTEN, Listeners(), "tcp://127.0.0.1:1883",
         "Serve MQTT here: tcp://, tls://, ws:// or wss:// with HOST:PORT (an IPv6 address in brackets, port 0 for any "
-        "free one), or unix:///PATH; options of the listener follow as ?name=value&name=value. Repeatable.")
+        "free one), or unix:///PATH; options of the listener follow as ?name=value&name=value. Repeatable: 0.0.0.0 is "
+        "IPv4 only, [::] IPv6 only.")
     http: Endpoint | None = _setting(_LISTEN, HttpAddress(), "127.0.0.1:18083",
-        "Serve HTTP (dashboard, API, metrics, health) here, or off.")
+        "Serve HTTP (dashboard, API, metrics, health) here, or off. 0.0.0.0 is IPv4 only, [::] IPv6 only: for both "
+        "there has to be a proxy in front.")
 
     admin_secret: str = _setting(_HTTP, Text(), "",
         "Secret of the API key `admin`, at least 8 characters. Empty: one is made when there is no key of the scope "

@@ -115,6 +115,21 @@ def test_ipv6_beside_ipv4_on_the_same_port(start: StartNode, tmp_path: Path) -> 
         both.stop()
 
 
+def test_http_on_ipv6_is_not_on_ipv4(tmp_path: Path) -> None:
+    """Nor are listeners; but of these there can be two."""
+    node = BrokerProcess(tmp_path / "node", "memory", http="[::]:0")
+    node.start()
+    try:
+        assert node.http is not None and node.http.startswith("[::]:")
+        port = int(node.http.rpartition(":")[2])
+        with socket.create_connection(("::1", port)):
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+    finally:
+        node.stop()
+
+
 def test_ipv6_with_tls_and_behind_haproxy(start: StartNode, tmp_path: Path) -> None:
     chain = Chain(tmp_path / "chain")
     behind = "tcp://127.0.0.1:0?proxy_protocol=on&trusted_proxies=127.0.0.1"
