@@ -197,7 +197,13 @@ def test_selectors_meet_pods(name: str) -> None:
             case "PodDisruptionBudget":
                 assert len(_selected(spec["selector"]["matchLabels"], pods)) == 1
             case "NetworkPolicy":
-                (pod,) = _selected(spec["podSelector"]["matchLabels"], pods)
+                among = {each["key"]: each["values"] for each in spec["podSelector"].get("matchExpressions", [])}
+                pod, *jobs = [
+                    pod
+                    for pod in _selected(spec["podSelector"]["matchLabels"], pods)
+                    if all(pod["metadata"]["labels"].get(key) in values for key, values in among.items())
+                ]
+                assert len(jobs) == len(of_kind(objects, "Job")) * bool(among), called(item)
                 ports = [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
                 assert set(ports) <= {*_ports(pod), *_ports(pod).values()}, called(item)
             case "HorizontalPodAutoscaler" | "ScaledObject":
