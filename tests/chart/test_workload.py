@@ -366,6 +366,7 @@ def test_the_service_of_http_may_be_outside_too() -> None:
         ({"commonLabels": {"cost-center": 1234}}, "cost-center"),
         ({"podAnnotations": {"sidecar.istio.io/inject": False}}, "inject"),
         ({"nodeSelector": {"gpu": True}}, "gpu"),
+        ({"extraEnv": [{"name": "A", "value": 1}]}, "value"),
         ({"maxConnections": 10_000_000, "drain": {"timeoutSeconds": 1}}, "10000000 a second"),
         ({"podDisruptionBudget": None}, "podDisruptionBudget"),
         ({"metrics": {"serviceMonitor": None}}, "serviceMonitor"),
