@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.upgrade.previous import Release, checkout
+from tests.upgrade.previous import Release, unpacked
 
 
 @pytest.fixture(scope="session")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """What nodes are upgraded from, and rolled back to."""
-    return checkout(tmp_path_factory.mktemp("previous"))
+    return unpacked(tmp_path_factory.mktemp("previous"))

@@ -90,6 +90,9 @@ class Upgrade:
         away = world.run.client(AWAY, "a", Profile(expiry_s=HOUR_S, subscriptions=(("load/pub-2-0/2", 2),)))
         await world.run.ready(away)
         away.leave()
+        with trio.fail_after(SOON_S):
+            while not (await self.ask(node, "GET", f"/sessions/{AWAY}"))["queued"]:
+                await trio.sleep(0.05)
         return away
 
     async def _much_later(self, node: BrokerProcess) -> str:
