@@ -22,7 +22,8 @@ DEADLINE_S = 60.0
 #: What a command that goes on running says once others can use it.
 _READY = {
     "make run": "node.ready",
-    "rookery serve": ("supervisor.ready", "node.ready"),
+    "rookery serve --workers": "supervisor.ready",
+    "rookery serve": "node.ready",
     "redis-server": "Ready to accept connections",
     "mosquitto_sub": "Subscribed (mid",
 }
@@ -175,7 +176,7 @@ class World:
         terminal = self._terminal()
         terminal.run(exports)
         terminal.send(command)
-        terminal.wait_for(*([ready] if isinstance(ready, str) else ready))
+        terminal.wait_for(ready)
         return terminal
 
     def expect(self, terminal: Terminal, text: str) -> None:

@@ -114,7 +114,7 @@ async def test_of_workers_the_parent_tells(tmp_path: Path) -> None:
 async def test_a_worker_that_stands_still_is_started_again(tmp_path: Path) -> None:
     """In the time after which the manager does so with the parent."""
     arguments = ("--workers", "2", "--node-name", "w")
-    watched = managed(tmp_path, *arguments, store="embedded", http="127.0.0.1:0", WATCHDOG_USEC="3000000")
+    watched = managed(tmp_path, *arguments, store="embedded", http="127.0.0.1:0", WATCHDOG_USEC="6000000")
     async with watched as (manager, node):
 
         def pids() -> list[int]:
@@ -124,11 +124,13 @@ async def test_a_worker_that_stands_still_is_started_again(tmp_path: Path) -> No
         await manager.heard(node.pid, "READY")
         first, second = await trio.to_thread.run_sync(pids)
         os.kill(second, signal.SIGSTOP)
-        await manager.heard(node.pid, "STATUS", "ready; 1 of 2 workers ready")
+        # On a busy machine the other one may owe a sign as well, but not all of them.
+        while "worker.killed worker=w-2" not in node.log():
+            await manager.heard(node.pid, "WATCHDOG")
+            assert "worker.killed worker=w-1" not in node.log()
         await manager.heard(node.pid, "STATUS", "ready; 2 of 2 workers ready")
         now = await trio.to_thread.run_sync(pids)
         assert now[0] == first and now[1] != second
-        assert "worker.killed worker=w-2" in node.log()
 
 
 async def test_a_manager_that_has_gone_is_in_nobodys_way(tmp_path: Path) -> None:
