@@ -44,6 +44,8 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     mine: list[BrokerProcess] = []
 
     def start(*arguments: str, store: str = STORE, http: str = "off", **options: Any) -> BrokerProcess:
+        # Tests that wait for a metric ask for it as often as they can.
+        arguments = ("--http-rate", "0", *arguments)
         process = BrokerProcess(tmp_path / f"n{len(mine)}", store, http=http, arguments=arguments, **options)
         process.start()
         mine.append(process)
