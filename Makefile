@@ -44,12 +44,12 @@ lint: install
 check: lint ## Format, lint, types, imports, generated files and the fast tests.
 	$(BIN)/python -m pytest -q $(FAST_TESTS)
 
-# Four processes share the tests, file by file, as much of the time is waiting for leases, restarts and faults. Folders
-# with long files come first, those with many short ones last: all four end at about the same time.
+# Three processes share the tests, file by file, as much of the time is waiting for leases, restarts and faults. Folders
+# with long files come first, those with many short ones last: all end at about the same time.
 FIRST_TESTS := $(wildcard $(addprefix tests/,deploy packaging fault upgrade multinode docs chart browser fuzz abuse \
   integration contract))
 OTHER_TESTS := $(filter-out $(FIRST_TESTS) $(FAST_TESTS) tests/kit,$(patsubst %/,%,$(filter-out %__pycache__/,$(wildcard tests/*/))))
-AT_ONCE := 4
+AT_ONCE := 3
 
 # The linters run meanwhile, and what they say follows: one run tells all that is wrong.
 test: packages ## Everything that `check` does and all other tests.
