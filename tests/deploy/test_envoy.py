@@ -40,11 +40,11 @@ def test_a_node_that_drains_gets_nobody(world: World, balancer: Balancer) -> Non
         return status == 200 and f"mqtt::127.0.1.{node}:{world.ports['1883']}::health_flags::healthy" in body
 
     for node in (1, 2, 3):
-        wait_until(lambda node=node: healthy(node), 20)  # type: ignore[misc]
+        wait_until(lambda node=node: healthy(node), 60)  # type: ignore[misc]
     with world.api(world.nodes["rookery-2"].http or "") as api:
         assert api.post("/nodes/rookery-2/drain").status_code < 300
-        wait_until(lambda: not healthy(2), 20)
+        wait_until(lambda: not healthy(2), 60)
         for _ in range(4):
             assert ways.enter(world, balancer, ways.MQTT)["node"] != "rookery-2"
         assert api.post("/nodes/rookery-2/undrain").status_code < 300
-    wait_until(lambda: healthy(2), 20)
+    wait_until(lambda: healthy(2), 60)
