@@ -44,6 +44,8 @@ def test_a_node_that_drains_gets_nobody(world: World, balancer: Balancer) -> Non
     with world.api(world.nodes["rookery-2"].http or "") as api:
         assert api.post("/nodes/rookery-2/drain").status_code < 300
         wait_until(lambda: not healthy(2), 60)
+        # Its threads hear of it one after the other.
+        wait_until(lambda: all(ways.enter(world, balancer, ways.MQTT)["node"] != "rookery-2" for _ in range(4)), 60)
         for _ in range(4):
             assert ways.enter(world, balancer, ways.MQTT)["node"] != "rookery-2"
         assert api.post("/nodes/rookery-2/undrain").status_code < 300
