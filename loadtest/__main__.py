@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from loadtest import report, targets
+from loadtest import former as report
+from loadtest import targets
 from loadtest.client import LoadError
+from loadtest.former import Row
 from loadtest.measure import Window, run
-from loadtest.report import Row
 from loadtest.scenarios import SCENARIOS, Scenario
 from loadtest.wire import MINIMUM_PAYLOAD
 

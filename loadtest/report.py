@@ -1,44 +1,19 @@
-"""The table of a load test."""
+"""The tables of a load test, and `python -m loadtest report`: table and page again from a report file."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
 
-FIGURES = (
-    *("messages_per_s", "cpu_us_per_message", "cpu_percent", "p50_ms", "p99_ms", "kb_per_connection"),
-    *("generator_cpu_percent", "others_cpu_percent"),
-)
-FAULTS = ("lost", "duplicated", "reordered", "unacknowledged")
-HEADER = (
-    *("scenario", "broker", "messages/s", "CPU us/message", "CPU %", "p50 ms", "p99 ms", "KB/connection"),
-    *("rate ratio", "CPU ratio", "generator CPU %", "faults"),
-)
+from loadtest import html
+from loadtest.result import Report, Result
+from loadtest.summary import FIGURES, NOISE_PERCENT, Row, brokers, by_scenario, ratio, rows
 
-
-@dataclass
-class Row:
-    """All runs of one scenario against one broker; `failure` is why a run could not be made, or empty."""
-
-    title: str
-    broker: str
-    runs: list[dict[str, float | int | None]] = field(default_factory=list)
-    failure: str = ""
-
-    @property
-    def figures(self) -> dict[str, float | None]:
-        """The median of each figure over the runs that have it."""
-        found: dict[str, float | None] = {}
-        for name in FIGURES:
-            values = [value for run in self.runs if (value := run[name]) is not None]
-            found[name] = statistics.median(values) if values else None
-        return found
-
-    @property
-    def faults(self) -> dict[str, int]:
-        """What should be zero, over all runs."""
-        return {name: sum(int(run[name] or 0) for run in self.runs) for name in FAULTS}
+Style = Literal["text", "markdown", "rich"]
 
 
 def cell(value: float | None, digits: int) -> str:
@@ -46,55 +21,138 @@ def cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def ratio(value: float | None, base: float | None) -> str:
-    """Return how many times `base` `value` is."""
-    return "-" if value is None or not base else f"{value / base:.2f}"
+def cells(results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the table of medians; with several brokers, with ratios to the first of a scenario."""
+    all_rows = rows(results)
+    shown = [figure for figure in FIGURES if any(row.median(figure) is not None for row in all_rows)]
+    compared = len(brokers(all_rows)) > 1
+    head = ["scenario", *(["broker"] if compared else []), *(figure.label for figure in shown)]
+    head += ["rate ratio", "CPU ratio"] if compared else []
+    head.append("faults")
+    lines = []
+    for of_scenario in by_scenario(all_rows).values():
+        first = of_scenario[0]
+        for row in of_scenario:
+            line = [row.title, *([row.broker] if compared else [])]
+            line += [cell(row.median(figure), figure.digits) for figure in shown]
+            if compared:
+                line += [cell(each, 2) for each in ratios(row, first)]
+            lines.append([*line, row.remarks])
+    return head, lines
 
 
-def faults(counts: Mapping[str, int]) -> str:
-    """Return the counts that should be zero and are not, `none` if all are."""
-    return ", ".join(f"{counts[name]:,} {name}" for name in FAULTS if counts[name]) or "none"
+def ratios(row: Row, first: Row) -> tuple[float | None, float | None]:
+    """Return how many times the rate and the cost of `first` those of `row` are; no rate where it is given."""
+    rate = None if row.paced else ratio(row.median(row.rate), first.median(row.rate))
+    return rate, ratio(row.median(row.cost), first.median(row.cost))
 
 
-def status(rows: Sequence[Row]) -> int:
-    """Return the exit status: 1 after any loss, repetition or reordering, 2 if a run could not be made, else 0."""
-    if any(any(row.faults.values()) for row in rows):
-        return 1
-    return 2 if any(row.failure for row in rows) else 0
-
-
-def table(rows: Sequence[Row], baseline: str) -> str:
-    """Return a Markdown table; the ratios are to `baseline` in the same scenario."""
-    base = {row.title: row.figures for row in rows if row.broker == baseline and not row.failure}
-    lines = [HEADER, *(_cells(row, base.get(row.title, {})) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], style: Style = "text") -> str:
+    """Return a table in columns: names to the left, numbers to the right."""
+    if style == "rich":
+        return _rich(head, lines)
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines] if style == "markdown" else lines
+    table = [list(head), *(list(line) for line in escaped)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+    left = [_is_text([line[i] for line in table[1:]]) for i in range(len(head))]
     texts = []
-    for line in lines:
+    for line in table:
         padded = [
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+            text.ljust(width) if to_left else text.rjust(width)
+            for text, width, to_left in zip(line, widths, left, strict=True)
         ]
-        texts.append(f"| {' | '.join(padded)} |")
-    rule = [("-" * (width + 2)) if i < 2 else "-" * (width + 1) + ":" for i, width in enumerate(widths)]
-    texts.insert(1, f"|{'|'.join(rule)}|")
+        texts.append(f"| {' | '.join(padded)} |" if style == "markdown" else "  ".join(padded).rstrip())
+    if style == "markdown":
+        rule = [
+            "-" * (width + 2) if to_left else "-" * (width + 1) + ":"
+            for width, to_left in zip(widths, left, strict=True)
+        ]
+        texts.insert(1, f"|{'|'.join(rule)}|")
+    else:
+        texts.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(texts)
 
 
-def _cells(row: Row, base: Mapping[str, float | None]) -> tuple[str, ...]:
-    if row.failure:
-        return (row.title, row.broker, *["-"] * (len(HEADER) - 3), row.failure)
-    figures = row.figures
-    return (
-        row.title,
-        row.broker,
-        cell(figures["messages_per_s"], 0),
-        cell(figures["cpu_us_per_message"], 1),
-        cell(figures["cpu_percent"], 0),
-        cell(figures["p50_ms"], 2),
-        cell(figures["p99_ms"], 2),
-        cell(figures["kb_per_connection"], 1),
-        ratio(figures["messages_per_s"], base.get("messages_per_s")),
-        ratio(figures["cpu_us_per_message"], base.get("cpu_us_per_message")),
-        cell(figures["generator_cpu_percent"], 0),
-        faults(row.faults),
-    )
+def _is_text(column: Sequence[str]) -> bool:
+    return not all(text[:1].isdigit() or text[:1] in "-+" for text in column)
+
+
+def _rich(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for index, name in enumerate(head):
+        to_left = _is_text([line[index] for line in lines])
+        table.add_column(name, justify="left" if to_left else "right", overflow="fold")
+    for line in lines:
+        styles = ["red" if name == "faults" and text != "none" else "" for name, text in zip(head, line, strict=True)]
+        table.add_row(*(Text(text, style) for text, style in zip(line, styles, strict=True)))
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
+
+
+def best_style() -> Style:
+    """Return `rich` where it is installed and somebody looks, else `text`."""
+    return "rich" if sys.stdout.isatty() and find_spec("rich") is not None else "text"
+
+
+def table(results: Iterable[Result], style: Style | None = None) -> str:
+    """Return the table of medians, by default as suits standard output."""
+    return aligned(*cells(results), style or best_style())
+
+
+def noise(results: Iterable[Result]) -> str:
+    """Return a sentence about runs that other processes disturbed, empty if there are none."""
+    every = list(results)
+    disturbed = sum(row.disturbed for row in rows(every))
+    if not disturbed:
+        return ""
+    return f"In {disturbed} of {len(every)} runs other processes used over {NOISE_PERCENT:.0f} % of a processor."
+
+
+def status(results: Iterable[Result]) -> int:
+    """Return the exit status of them all: 3 for loss, repetition or reordering, 2 for other trouble, else 0."""
+    return max((result.status for result in results), default=0)
+
+
+def about(report: Report) -> str:
+    """Return a line about the machine and the time."""
+    told = [f"{value} processors" if name == "processors" else str(value) for name, value in report.machine.items()]
+    told = [f"Python {each}" if name == "python" else each for name, each in zip(report.machine, told, strict=True)]
+    return f"{', '.join(told)}; {report.started}"
+
+
+def write_html(path: Path, report: Report) -> None:
+    """Write the page of a report."""
+    path.write_text(html.page(report, *cells(report.results)), "utf-8")
+
+
+def show(report: Report, *, markdown: bool = False, html_path: Path | None = None) -> None:
+    """Print a report as a table, and write its page if one is wanted."""
+    print(about(report) + "\n")
+    print(table(report.results, "markdown" if markdown else None))
+    if told := noise(report.results):
+        print("\n" + told)
+    if html_path is not None:
+        write_html(html_path, report)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a recorded report; returns its exit status, 1 if there is none."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest report", description="Show a recorded report again.")
+    parser.add_argument("file", type=Path, metavar="FILE.json", help="what --json wrote")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page there")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    options = parser.parse_args(arguments)
+    try:
+        report = Report.read(options.file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"loadtest: {options.file}: {error}", file=sys.stderr)
+        return 1
+    show(report, markdown=options.markdown, html_path=options.html)
+    return status(report.results)

@@ -1,69 +1,84 @@
-"""The load test's table and exit status."""
+"""Tables of load tests, as text and as Markdown, and reports read again."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from loadtest.report import FAULTS, FIGURES, Row, status, table
+from loadtest.report import aligned, main, noise, status, table
+from tests.kit.load_results import drawn, report, result
 
 
-def _run(**figures: float | int | None) -> dict[str, float | int | None]:
-    return dict.fromkeys(FIGURES) | dict.fromkeys(FAULTS, 0) | figures
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_medians_and_ratios() -> None:
-    ours = Row("p2p", "rookery", [_run(messages_per_s=rate, cpu_us_per_message=2.0) for rate in (900, 300, 600)])
-    theirs = Row("p2p", "mosquitto", [_run(messages_per_s=200, cpu_us_per_message=8.0)])
-    head, rule, first, second = table([ours, theirs], "mosquitto").splitlines()
-    assert len({len(line) for line in (head, rule, first, second)}) == 1
-    assert dict(zip(_cells(head), _cells(first), strict=True)) == {
-        "scenario": "p2p",
-        "broker": "rookery",
-        "messages/s": "600",
-        "CPU us/message": "2.0",
-        "CPU %": "-",
-        "p50 ms": "-",
-        "p99 ms": "-",
-        "KB/connection": "-",
-        "rate ratio": "3.00",
-        "CPU ratio": "0.25",
-        "generator CPU %": "-",
-        "faults": "none",
-    }
-    assert _cells(second)[8:10] == ["1.00", "1.00"]
-
-
-def test_ratios_are_within_a_scenario() -> None:
-    rows = [
-        Row("a", "rookery", [_run(messages_per_s=100)]),
-        Row("b", "rookery", [_run(messages_per_s=100)]),
-        Row("b", "mosquitto", [_run(messages_per_s=50)]),
+def test_a_table_of_one_broker() -> None:
+    results = [result("a", rate=1234567.8, cpu=0.72), result("bb", rate=2000, cpu=None, lost=3)]
+    assert table(results, "text").splitlines() == [
+        "scenario     messages/s  CPU us/message  p50 ms  p99 ms  faults",
+        "-----------  ----------  --------------  ------  ------  ------",
+        "title of a    1,234,568             0.7    1.00    4.00  none",
+        "title of bb       2,000               -    1.00    4.00  3 lost",
     ]
-    lines = table(rows, "mosquitto").splitlines()
-    assert [_cells(line)[8] for line in lines[2:]] == ["-", "2.00", "1.00"]
 
 
-def test_faults_are_summed_over_the_runs() -> None:
-    row = Row("p2p", "rookery", [_run(lost=1000), _run(lost=234, reordered=2), _run()])
-    assert _cells(table([row], "mosquitto").splitlines()[2])[-1] == "1,234 lost, 2 reordered"
+def test_a_table_of_two_brokers_has_ratios_within_a_scenario() -> None:
+    results = [
+        result("a", "m", 200, 8.0),
+        result("a", "r", 900, 2.0),
+        result("a", "r", 300, 2.0),
+        result("a", "r", 600, 2.0),
+    ]
+    results += [result("b", "r", 5, 1.0), result("b", "m", 10, 4.0)]
+    assert table(results, "markdown").splitlines() == [
+        "| scenario   | broker | messages/s | CPU us/message | p50 ms | p99 ms | rate ratio | CPU ratio | faults |",
+        "|------------|--------|-----------:|---------------:|-------:|-------:|-----------:|----------:|--------|",
+        "| title of a | m      |        200 |            8.0 |   1.00 |   4.00 |       1.00 |      1.00 | none   |",
+        "| title of a | r      |        600 |            2.0 |   1.00 |   4.00 |       3.00 |      0.25 | none   |",
+        "| title of b | r      |          5 |            1.0 |   1.00 |   4.00 |       1.00 |      1.00 | none   |",
+        "| title of b | m      |         10 |            4.0 |   1.00 |   4.00 |       2.00 |      4.00 | none   |",
+    ]
 
 
 def test_a_failure_is_told() -> None:
-    row = Row("p2p", "rookery", failure="connection refused")
-    assert _cells(table([row], "mosquitto").splitlines()[2])[-1] == "connection refused"
+    lines = table([result("a", "m"), result("a", "r", None, None, failure="connection refused")], "text").splitlines()
+    assert lines[-1].endswith("failed: connection refused")
+    assert lines[-1].split()[4:8] == ["-", "-", "-", "-"]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_any_fault_fails(fault: str) -> None:
-    good = Row("a", "rookery", [_run()])
-    assert status([good, Row("b", "rookery", [_run(), _run(**{fault: 1}), _run()])]) == 1
+def test_markdown_cells_do_not_end_early() -> None:
+    assert aligned(["a", "b"], [["x|y", "1"]], "markdown").splitlines()[-1] == "| x\\|y | 1 |"
 
 
-def test_status_of_failed_runs() -> None:
-    good = Row("a", "rookery", [_run()])
-    assert status([good]) == 0
-    assert status([good, Row("b", "rookery", failure="refused")]) == 2
+def test_a_table_in_colours_says_the_same() -> None:
+    text = table([result("a", "m", 200, 8.0), result("a", "[red]r", 600, 2.0)], "rich")
+    assert "[red]r" in text
+    assert "3.00" in text
+
+
+def test_noise_is_told() -> None:
+    assert noise([result()]) == ""
+    assert noise([result(others=50.0), result()]) == "In 1 of 2 runs other processes used over 40 % of a processor."
+
+
+def test_status_is_the_worst() -> None:
+    assert status([]) == status([result()]) == 0
+    assert status([result(), result(failure="refused")]) == 2
+    assert status([result(failure="refused"), result(reordered=1)]) == 3
+
+
+def test_a_report_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = report(drawn("p2p1", "mosquitto", 50_000), drawn("p2p1", "rookery", 200_000))
+    made.write(tmp_path / "r.json")
+    assert main([str(tmp_path / "r.json"), "--markdown", "--html", str(tmp_path / "r.html")]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("2 processors, Linux 1, Python 3.11; 2026-01-01T00:00:00+00:00\n\n| scenario")
+    assert "| rookery   |    200,000 |" in told
+    assert "Load test: title of p2p1" in (tmp_path / "r.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "results": [{"name": 1}]}']
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "r.json").write_text(content, "utf-8")
+    assert main([str(tmp_path / "r.json")]) == 1
+    assert "r.json" in capsys.readouterr().err
