@@ -52,7 +52,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
 
 def _targets(options: argparse.Namespace) -> dict[str, Target]:
     if options.target is not None:
-        running = targets.Running(options.target, tuple(int(pid) for pid in options.pid.split(",") if pid))
+        running = targets.Running((options.target,), tuple(int(pid) for pid in options.pid.split(",") if pid))
         return {"target": lambda: nullcontext(running)}
     known: dict[str, Target] = {"rookery": targets.rookery, "mosquitto": targets.mosquitto}
     if targets.mosquitto_path() is None:
@@ -65,7 +65,7 @@ def _measure(row: Row, scenario: Scenario, target: Target, window: Window) -> No
     try:
         with target() as running:
             figures = run(scenario, running, window)
-    except (LoadError, OSError) as error:
+    except (LoadError, targets.TargetError, OSError) as error:
         row.failure = str(error)
         print(f"failed: {error}", file=sys.stderr)
         return
