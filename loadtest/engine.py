@@ -1,208 +1,277 @@
-"""The generator: one loop over a private epoll serves all connections of a run.
+"""The generator: one trio task over a private epoll serves all connections of a run.
 
 As in the broker's transport a turn reads every ready socket once, collects what is to be written, and writes once per
-connection at its end.
+connection at its end: no task switch per message. Paces, keep-alives and reconnects are timers of the same loop.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
-import os
 import select
-import socket
-from collections.abc import Iterable
-from time import monotonic, monotonic_ns
+from collections import deque
+from collections.abc import Callable, Iterable
+from time import monotonic_ns
 
-from loadtest.client import KEEP_ALIVE_S, Client, LoadError
+import trio
+
+from loadtest.address import Address, Credentials
+from loadtest.client import Client
 from loadtest.publisher import Publisher
-from loadtest.scenarios import Scenario, topic, topic_filter
-from loadtest.subscriber import Subscriber
-from loadtest.tally import Histogram, History, Tally
-from loadtest.wire import Wire
+from loadtest.result import Counts
+from loadtest.scenario import Scenario
+from loadtest.tally import Histogram
+from loadtest.traffic import Traffic
 
-HANDSHAKES = 64  # at a time: beyond a broker's listen backlog the kernel retries after a second
-PATIENCE_S = 30.0
-DRAIN_S = 2.0
-WINDOW = 32  # unacknowledged messages of a publisher
-LONGEST_NAP_S = 0.05
+EVENTS_PER_TURN = 256
+WAKE_NS = 10_000_000  # turns may follow each other for so long before other tasks get their chance
+NAP_NS = 2_000_000  # shorter waits are not worth a way through trio, whose clock is too coarse for a pace besides
+LONGEST_NAP_NS = 100_000_000
+LONGEST_HANDSHAKE_NS = 15 * 10**9
+TOLD = 20  # troubles that are told in words
 
 
 class Engine:
     """Connections to one broker. `touched` are the publishers that may be able to send more after this turn."""
 
-    def __init__(self, address: tuple[str, int], version: int) -> None:
-        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
-        self.family, self.address = found[0], found[4]
-        self.version = version
+    def __init__(
+        self,
+        scenario: Scenario,
+        publish_to: tuple[Address, ...],
+        subscribe_to: tuple[Address, ...],
+        credentials: Credentials,
+    ) -> None:
+        self.publish_to = publish_to
+        self.subscribe_to = subscribe_to
+        self.credentials = credentials
+        self.version = scenario.version
+        self.keep_alive_s = scenario.keep_alive
+        self.session_expiry_s = scenario.expiry
+        self._handshakes = scenario.handshakes
+        self._connect_every_ns = int(10**9 / scenario.connect_rate) if scenario.connect_rate else 0
         # Made before the connections: its descriptor is small, as select() wants it.
         self._poller = select.epoll()
         self._by_descriptor: dict[int, Client] = {}
-        self._slices = itertools.cycle(range(KEEP_ALIVE_S // 2))
-        self._next_tick = monotonic()
+        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._timer_numbers = itertools.count()
+        self._ticks = itertools.count()
+        self._line: deque[Client] = deque()  # those who wait for their turn to connect
+        self._next_connect_ns = 0
+        self._shaking: set[Client] = set()
+        self.absent: set[Client] = set()  # those who are to be connected and are not ready
+        self.traffics: list[Traffic] = []
+        self.sources: list[Publisher] = []  # by the number in payloads
         self.dirty: list[Client] = []
         self.touched: set[Publisher] = set()
-        self.publishers: list[Publisher] = []
-        self.subscribers: list[Subscriber] = []
-        self.opened = 0
-        self.delivered = 0
-        self.latency = Histogram()
         self.sending = False
-        self.cap = 0
-        self.inflight = WINDOW
-        self.interval_ns = 0
-        self._start_ns = 0
-        self._dued = 0
+        self._paced: list[Traffic] = []
+        self._next_due_ns = 0
+        #: Since the start of the run.
+        self.counts = Counts()
+        self.troubles: list[str] = []
+        self.sent = self.expected = self.delivered = 0
+        self.connected = 0
+        self.last_connected_ns = 0
+        self.failure = ""
+        #: Called with the reason when the run cannot go on.
+        self.on_failure: Callable[[], None] = lambda: None
+        #: Since whoever reads them put new ones here.
+        self.latency = Histogram()
+        self.ack = Histogram()
+        self.pace_lag = Histogram()
+        self.connecting = Histogram()
 
-    def prepare(self, scenario: Scenario, payload_bytes: int) -> None:
-        """Connect and subscribe the clients of a scenario."""
-        self.populate(scenario, payload_bytes)
-        self.open(self.subscribers)
-        self.open(self.publishers)
+    # What clients tell.
 
-    def populate(self, scenario: Scenario, payload_bytes: int) -> None:
-        """Make the clients of a scenario and decide what is expected of whom."""
-        root = f"load{os.getpid()}"
-        self.cap = scenario.cap
-        layout = scenario.layout
-        wire = Wire(self.version, scenario.qos, payload_bytes, len(topic(root, layout, 0)))
-        for i in range(scenario.publishers):
-            name = topic(root, layout, i)
-            self.publishers.append(Publisher(self, f"{root}-p{i}", i, name, wire, scenario.clean))
-        for i in range(scenario.subscribers):
-            wanted = topic_filter(root, layout, i)
-            self.subscribers.append(Subscriber(self, f"{root}-s{i}", wanted, wire, scenario.clean))
-        for publisher in self.publishers:
-            audience = (
-                self.subscribers[publisher.number : publisher.number + 1] if layout == "p2p" else self.subscribers
-            )
-            group = History()
-            for subscriber in audience:
-                history = group if layout == "shared" else History()
-                subscriber.expect(publisher, history, layout == "shared")
-                if history not in publisher.histories:
-                    publisher.histories.append(history)
-        if scenario.rate:
-            self.interval_ns = 10**9 // scenario.rate
+    def trouble(self, kind: str, text: str) -> None:
+        """Count one of `result.FAULTS`, and keep the first ones in words."""
+        setattr(self.counts, kind, getattr(self.counts, kind) + 1)
+        if len(self.troubles) < TOLD:
+            self.troubles.append(text)
 
-    def open(self, clients: Iterable[Client]) -> None:
-        """Connect `clients`, a bounded number at a time, and wait until all are ready."""
-        waiting = list(reversed(list(clients)))
-        goal = self.opened + len(waiting)
-        deadline = monotonic() + PATIENCE_S
-        while self.opened < goal:
-            before = self.opened
-            while waiting and goal - len(waiting) - self.opened < HANDSHAKES:
-                self._connect(waiting.pop())
-            self.turn(LONGEST_NAP_S)
-            if self.opened > before:
-                deadline = monotonic() + PATIENCE_S
-            elif monotonic() > deadline:
-                raise LoadError(f"{goal - self.opened} of {goal} clients got no answer for {PATIENCE_S:.0f} s")
+    def fail(self, why: str) -> None:
+        """End the run; the first reason counts."""
+        if not self.failure:
+            self.failure = why
+            self.on_failure()
 
-    def _connect(self, client: Client) -> None:
-        client.socket.connect_ex(self.address)
-        client.out.append(client.greeting())
+    def register(self, client: Client) -> None:
+        """Serve the client's socket, which connects."""
+        assert client.socket is not None
         self._by_descriptor[client.socket.fileno()] = client
         self._poller.register(client.socket, select.EPOLLIN | select.EPOLLOUT)
 
+    def unregister(self, client: Client) -> None:
+        """Serve it no more."""
+        assert client.socket is not None
+        del self._by_descriptor[client.socket.fileno()]
+        self._poller.unregister(client.socket)
+        self._shaking.discard(client)
+        self.connected -= client.connected
+
     def watch(self, client: Client, writable: bool) -> None:
         """Ask to be told when `client` may be written to, or no more."""
+        assert client.socket is not None
         self._poller.modify(client.socket, select.EPOLLIN | (select.EPOLLOUT if writable else 0))
 
-    def turn(self, nap_s: float) -> None:
-        """Serve what is ready, or wait for it up to `nap_s`."""
-        events = self._poller.poll(0, 256)
-        if not events and nap_s > 0:
-            # epoll counts in milliseconds: too coarse for a pace of thousands a second.
-            select.select([self._poller], [], [], nap_s)
-            events = self._poller.poll(0, 256)
-        for descriptor, flags in events:
-            client = self._by_descriptor[descriptor]
-            if flags & ~select.EPOLLOUT:
-                client.readable()
-            if flags & select.EPOLLOUT:
-                client.writable()
-        if monotonic() >= self._next_tick:
-            self._tick()
-        if self.touched:
-            for publisher in self.touched:
-                publisher.fill()
-            self.touched.clear()
-        for client in self.dirty:
-            client.flush()
-        self.dirty.clear()
+    def shaken(self, client: Client) -> None:
+        """Note a CONNACK."""
+        self._shaking.discard(client)
+        self.connected += 1
+        self.counts.connects += 1
+        self.last_connected_ns = now = monotonic_ns()
+        self.connecting.add(now - client.since_ns)
 
-    def _tick(self) -> None:
-        self._next_tick = monotonic() + 1
-        for publisher in self.publishers if self.sending and not self.interval_ns else ():
-            publisher.tick()
-        first = next(self._slices)
-        for client in list(self._by_descriptor.values())[first :: KEEP_ALIVE_S // 2]:
-            if client.ready:
-                client.ping()
+    def opened(self, client: Client) -> None:
+        """Note that a client is ready."""
+        self.absent.discard(client)
+
+    def lost(self, client: Client, why: str, pause_s: float) -> None:
+        """Let a client that lost its connection come back."""
+        if why:
+            text = f"{client.client_id} at {client.node}: {why}"
+            if not self.counts.connects:
+                self.fail(text)
+            self.trouble("disconnects", text)
+        self.absent.add(client)
+        self.after(pause_s, lambda: self._line.append(client))
+
+    # What the run asks for.
+
+    def open(self, clients: Iterable[Client]) -> None:
+        """Let clients connect, one after another as handshakes and rate permit."""
+        for client in clients:
+            self.absent.add(client)
+            self._line.append(client)
+
+    def cut(self, clients: Iterable[Client], politely: bool, away_s: float) -> None:
+        """End connections, and let their clients come back after `away_s`."""
+        gone = [client for client in clients if client.socket is not None]
+        for client in gone:
+            if politely:
+                client.close()
+            else:
+                client.drop()
+        self.absent.update(gone)
+        self.after(away_s, lambda: self._line.extend(gone))
 
     def start(self) -> None:
         """Let the publishers send."""
         self.sending = True
-        self._start_ns = monotonic_ns()
-        self.touched.update(self.publishers)
+        for traffic in self.traffics:
+            traffic.start()
+        self._paced = [traffic for traffic in self.traffics if traffic.interval_ns]
+        self._next_due_ns = 0
 
-    def due_ns(self, number: int, sequence: int) -> int:
-        """Return when a paced message of publisher `number` is due."""
-        return self._start_ns + (sequence * len(self.publishers) + number) * self.interval_ns
-
-    def run_for(self, seconds: float) -> None:
-        """Serve for so long."""
-        end = monotonic_ns() + int(seconds * 1e9)
-        while (now := monotonic_ns()) < end:
-            wake = end
-            if self.interval_ns and self.sending:
-                while (due := self._start_ns + self._dued * self.interval_ns) <= now:
-                    publisher = self.publishers[self._dued % len(self.publishers)]
-                    publisher.due += 1
-                    self.touched.add(publisher)
-                    self._dued += 1
-                wake = min(end, due)
-            self.turn(0 if self.touched else min((wake - monotonic_ns()) / 1e9, LONGEST_NAP_S))
-
-    def drain(self) -> Tally:
-        """Stop sending, wait until all has arrived or nothing does any more, and count."""
+    def stop(self) -> None:
+        """Let them send no more."""
         self.sending = False
-        tally = self.count()
-        deadline = monotonic() + DRAIN_S
-        while not tally.settled and monotonic() < deadline:
-            before = (tally.received, tally.unacknowledged)
-            self.run_for(LONGEST_NAP_S)
-            tally = self.count()
-            if (tally.received, tally.unacknowledged) != before:
-                deadline = monotonic() + DRAIN_S
-        self.run_for(LONGEST_NAP_S)  # a repetition would come now
-        return self.count()
+        self._paced = []
 
-    def count(self) -> Tally:
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back in one of the next turns."""
+        heapq.heappush(self._timers, (monotonic_ns() + int(seconds * 1e9), next(self._timer_numbers), callback))
+
+    def count(self) -> Counts:
         """Return the counts of the whole run."""
-        tally = Tally()
-        for publisher in self.publishers:
-            tally.sent += publisher.sent
-            tally.unacknowledged += publisher.unacknowledged
-            for history in publisher.histories:
-                tally.add(history, publisher.sent)
-        for subscriber in self.subscribers:
-            tally.reordered += sum(flow.reordered for flow in subscriber.flows.values())
-        return tally
-
-    def forget_sessions(self) -> None:
-        """Disconnect the scenario's clients and remove the sessions that the broker keeps for them."""
-        clients: list[Client] = [*self.publishers, *self.subscribers]
-        kept = [client.client_id for client in clients if not client.clean]
-        for client in clients:
-            self._by_descriptor.pop(client.socket.fileno(), None)
-            client.close()
-        self.publishers, self.subscribers = [], []
-        self.open([Client(self, client_id) for client_id in kept])
+        counts = Counts(**vars(self.counts))
+        for traffic in self.traffics:
+            traffic.count(counts)
+        return counts
 
     def close(self) -> None:
         """Disconnect everyone; never raises."""
-        for client in [*self.publishers, *self.subscribers, *self._by_descriptor.values()]:
+        self._line.clear()
+        self._timers.clear()
+        for client in list(self._by_descriptor.values()):
             client.close()
         self._poller.close()
+
+    # The loop.
+
+    async def serve(self) -> None:
+        """Serve until cancelled."""
+        descriptor = self._poller.fileno()
+        self._tick()
+        while True:
+            now = monotonic_ns()
+            until = now + WAKE_NS
+            nap = 0
+            while now < until:
+                busy = self.turn(now)
+                now = monotonic_ns()
+                if not busy:
+                    nap = self._next_ns(now) - now
+                    if nap > 0 and not select.select([descriptor], [], [], min(nap, NAP_NS) / 1e9)[0] and nap > NAP_NS:
+                        break
+                    now = monotonic_ns()
+            else:
+                nap = 0
+            if nap > NAP_NS:
+                with trio.move_on_after(min(nap - NAP_NS, LONGEST_NAP_NS) / 1e9):
+                    await trio.lowlevel.wait_readable(descriptor)
+            else:
+                await trio.lowlevel.checkpoint()
+
+    def turn(self, now: int) -> bool:
+        """Serve what is ready; False if that was nothing."""
+        events = self._poller.poll(0, EVENTS_PER_TURN)
+        for descriptor, flags in events:
+            client = self._by_descriptor.get(descriptor)
+            if client is None:
+                continue  # it was closed in this turn
+            if flags & ~select.EPOLLOUT:
+                client.readable()
+            if flags & select.EPOLLOUT and client.socket is not None:
+                client.writable()
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            heapq.heappop(timers)[2]()
+        if self._line:
+            self._admit(now)
+        if self._paced and now >= self._next_due_ns:
+            self._next_due_ns = min([traffic.pace(now) for traffic in self._paced])
+        busy = bool(events or self.touched or self.dirty)
+        if self.touched:
+            touched, self.touched = self.touched, set()
+            for publisher in touched:
+                publisher.fill()
+        for client in self.dirty:
+            client.flush()
+        self.dirty.clear()
+        return busy
+
+    def _next_ns(self, now: int) -> int:
+        """When there is something to do even if nobody sends anything."""
+        found = self._timers[0][0] if self._timers else now + LONGEST_NAP_NS
+        if self._paced:
+            found = min(found, self._next_due_ns)
+        if self._line and len(self._shaking) < self._handshakes:
+            found = min(found, self._next_connect_ns)
+        return found
+
+    def _admit(self, now: int) -> None:
+        while self._line and len(self._shaking) < self._handshakes and now >= self._next_connect_ns:
+            client = self._line.popleft()
+            if self._connect_every_ns:
+                self._next_connect_ns = max(self._next_connect_ns, now - WAKE_NS) + self._connect_every_ns
+            self._shaking.add(client)
+            client.connect()
+
+    def _tick(self) -> None:
+        """Once a second."""
+        self.after(1, self._tick)
+        late = monotonic_ns() - LONGEST_HANDSHAKE_NS
+        for client in [each for each in self._shaking if each.since_ns < late]:
+            client.lost("no CONNACK")
+        if self.sending:
+            for traffic in self.traffics:
+                if not traffic.interval_ns:
+                    for publisher in traffic.publishers:
+                        publisher.tick()
+        if self.keep_alive_s:
+            slices = max(self.keep_alive_s // 2, 1)
+            first = next(self._ticks) % slices
+            for descriptor, client in list(self._by_descriptor.items()):
+                if descriptor % slices == first and client.ready:
+                    client.ping()

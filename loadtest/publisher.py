@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from broker.codec.encode import encode_ack
 from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, PUBREL, Acknowledgement, Packet
-from loadtest.client import Client, LoadError
+from loadtest.address import Address
+from loadtest.client import Client
 from loadtest.tally import History
-from loadtest.wire import Wire
 
 if TYPE_CHECKING:
-    from loadtest.engine import Engine
+    from loadtest.traffic import Traffic
 
 MOST_PER_TURN = 1000  # messages of one publisher: a turn stays short, and the time stamps true
 ACK = Struct("!H2s")
@@ -21,23 +21,37 @@ _ACKNOWLEDGEMENTS = frozenset((0x4002, 0x5002, 0x7002))  # the first two bytes o
 _PUBACK = 0x4002
 _PACKET_IDS = [packet_id.to_bytes(2, "big") for packet_id in range(1, 65_536)]
 _PUBREL = encode_ack(PUBREL, 1)[:2]
+_DUP = 0x08
+
+
+class Batch:
+    """Messages that were sent at once: when, and how far the sequence number is above the packet identifier."""
+
+    __slots__ = ("offset", "sent_ns")
+
+    def __init__(self, sent_ns: int, offset: int) -> None:
+        self.sent_ns = sent_ns
+        self.offset = offset
 
 
 class Publisher(Client):
     """Sends numbered messages to one topic as fast as window and cap allow, or as many as are due."""
 
-    def __init__(self, engine: Engine, client_id: str, number: int, topic: str, wire: Wire, clean: bool) -> None:
-        super().__init__(engine, client_id, clean)
+    def __init__(self, traffic: Traffic, client_id: str, node: Address, number: int, topic: str, clean: bool) -> None:
+        super().__init__(traffic.engine, client_id, node, clean)
+        self.traffic = traffic
         self.number = number
-        self.wire = wire
-        self.head = wire.head(topic)
+        self.wire = traffic.wire
+        self.head = traffic.wire.head(topic)
         self.topic = topic
         self.histories: list[History] = []
         self.sent = 0
+        self.acked = 0
+        self.refused: set[int] = set()  # sequence numbers of messages that the broker does not want
         self.due = 0  # messages that should have been sent by now; only counts when paced
         self._held = False
         self._packet_id = 0  # the last one used, so the next one's index
-        self._open: set[bytes] = set()  # packet identifiers in use
+        self._open: dict[bytes, Batch] = {}  # packet identifiers in use, in the order of their messages
         self._released: set[bytes] = set()  # those of them whose PUBREL was sent
         self._written_off = 0
         self._progress = (0, 0)
@@ -54,34 +68,36 @@ class Publisher(Client):
         """Once a second: what stands still at the cap is taken as lost, so that the run goes on (and is counted)."""
         received = self._received()
         outstanding = self.sent - received - self._written_off
-        if outstanding >= self.engine.cap and self._progress == (self.sent, received) and not self.blocked:
+        if outstanding >= self.traffic.cap and self._progress == (self.sent, received) and not self.blocked:
             self._written_off = self.sent - received
             self.engine.touched.add(self)
         self._progress = (self.sent, received)
 
     def fill(self) -> None:
         """Send what may be sent."""
-        engine = self.engine
-        paced = engine.interval_ns
+        traffic = self.traffic
+        paced = traffic.interval_ns
         if paced:
-            wanted = self.due - self.sent
+            wanted = min(self.due - self.sent, MOST_PER_TURN)
         else:
-            wanted = min(engine.cap - max(self.sent - self._received() - self._written_off, 0), MOST_PER_TURN)
-        room = min(engine.inflight, self.receive_maximum) - len(self._open) if self.wire.qos else wanted
-        count = 0 if self.blocked else min(wanted, room)
-        if count > 0 and engine.sending:
+            wanted = min(traffic.cap - max(self.sent - self._received() - self._written_off, 0), MOST_PER_TURN)
+        room = min(traffic.window, self.receive_maximum) - len(self._open) if self.wire.qos else wanted
+        count = 0 if self.blocked or not self.ready else min(wanted, room)
+        if count > 0 and self.engine.sending:
             first, number, properties = self.sent, self.number, self.wire.properties
             pack, head, padding = self.wire.struct.pack, self.head, self.wire.padding
             now = monotonic_ns()
             self.sent += count
+            self.engine.sent += count
+            self.engine.expected += count * traffic.audience
             if paced and self._held:  # a message that flow control held back counts from when it was due
-                times = [engine.due_ns(number, sequence) for sequence in range(first, self.sent)]
-                ids = self._packet_ids(count)
+                times = [traffic.due_ns(number, sequence) for sequence in range(first, self.sent)]
+                ids = self._packet_ids(count, first, now) if self.wire.qos else [b""] * count
                 for i in range(count):
                     self.out.append(pack(head, ids[i], properties, number, first + i, min(times[i], now), padding))
             elif self.wire.qos:
                 sequence = first
-                for packet_id in self._packet_ids(count):
+                for packet_id in self._packet_ids(count, first, now):
                     self.out.append(pack(head, packet_id, properties, number, sequence, now, padding))
                     sequence += 1
             else:
@@ -89,19 +105,43 @@ class Publisher(Client):
                 self.out += [pack(head, b"", properties, number, sequence, now, padding) for sequence in sequences]
             if not self.dirty:
                 self.dirty = True
-                engine.dirty.append(self)
+                self.engine.dirty.append(self)
         self._held = wanted > count
 
-    def _packet_ids(self, count: int) -> list[bytes]:
-        if not self.wire.qos:
-            return [b""] * count
+    def _packet_ids(self, count: int, first: int, now: int) -> list[bytes]:
         found = _PACKET_IDS[self._packet_id : self._packet_id + count]
-        self._packet_id += count
-        if len(found) < count or not self._open.isdisjoint(found):  # at the end of the range, or around one in use
-            found = [packet_id for packet_id in _PACKET_IDS if packet_id not in self._open][:count]
-            self._packet_id = int.from_bytes(found[-1], "big")
-        self._open.update(found)
+        if len(found) == count and self._open.keys().isdisjoint(found):
+            self._open.update(dict.fromkeys(found, Batch(now, first - self._packet_id - 1)))
+            self._packet_id += count
+            return found
+        # At the end of the range, or around one in use.
+        found = [packet_id for packet_id in _PACKET_IDS if packet_id not in self._open][:count]
+        self._packet_id = int.from_bytes(found[-1], "big")
+        for sequence, packet_id in enumerate(found, first):
+            self._open[packet_id] = Batch(now, sequence - int.from_bytes(packet_id, "big"))
         return found
+
+    def greeted(self, session_present: bool) -> None:
+        """Send again what was not acknowledged: to the same session with DUP, to a new one as new. [MQTT-4.4.0-1]"""
+        if not session_present:
+            for packet_id in self._released:  # the broker had these
+                del self._open[packet_id]
+            self._released.clear()
+        for packet_id, batch in self._open.items():
+            if packet_id in self._released:
+                self.write(_PUBREL + packet_id)
+                continue
+            packet = self._again(packet_id, int.from_bytes(packet_id, "big") + batch.offset, batch.sent_ns)
+            self.write(bytes((packet[0] | (_DUP if session_present else 0),)) + packet[1:])
+            self.engine.counts.retransmitted += 1
+
+    def _again(self, packet_id: bytes, sequence: int, sent_ns: int) -> bytes:
+        wire = self.wire
+        return wire.struct.pack(self.head, packet_id, wire.properties, self.number, sequence, sent_ns, wire.padding)
+
+    def opened(self) -> None:
+        super().opened()
+        self.engine.touched.add(self)
 
     def writable(self) -> None:
         super().writable()
@@ -112,15 +152,26 @@ class Publisher(Client):
         if not self.ready:
             return at
         end = at + (size - at) // ACK.size * ACK.size
-        opened, qos = self._open, self.wire.qos
+        opened, qos1 = self._open, self.wire.qos == 1
+        known: Batch | None = None
+        same = acked = 0
         for kind, packet_id in ACK.iter_unpack(memoryview(data)[at:end]):
-            if kind == _PUBACK and packet_id in opened and qos == 1:
-                opened.remove(packet_id)
+            if kind == _PUBACK and qos1 and packet_id in opened:
+                batch = opened.pop(packet_id)
+                if batch is not known:
+                    if known is not None:
+                        self.engine.ack.add(monotonic_ns() - known.sent_ns, same)
+                    known, same = batch, 0
+                same += 1
+                acked += 1
             elif kind in _ACKNOWLEDGEMENTS:
                 self._acknowledge(kind >> 12, packet_id)
             else:
                 break
             at += ACK.size
+        if known is not None:
+            self.engine.ack.add(monotonic_ns() - known.sent_ns, same)
+        self.acked += acked
         self.engine.touched.add(self)
         return at
 
@@ -130,20 +181,29 @@ class Publisher(Client):
                 self._released.add(packet_id)
                 self.write(_PUBREL + packet_id)
                 return
-        elif kind == PUBCOMP and packet_id in self._released:
-            self._released.remove(packet_id)
-            self._open.remove(packet_id)
+        elif (kind == PUBCOMP and packet_id in self._released) or (
+            kind == PUBACK and self.wire.qos == 1 and packet_id in self._open
+        ):
+            self._released.discard(packet_id)
+            self.engine.ack.add(monotonic_ns() - self._open.pop(packet_id).sent_ns)
+            self.acked += 1
             return
-        elif kind == PUBACK and self.wire.qos == 1 and packet_id in self._open:
-            self._open.remove(packet_id)
-            return
-        raise LoadError(f"{self.client_id}: acknowledgement {kind} for packet identifier {packet_id.hex()}, not in use")
+        self.wrong(f"acknowledgement {kind} for packet identifier {packet_id.hex()}, not in use")
+
+    def _refuse(self, packet_id: bytes, reason_code: int) -> None:
+        batch = self._open.pop(packet_id, None)
+        if batch is not None:
+            self.refused.add(int.from_bytes(packet_id, "big") + batch.offset)
+            self._written_off += 1
+        self.engine.trouble("refused", f"{self.client_id}: message refused, reason code 0x{reason_code:02x}")
 
     def packet(self, packet: Packet) -> None:
         if isinstance(packet, Acknowledgement):
-            if packet.reason_code >= 0x80:
-                raise LoadError(f"{self.client_id}: message refused, reason code 0x{packet.reason_code:02x}")
-            self._acknowledge(packet.kind, packet.packet_id.to_bytes(2, "big"))
+            packet_id = packet.packet_id.to_bytes(2, "big")
+            if packet.reason_code >= 0x80 and packet_id not in self._released:
+                self._refuse(packet_id, packet.reason_code)
+            else:
+                self._acknowledge(packet.kind, packet_id)
             self.engine.touched.add(self)
         else:
             super().packet(packet)

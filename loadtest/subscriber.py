@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from broker.codec.encode import encode_ack
 from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, PUBREL, Acknowledgement, Packet, Publish
-from loadtest.client import Client, LoadError
-from loadtest.publisher import ACK, Publisher
+from loadtest.address import Address
+from loadtest.client import Client
+from loadtest.publisher import ACK
 from loadtest.tally import Flow, History
 from loadtest.wire import STAMP, Wire
 
@@ -23,17 +24,21 @@ _PUBCOMP = encode_ack(PUBCOMP, 1)[:2]
 class Subscriber(Client):
     """Counts and acknowledges what it receives."""
 
-    def __init__(self, engine: Engine, client_id: str, topic_filter: str, wire: Wire, clean: bool) -> None:
-        super().__init__(engine, client_id, clean, topic_filter, wire.qos)
+    def __init__(self, engine: Engine, client_id: str, node: Address, filters: list[str], wire: Wire, clean: bool) -> None:
+        super().__init__(engine, client_id, node, clean, filters, wire.qos)
         self.wire = wire
         self.flows: dict[bytes, Flow] = {}  # by the head of the packets
         self._by_topic: dict[str, Flow] = {}
         self._held: set[bytes] = set()  # QoS 2: PUBREC sent, PUBREL awaited
 
-    def expect(self, publisher: Publisher, history: History, shared: bool) -> None:
-        """Be an audience, or one of a group that is one, of `publisher`."""
-        flow = Flow(publisher.number, history, shared)
-        self.flows[publisher.head] = self._by_topic[publisher.topic] = flow
+    def expect(self, topic: str, number: int, history: History, shared: bool) -> None:
+        """Be an audience, or one of a group that is one, of the publisher of this number."""
+        flow = Flow(number, history, shared)
+        self.flows[self.wire.head(topic)] = self._by_topic[topic] = flow
+
+    def greeted(self, session_present: bool) -> None:
+        if not session_present:
+            self._held.clear()
 
     def run(self, data: bytes, at: int, size: int) -> int:
         first_byte = data[at]
@@ -46,7 +51,7 @@ class Subscriber(Client):
 
     def _publishes(self, data: bytes, at: int, end: int) -> int:
         qos, properties, padding, stride = self.wire.qos, self.wire.properties, self.wire.padding, self.wire.stride
-        engine = self.engine
+        engine, since = self.engine, self.since_ns
         now = monotonic_ns()
         known = b""
         packet_ids: list[bytes] = []
@@ -59,24 +64,26 @@ class Subscriber(Client):
                 flow = self.flows.get(head)
                 known = head
                 if flow is not None:
-                    engine.touched.add(engine.publishers[flow.number])
+                    engine.touched.add(engine.sources[flow.number])
                     history, quick = flow.history, not flow.shared
             if flow is None or number != flow.number or props != properties or rest != padding:
                 break
             if quick and sequence == history.next:
                 history.next = sequence + 1
-            else:
+            elif sequence < engine.sources[number].sent:
                 flow.arrived(sequence)
+            else:
+                break
             if sent != stamp:
                 if same_stamp:
-                    engine.latency.add(now - stamp, same_stamp)
+                    engine.latency.add(now - (stamp if stamp > since else since), same_stamp)
                 stamp, same_stamp = sent, 0
             same_stamp += 1
             count += 1
             if qos:
                 packet_ids.append(packet_id)
         if same_stamp:
-            engine.latency.add(now - stamp, same_stamp)
+            engine.latency.add(now - (stamp if stamp > since else since), same_stamp)
         if packet_ids:
             self._answer(packet_ids)
         engine.delivered += count
@@ -87,7 +94,7 @@ class Subscriber(Client):
             before = len(self._held)
             self._held.update(packet_ids)
             if len(self._held) != before + len(packet_ids):
-                raise LoadError(f"{self.client_id}: a packet identifier of QoS 2 is in use twice")
+                self.wrong("a packet identifier of QoS 2 is in use twice")
         answer = _ANSWERS[self.qos]
         self.write(answer + answer.join(packet_ids))
 
@@ -105,19 +112,32 @@ class Subscriber(Client):
 
     def packet(self, packet: Packet) -> None:
         if isinstance(packet, Publish):
-            flow = self._by_topic.get(packet.topic_name)
-            if flow is None or packet.qos != self.qos or len(packet.payload) != self.wire.payload_bytes:
-                raise LoadError(f"{self.client_id}: a message nobody sent, topic {packet.topic_name[:80]!r}")
-            number, sequence, sent = STAMP.unpack_from(packet.payload)
-            if number != flow.number or packet.payload[STAMP.size :] != self.wire.padding:
-                raise LoadError(f"{self.client_id}: a changed payload, topic {packet.topic_name[:80]!r}")
-            flow.arrived(sequence)
-            self.engine.latency.add(monotonic_ns() - sent)
-            self.engine.delivered += 1
-            self.engine.touched.add(self.engine.publishers[number])
-            if packet.qos:
-                self._answer([packet.packet_id.to_bytes(2, "big")])
+            self._publish(packet)
         elif isinstance(packet, Acknowledgement) and packet.kind == PUBREL:
             self._release(packet.packet_id.to_bytes(2, "big"))
         else:
             super().packet(packet)
+
+    def _publish(self, packet: Publish) -> None:
+        packet_id = packet.packet_id.to_bytes(2, "big")
+        if packet.dup and packet.qos == 2 and packet_id in self._held:  # it came before the connection was lost
+            self.write(_ANSWERS[2] + packet_id)
+            return
+        if packet.qos:
+            self._answer([packet_id])
+        self._counted(packet)
+
+    def _counted(self, packet: Publish) -> None:
+        flow = self._by_topic.get(packet.topic_name)
+        if flow is None or packet.qos != self.qos or len(packet.payload) != self.wire.payload_bytes:
+            self.wrong(f"a message nobody sent, topic {packet.topic_name[:80]!r}")
+            return
+        number, sequence, sent = STAMP.unpack_from(packet.payload)
+        engine = self.engine
+        if number != flow.number or sequence >= engine.sources[number].sent or packet.payload[STAMP.size :] != self.wire.padding:
+            self.wrong(f"a changed payload, topic {packet.topic_name[:80]!r}")
+            return
+        flow.arrived(sequence)
+        engine.latency.add(monotonic_ns() - max(sent, self.since_ns))
+        engine.delivered += 1
+        engine.touched.add(engine.sources[number])

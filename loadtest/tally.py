@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from loadtest.result import Percentiles
+
 _HALF = 32  # buckets per power of two: no bucket is wider than 1/32 of its value, so its middle is 1.6 % off at most
 _HALF_BITS = 5
 
@@ -71,11 +73,13 @@ class Flow:
 class Histogram:
     """Durations in nanoseconds, in buckets that grow with the value."""
 
-    __slots__ = ("_buckets", "count")
+    __slots__ = ("_buckets", "_sum_ns", "count", "longest_ns")
 
     def __init__(self) -> None:
         self._buckets: dict[int, int] = {}
+        self._sum_ns = 0
         self.count = 0
+        self.longest_ns = 0
 
     def add(self, duration_ns: int, times: int = 1) -> None:
         """Count a duration; a negative one (two clocks) counts as 0."""
@@ -83,7 +87,18 @@ class Histogram:
         shift = max(value.bit_length() - _HALF_BITS - 1, 0)
         bucket = shift * _HALF + (value >> shift)
         self._buckets[bucket] = self._buckets.get(bucket, 0) + times
+        self._sum_ns += value * times
         self.count += times
+        if value > self.longest_ns:
+            self.longest_ns = value
+
+    def merge(self, other: Histogram) -> None:
+        """Add what another one counted."""
+        for bucket, times in other._buckets.items():
+            self._buckets[bucket] = self._buckets.get(bucket, 0) + times
+        self._sum_ns += other._sum_ns
+        self.count += other.count
+        self.longest_ns = max(self.longest_ns, other.longest_ns)
 
     def percentile_ms(self, percent: float) -> float | None:
         """Return the smallest duration that `percent` of all do not exceed (within 1.6 %), None if there is none."""
@@ -93,46 +108,26 @@ class Histogram:
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
             if rank <= 0:
-                return _middle_ns(bucket) / 1e6
+                return min(_middle_ns(bucket), self.longest_ns) / 1e6
         raise AssertionError("the ranks are among the counts")
+
+    def percentiles(self) -> Percentiles:
+        """Return what reports tell of it."""
+        if not self.count:
+            return Percentiles()
+        found = [self.percentile_ms(percent) for percent in (50, 90, 99, 99.9)]
+        return Percentiles(self.count, self._sum_ns / self.count / 1e6, *found, self.longest_ns / 1e6)
+
+    def buckets(self) -> list[tuple[float, int]]:
+        """Return the buckets that are not empty: the upper bound in milliseconds, and how many durations."""
+        return [(_upper_ns(bucket) / 1e6, self._buckets[bucket]) for bucket in sorted(self._buckets)]
+
+
+def _upper_ns(bucket: int) -> int:
+    shift = max(bucket // _HALF - 1, 0)
+    return (bucket - shift * _HALF + 1) << shift
 
 
 def _middle_ns(bucket: int) -> float:
     shift = max(bucket // _HALF - 1, 0)
     return float(((bucket - shift * _HALF) << shift) + ((1 << shift) - 1) / 2)
-
-
-class Tally:
-    """The counts of one run over all publishers and audiences, after draining."""
-
-    __slots__ = ("duplicated", "expected", "lost", "received", "reordered", "sent", "unacknowledged")
-
-    def __init__(self) -> None:
-        self.sent = 0
-        self.expected = 0
-        self.received = 0
-        self.lost = 0
-        self.duplicated = 0
-        self.reordered = 0
-        self.unacknowledged = 0
-
-    def add(self, history: History, sent: int) -> None:
-        """Add one publisher's messages to one audience."""
-        self.expected += sent
-        self.received += history.received
-        self.lost += history.lost(sent)
-        self.duplicated += history.duplicated
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is on its way any more."""
-        return not (self.lost or self.unacknowledged)
-
-    @property
-    def clean(self) -> bool:
-        """Whether everything arrived, once, in order, and was acknowledged."""
-        return self.settled and not (self.duplicated or self.reordered)
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
