@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 
 from loadtest import targets
-from loadtest.measure import Window, run
 from loadtest.processes import cpu_s, tree
-from loadtest.scenarios import SCENARIOS
+from loadtest.running import Target, run_once
+from loadtest.scenario import load
 from loadtest.targets import Running
 
 #: Options of mqttbench for the scenarios that make sense here.
@@ -43,11 +43,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _load(options: argparse.Namespace, running: Running) -> tuple[float, float]:
     """One run: messages delivered a second, and microseconds of the node's processors for each."""
-    window = Window(1.0, options.seconds)
     if options.generator is None:
-        [scenario] = [each for each in SCENARIOS if each.name == options.scenario]
-        figures = run(scenario, running, window)
-        return float(figures["messages_per_s"] or 0), float(figures["cpu_us_per_message"] or 0)
+        result = run_once(load(options.scenario, {"seconds": options.seconds}), Target.of("rookery", running))
+        return result.received_per_s or 0.0, result.cpu_us_per_message or 0.0
     command = [options.generator, "pub", "--port", str(running.address[1]), "--json", "--warmup", "1"]
     command += ["--seconds", str(options.seconds), *_OPTIONS[options.scenario].split()]
     pids = tree(running.pids)

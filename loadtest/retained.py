@@ -69,6 +69,9 @@ class Storing(Traffic):
             counts.lost += max(stored - received, 0)
             counts.duplicated += reader.duplicated
 
+    def overtaken(self, counts: Counts) -> None:
+        counts.duplicated += sum(reader.duplicated for reader in self.subscribers if isinstance(reader, Reader))
+
 
 class Storer(Publisher):
     """Stores one message in each of its topics."""
@@ -119,9 +122,7 @@ class Reader(Subscriber):
         heads, seen, padding, properties = self._heads, self.seen, self.wire.padding, self.wire.properties
         packet_ids: list[bytes] = []
         count = 0
-        for head, packet_id, props, number, sequence, _, rest in self.wire.struct.iter_unpack(
-            memoryview(data)[at:end]
-        ):
+        for head, packet_id, props, number, sequence, _, rest in self.wire.struct.iter_unpack(memoryview(data)[at:end]):
             if sequence or number >= len(seen) or heads[number] != head or props != properties or rest != padding:
                 break
             if seen[number]:

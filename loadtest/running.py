@@ -19,28 +19,19 @@ from loadtest.address import Address, Credentials, resolve
 from loadtest.client import Client, LoadError
 from loadtest.engine import Engine
 from loadtest.processes import resident_kb, tree
-from loadtest.result import Result, now
+from loadtest.result import Counts, Result, now
 from loadtest.retained import Storing
 from loadtest.sampling import Sampler, Usage
 from loadtest.scenario import Scenario
+from loadtest.targets import Running
 from loadtest.traffic import Traffic
 
 PATIENCE_S = 30.0  # while nobody gets connected
 STEP_S = 0.02
 CLEANING_S = 10.0
 SPARE_FILES = 64
-
-
-class Node(Protocol):
-    """A broker that runs (`targets.Running`)."""
-
-    @property
-    def addresses(self) -> tuple[tuple[str, int], ...]:
-        """Where its nodes are."""
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """Its processes without their children, none if unknown."""
+MANY = 1000  # clients: what one of fewer costs drowns in what the broker does besides
+OVERSEEN = 2000  # publishers: to look at more each second would cost too much
 
 
 class Watcher(Protocol):
@@ -64,10 +55,11 @@ class Target:
     credentials: Credentials = field(default_factory=Credentials)
 
     @classmethod
-    def of(cls, broker: str, running: Node) -> Target:
+    def of(cls, broker: str, running: Running) -> Target:
         """Return all nodes of one that this process started."""
-        nodes = tuple(resolve(f"mqtt://{host}:{port}") for host, port in running.addresses)
-        return cls(broker, nodes, nodes, running.pids)
+        sides = (running.publish_to or running.addresses, running.subscribe_to or running.addresses)
+        publish_to, subscribe_to = (tuple(resolve(f"mqtt://{host}:{port}") for host, port in side) for side in sides)
+        return cls(broker, publish_to, subscribe_to, running.pids)
 
 
 class Run:
@@ -86,6 +78,13 @@ class Run:
         self._idle: list[Client] = []
         self._empty_kib = 0
         self._waves: list[tuple[float, int]] = []  # of clients that come again: seconds until all had, how many
+
+    def overtaken(self) -> Counts:
+        """Return the counts so far: `lost` are messages that later ones have overtaken, nothing is unacknowledged."""
+        counts = Counts(**vars(self.engine.counts))
+        for traffic in self.engine.traffics if len(self.engine.sources) <= OVERSEEN else ():
+            traffic.overtaken(counts)
+        return counts
 
     @property
     def clients(self) -> int:
@@ -154,13 +153,15 @@ class Run:
 
     async def _measure(self) -> None:
         storing = [traffic for traffic in self.engine.traffics if isinstance(traffic, Storing)]
-        await (self._measure_retained(storing[0]) if storing else self._measure_traffic())
+        if storing:
+            await self._measure_retained(storing[0])
+        else:
+            await self._measure_traffic()
 
     async def _measure_traffic(self) -> None:
         scenario, engine = self.scenario, self.engine
         self.sampler.began_s = monotonic()
-        subscribers = [client for traffic in engine.traffics for client in traffic.subscribers]
-        await self._connect([*subscribers, *engine.sources, *self._idle])
+        await self._connect([*self._clients("subscribers"), *self._clients("publishers"), *self._idle])
         self._phase("settle", scenario.settle)
         await trio.sleep(scenario.settle)
         self._weigh()
@@ -181,7 +182,7 @@ class Run:
 
     async def _measure_retained(self, storing: Storing) -> None:
         self.sampler.began_s = monotonic()
-        await self._connect([*storing.publishers, *self._idle])
+        await self._connect([*self._clients("publishers"), *self._idle])
         self.engine.start()
         self._phase("store", self.scenario.seconds)
         await self._until(lambda: storing.stored, self.scenario.seconds)
@@ -214,22 +215,27 @@ class Run:
                 await trio.sleep_forever()
         took = engine.last_connected_ns / 1e9 - before.at
         self.result.connects_per_s = len(clients) / took if took > 0 else None
-        if self.target.pids:
+        if self.target.pids and len(clients) >= MANY:
             cpu = Usage.now(engine, tree(self.target.pids)).broker_s - before.broker_s
             self.result.cpu_us_per_connect = cpu / len(clients) * 1e6
+
+    def _clients(self, who: str) -> list[Client]:
+        """Return the clients that `cut_who` means."""
+        found: list[Client] = []
+        for traffic in self.engine.traffics:
+            found += traffic.subscribers if who in ("subscribers", "all") else ()
+            found += traffic.publishers if who in ("publishers", "all") else ()
+        return found + (self._idle if who in ("idle", "all") else [])
 
     def _weigh(self) -> None:
         if self.target.pids:
             self.result.resident_kib = resident_kb(tree(self.target.pids))
-            self.result.kib_per_connection = (self.result.resident_kib - self._empty_kib) / max(self.clients, 1)
+            if self.clients >= MANY:
+                self.result.kib_per_connection = (self.result.resident_kib - self._empty_kib) / self.clients
 
     async def _cuts(self) -> None:
         scenario, engine = self.scenario, self.engine
-        subscribers: list[Client] = [client for traffic in engine.traffics for client in traffic.subscribers]
-        groups = {"publishers": [*engine.sources], "subscribers": subscribers, "idle": self._idle}
-        concerned = [client for group in groups.values() for client in group]
-        if scenario.cut_who != "all":
-            concerned = [*groups[scenario.cut_who]]
+        concerned = self._clients(scenario.cut_who)
         rng = random.Random(0)
         await trio.sleep(scenario.cut_every or scenario.seconds / 4)
         while True:
@@ -285,14 +291,13 @@ class Run:
         """Leave nothing in the broker: neither retained messages nor sessions."""
         engine = self.engine
         for traffic in engine.traffics:
-            for client in traffic.subscribers:
-                client.close()
+            for subscriber in traffic.subscribers:
+                subscriber.close()
             if isinstance(traffic, Storing) and traffic.publishers:
                 traffic.clear()
                 while any(each.out or each.blocked for each in traffic.publishers if each.socket is not None):
                     await trio.sleep(STEP_S)
-        clients: list[Client] = [*engine.sources, *self._idle]
-        clients += [client for traffic in engine.traffics for client in (*traffic.publishers, *traffic.subscribers)]
+        clients = self._clients("all")
         for client in clients:
             client.close()
         if self.scenario.clean or engine.failure:

@@ -47,13 +47,16 @@ class Sampler:
         if took >= SHORTEST_S:
             recent, self._recent = self._recent, Histogram()
             sent, delivered = engine.sent - self._sent, engine.delivered - self._delivered
-            waiting = max(engine.expected - engine.delivered, 0)
-            self.points.append(
-                Point(
-                    *(round(now - self.began_s, 3), round(sent / took, 1), round(delivered / took, 1)),
-                    *(engine.connected, waiting, recent.percentile_ms(50), recent.percentile_ms(99)),
-                )
+            point = Point(
+                t=round(now - self.began_s, 3),
+                sent_per_s=round(sent / took, 1),
+                received_per_s=round(delivered / took, 1),
+                connected=engine.connected,
+                in_flight=max(engine.expected - engine.delivered, 0),
+                p50_ms=recent.percentile_ms(50),
+                p99_ms=recent.percentile_ms(99),
             )
+            self.points.append(point)
             self._at, self._sent, self._delivered = now, engine.sent, engine.delivered
 
 

@@ -146,7 +146,8 @@ def _check_stream(stream: Stream, scenario: Scenario, where: str) -> None:
             raise ScenarioError(f"{where}: {key}: layout {stream.layout} needs at least 1")
     if stream.layout == "p2p" and stream.publishers != stream.subscribers:
         raise ScenarioError(
-            f"{where}: subscribers: {stream.subscribers}, but layout p2p needs as many as publishers, {stream.publishers}"
+            f"{where}: subscribers: {stream.subscribers}, but layout p2p needs as many as there are publishers, "
+            f"{stream.publishers}"
         )
     if stream.layout == "retained" and scenario.also:
         raise ScenarioError(f"{where}: also: layout retained stands alone")
@@ -166,7 +167,8 @@ def _checked(content: Mapping[str, Any], kind: type[Stream], where: str) -> dict
     return checked
 
 
-def _value(value: Any, key: dataclasses.Field[Any], where: str) -> Any:
+def _value(given: Any, key: dataclasses.Field[Any], where: str) -> Any:
+    value = given
     if key.name == "properties":
         return _properties(value, where)
     wanted = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}[str(key.type)]
@@ -178,7 +180,7 @@ def _value(value: Any, key: dataclasses.Field[Any], where: str) -> Any:
         raise ScenarioError(f"{where}: {value!r} is none of {', '.join(str(each) for each in allowed)}")
     if low is not None and not low <= value <= high:
         raise ScenarioError(f"{where}: {value!r} is not within {low:g} to {high:g}")
-    return float(value) if key.type == "float" else value
+    return float(given) if key.type == "float" else given
 
 
 def _properties(value: Any, where: str) -> dict[str, Any]:

@@ -24,7 +24,9 @@ _PUBCOMP = encode_ack(PUBCOMP, 1)[:2]
 class Subscriber(Client):
     """Counts and acknowledges what it receives."""
 
-    def __init__(self, engine: Engine, client_id: str, node: Address, filters: list[str], wire: Wire, clean: bool) -> None:
+    def __init__(
+        self, engine: Engine, client_id: str, node: Address, filters: list[str], wire: Wire, clean: bool
+    ) -> None:
         super().__init__(engine, client_id, node, clean, filters, wire.qos)
         self.wire = wire
         self.flows: dict[bytes, Flow] = {}  # by the head of the packets
@@ -134,7 +136,11 @@ class Subscriber(Client):
             return
         number, sequence, sent = STAMP.unpack_from(packet.payload)
         engine = self.engine
-        if number != flow.number or sequence >= engine.sources[number].sent or packet.payload[STAMP.size :] != self.wire.padding:
+        if (
+            number != flow.number
+            or sequence >= engine.sources[number].sent
+            or packet.payload[STAMP.size :] != self.wire.padding
+        ):
             self.wrong(f"a changed payload, topic {packet.topic_name[:80]!r}")
             return
         flow.arrived(sequence)

@@ -115,8 +115,8 @@ class Histogram:
         """Return what reports tell of it."""
         if not self.count:
             return Percentiles()
-        found = [self.percentile_ms(percent) for percent in (50, 90, 99, 99.9)]
-        return Percentiles(self.count, self._sum_ns / self.count / 1e6, *found, self.longest_ns / 1e6)
+        p50, p90, p99, p999 = (self.percentile_ms(percent) for percent in (50, 90, 99, 99.9))
+        return Percentiles(self.count, self._sum_ns / self.count / 1e6, p50, p90, p99, p999, self.longest_ns / 1e6)
 
     def buckets(self) -> list[tuple[float, int]]:
         """Return the buckets that are not empty: the upper bound in milliseconds, and how many durations."""

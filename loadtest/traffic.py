@@ -31,10 +31,8 @@ class Traffic:
         self.subscribers: list[Subscriber] = []
         self.root = f"{stream.prefix}/{run_id}/{number}"
         self.audience = stream.subscribers if stream.layout in ("fanin", "fanout") else 1
-        self.wire = Wire(
-            *(engine.version, stream.qos, stream.size, len(self.topic(0)), stream.properties),
-            retain=stream.layout == "retained",
-        )
+        topic_bytes, retain = len(self.topic(0)), stream.layout == "retained"
+        self.wire = Wire(engine.version, stream.qos, stream.size, topic_bytes, stream.properties, retain)
         self.clean = clean
         self._id = f"{run_id}-{number}"
         self._first = len(engine.sources)
@@ -114,3 +112,11 @@ class Traffic:
                 counts.duplicated += history.duplicated
         for subscriber in self.subscribers:
             counts.reordered += sum(flow.reordered for flow in subscriber.flows.values())
+
+    def overtaken(self, counts: Counts) -> None:
+        """Add what is known to be wrong while messages are on their way."""
+        for publisher in self.publishers:
+            counts.lost += sum([len(history.missing) for history in publisher.histories])
+            counts.duplicated += sum([history.duplicated for history in publisher.histories])
+        for subscriber in self.subscribers:
+            counts.reordered += sum([flow.reordered for flow in subscriber.flows.values()])
