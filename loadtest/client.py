@@ -251,7 +251,7 @@ class Client:
             self.receive_maximum = packet.properties.receive_maximum
         engine.shaken(self)
         self.greeted(packet.session_present)
-        if packet.session_present or not self.filters:
+        if (packet.session_present and kept) or not self.filters:
             self.opened()
             return
         for at in range(0, len(self.filters), FILTERS_PER_PACKET):

@@ -87,6 +87,7 @@ class Scenario(Stream):
         """Return every key but the name."""
         content = dataclasses.asdict(self)
         del content["name"]
+        content["also"] = list(content["also"])
         return content
 
 

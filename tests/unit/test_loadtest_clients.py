@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -10,56 +12,108 @@ from broker.codec.encode import encode
 from broker.codec.packets import (
     PUBACK,
     PUBREC,
+    Connack,
     Disconnect,
+    Pingresp,
     Properties,
     Puback,
     Pubcomp,
     Publish,
     Pubrec,
     Pubrel,
+    Suback,
 )
 from broker.codec.primitives import FrameBuffer
 from broker.codec.publish import encode_publish
-from loadtest.client import LoadError
+from loadtest.address import Address, Credentials
+from loadtest.client import Client
 from loadtest.engine import Engine
-from loadtest.scenarios import Scenario
+from loadtest.publisher import Publisher
+from loadtest.result import Counts
+from loadtest.retained import Reader, Storing
+from loadtest.scenario import Scenario
+from loadtest.subscriber import Subscriber
+from loadtest.traffic import Traffic
 from loadtest.wire import STAMP, Wire
 
-Make = Callable[[Scenario, int], Engine]
+NODE = Address("127.0.0.1", 1, socket.AF_INET, ("127.0.0.1", 1))
+
+
+class Bench:
+    """An engine whose clients are ready and whose sockets nobody serves."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.engine = Engine(scenario, (NODE,), (NODE,), Credentials())
+        kind = Storing if scenario.layout == "retained" else Traffic
+        self.traffic = kind(self.engine, scenario, 0, "run", scenario.clean)
+        self.traffic.populate()
+        self.engine.traffics.append(self.traffic)
+        self._others: list[socket.socket] = []
+        for client in (*self.publishers, *self.subscribers):
+            self.plug(client)
+            client.connected = client.ready = True
+            client.blocked = False
+        self.engine.sending = True
+
+    @property
+    def publishers(self) -> list[Publisher]:
+        return self.traffic.publishers
+
+    @property
+    def subscribers(self) -> list[Subscriber]:
+        return self.traffic.subscribers
+
+    def plug(self, client: Client) -> None:
+        """Give the client a socket."""
+        client.socket, other = socket.socketpair()
+        client.socket.setblocking(False)
+        self._others.append(other)
+        self.engine.register(client)
+
+    def sent(self, number: int = 0) -> list[bytes]:
+        """The packets a publisher sends when it may."""
+        publisher = self.publishers[number]
+        publisher.fill()
+        packets = list(publisher.out)
+        publisher.out.clear()
+        return packets
+
+    def count(self) -> Counts:
+        return self.engine.count()
+
+    @property
+    def trouble(self) -> str:
+        return "; ".join(self.engine.troubles)
+
+    def close(self) -> None:
+        self.engine.close()
+        for other in self._others:
+            other.close()
+
+
+Make = Callable[..., Bench]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Engines whose clients are ready and whose sockets nobody serves."""
-    made: list[Engine] = []
+    made: list[Bench] = []
 
-    def engine_of(scenario: Scenario, version: int) -> Engine:
-        engine = Engine(("127.0.0.1", 1), version)
-        made.append(engine)
-        engine.populate(scenario, 40)
-        for client in (*engine.publishers, *engine.subscribers):
-            client.ready, client.blocked = True, False
-        engine.sending = True
-        return engine
+    def bench_of(layout: str, publishers: int, subscribers: int, **keys: Any) -> Bench:
+        keys.setdefault("size", 40)
+        made.append(Bench(Scenario(layout=layout, publishers=publishers, subscribers=subscribers, **keys)))
+        return made[-1]
 
-    yield engine_of
-    for engine in made:
-        for client in (*engine.publishers, *engine.subscribers):
-            client.ready = False
-        engine.close()
+    yield bench_of
+    for bench in made:
+        bench.close()
 
 
-def _p2p(qos: int, pairs: int = 1, cap: int = 8) -> Scenario:
-    return Scenario("", "", "p2p", pairs, pairs, qos=qos, cap=cap)
+def _p2p(make: Make, qos: int, version: int = 5, pairs: int = 1, cap: int = 8, **keys: Any) -> Bench:
+    return make("p2p", pairs, pairs, qos=qos, version=version, cap=cap, **keys)
 
 
-def _sent(engine: Engine, number: int = 0) -> list[bytes]:
-    """The packets a publisher sends when it may."""
-    publisher = engine.publishers[number]
-    publisher.fill()
-    packets = list(publisher.out)
-    publisher.out.clear()
-    return packets
+def _clean(counts: Counts) -> bool:
+    return not (counts.lost or counts.unacknowledged or counts.duplicated or counts.reordered)
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -82,17 +136,17 @@ def test_a_payload_must_hold_its_stamp() -> None:
 @pytest.mark.parametrize("qos", [0, 1, 2])
 @pytest.mark.parametrize("step", [1, 7, 100_000])
 def test_a_faithful_broker_has_no_faults(make: Make, version: int, qos: int, step: int) -> None:
-    engine = make(_p2p(qos), version)
-    stream = b"".join(_sent(engine))
+    bench = _p2p(make, qos, version)
+    stream = b"".join(bench.sent())
     rest = b""
     for at in range(0, len(stream), step):
         rest += stream[at : at + step]
-        rest = rest[engine.subscribers[0].feed(rest) :]
-    tally = engine.count()
+        rest = rest[bench.subscribers[0].feed(rest) :]
+    tally = bench.count()
     assert (tally.sent, tally.received, tally.lost, tally.duplicated, tally.reordered) == (8, 8, 0, 0, 0)
-    assert engine.delivered == engine.latency.count == 8
+    assert bench.engine.delivered == bench.engine.latency.count == 8
     assert tally.unacknowledged == (8 if qos else 0)
-    kinds = {packet[0] >> 4 for packet in engine.subscribers[0].out}
+    kinds = {packet[0] >> 4 for packet in bench.subscribers[0].out}
     assert kinds == {0: set(), 1: {PUBACK}, 2: {PUBREC}}[qos]
 
 
@@ -111,75 +165,74 @@ def test_a_faithful_broker_has_no_faults(make: Make, version: int, qos: int, ste
 def test_faults_of_a_broker_are_counted(
     make: Make, version: int, order: list[int], faults: tuple[int, int, int]
 ) -> None:
-    engine = make(_p2p(0), version)
-    packets = _sent(engine)
-    engine.subscribers[0].feed(b"".join(packets[i] for i in order))
-    tally = engine.count()
+    bench = _p2p(make, 0, version)
+    packets = bench.sent()
+    bench.subscribers[0].feed(b"".join(packets[i] for i in order))
+    tally = bench.count()
     assert (tally.lost, tally.duplicated, tally.reordered) == faults
-    assert not tally.clean
+    assert not _clean(tally)
 
 
 def test_a_shared_group_is_one_audience(make: Make) -> None:
-    engine = make(Scenario("", "", "shared", 1, 2, cap=6), 5)
-    packets = _sent(engine)
-    engine.subscribers[0].feed(packets[1] + packets[3])
-    engine.subscribers[1].feed(packets[0] + packets[2] + packets[5] + packets[4])
-    tally = engine.count()
+    bench = make("shared", 1, 2, cap=6)
+    packets = bench.sent()
+    bench.subscribers[0].feed(packets[1] + packets[3])
+    bench.subscribers[1].feed(packets[0] + packets[2] + packets[5] + packets[4])
+    tally = bench.count()
     assert (tally.expected, tally.lost, tally.duplicated, tally.reordered) == (6, 0, 0, 1)
-    engine.subscribers[0].feed(packets[5])
-    assert engine.count().duplicated == 1
+    bench.subscribers[0].feed(packets[5])
+    assert bench.count().duplicated == 1
 
 
 def test_every_subscriber_of_a_fan_out_expects_everything(make: Make) -> None:
-    engine = make(Scenario("", "", "fanout", 1, 3, cap=4), 5)
-    packets = _sent(engine)
-    engine.subscribers[0].feed(b"".join(packets))
-    engine.subscribers[1].feed(b"".join(packets[:3]))
-    tally = engine.count()
+    bench = make("fanout", 1, 3, cap=4)
+    packets = bench.sent()
+    bench.subscribers[0].feed(b"".join(packets))
+    bench.subscribers[1].feed(b"".join(packets[:3]))
+    tally = bench.count()
     assert (tally.sent, tally.expected, tally.received, tally.lost) == (4, 12, 7, 5)
-    assert _sent(engine) == []  # the third subscriber has received nothing: the cap holds
+    assert bench.sent() == []  # the third subscriber has received nothing: the cap holds
 
 
 def test_the_cap_bounds_what_is_on_its_way(make: Make) -> None:
-    engine = make(_p2p(0, cap=5), 5)
-    packets = _sent(engine)
+    bench = _p2p(make, 0, 5, cap=5)
+    packets = bench.sent()
     assert len(packets) == 5
-    assert _sent(engine) == []
-    engine.subscribers[0].feed(packets[0] + packets[1])
-    assert len(_sent(engine)) == 2
+    assert bench.sent() == []
+    bench.subscribers[0].feed(packets[0] + packets[1])
+    assert len(bench.sent()) == 2
 
 
 def test_what_stands_still_at_the_cap_is_written_off_and_stays_lost(make: Make) -> None:
-    engine = make(_p2p(0, cap=5), 5)
-    engine.cap = 5
-    _sent(engine)
-    engine.publishers[0].tick()
-    assert _sent(engine) == []  # it has only now been seen to stand still
-    engine.publishers[0].tick()
-    assert len(_sent(engine)) == 5
-    assert engine.count().lost == 10
+    bench = _p2p(make, 0, 5, cap=5)
+    bench.sent()
+    bench.publishers[0].tick()
+    assert bench.sent() == []  # it has only now been seen to stand still
+    bench.publishers[0].tick()
+    assert len(bench.sent()) == 5
+    assert bench.count().lost == 10
 
 
 @pytest.mark.parametrize("version", [4, 5])
 def test_the_window_opens_with_acknowledgements(make: Make, version: int) -> None:
-    engine = make(_p2p(1, cap=100), version)
-    publisher = engine.publishers[0]
+    bench = _p2p(make, 1, version, cap=100)
+    publisher = bench.publishers[0]
     publisher.receive_maximum = 3
-    assert len(_sent(engine)) == 3
+    assert len(bench.sent()) == 3
     publisher.feed(encode(Puback(2), version))
     assert publisher.unacknowledged == 2
-    [packet] = _sent(engine)
+    [packet] = bench.sent()
     assert packet[-43 if version == 5 else -42 :][:2] == b"\x00\x04"  # packet identifier, properties, payload
     publisher.feed(encode(Puback(1), version) + encode(Puback(3), version) + encode(Puback(4), version))
     assert publisher.unacknowledged == 0
 
 
 def test_packet_identifiers_start_again_around_those_in_use(make: Make) -> None:
-    engine = make(_p2p(1, cap=10**6), 5)
-    publisher = engine.publishers[0]
+    bench = _p2p(make, 1, 5, cap=10**6)
+    publisher = bench.publishers[0]
     used: list[int] = []
     while len(used) < 140_000:
-        for packet in _sent(engine):
+        for packet in bench.sent():
             packet_id = int.from_bytes(packet[-43:-41], "big")
             used.append(packet_id)
             if packet_id != 5:
@@ -190,9 +243,9 @@ def test_packet_identifiers_start_again_around_those_in_use(make: Make) -> None:
 
 
 def test_qos_2_is_acknowledged_in_two_steps(make: Make) -> None:
-    engine = make(_p2p(2, cap=1), 5)
-    publisher, subscriber = engine.publishers[0], engine.subscribers[0]
-    [packet] = _sent(engine)
+    bench = _p2p(make, 2, 5, cap=1)
+    publisher, subscriber = bench.publishers[0], bench.subscribers[0]
+    [packet] = bench.sent()
     publisher.feed(encode(Pubrec(1), 5))
     assert publisher.out == [encode(Pubrel(1), 5)]
     assert publisher.unacknowledged == 1
@@ -203,38 +256,43 @@ def test_qos_2_is_acknowledged_in_two_steps(make: Make) -> None:
 
 
 @pytest.mark.parametrize("qos, answer", [(1, Puback(9)), (2, Pubcomp(1)), (1, Pubrec(1)), (2, Puback(1))])
-def test_a_wrong_acknowledgement_ends_the_run(make: Make, qos: int, answer: Puback | Pubcomp | Pubrec) -> None:
-    engine = make(_p2p(qos), 5)
-    _sent(engine)
-    with pytest.raises(LoadError, match="not in use"):
-        engine.publishers[0].feed(encode(answer, 5))
+def test_a_wrong_acknowledgement_is_counted(make: Make, qos: int, answer: Puback | Pubcomp | Pubrec) -> None:
+    bench = _p2p(make, qos)
+    bench.sent()
+    bench.publishers[0].feed(encode(answer, 5))
+    assert bench.count().protocol_errors == 1
+    assert "not in use" in bench.trouble
 
 
-def test_a_refused_message_ends_the_run(make: Make) -> None:
-    engine = make(_p2p(1), 5)
-    _sent(engine)
-    with pytest.raises(LoadError, match="message refused, reason code 0x97"):
-        engine.publishers[0].feed(encode(Puback(1, 0x97), 5))
+@pytest.mark.parametrize("qos, answer", [(1, Puback(1, 0x97)), (2, Pubrec(1, 0x97))])
+def test_a_refused_message_is_counted_and_not_expected(make: Make, qos: int, answer: Puback | Pubrec) -> None:
+    bench = _p2p(make, qos)
+    packets = bench.sent()
+    bench.publishers[0].feed(encode(answer, 5))
+    bench.subscribers[0].feed(b"".join(packets[1:]))
+    counts = bench.count()
+    assert (counts.refused, counts.expected, counts.lost, counts.unacknowledged) == (1, 7, 0, 7)
+    assert "reason code 0x97" in bench.trouble
 
 
 def test_no_matching_subscribers_is_an_acknowledgement(make: Make) -> None:
-    engine = make(_p2p(1), 5)
-    _sent(engine)
-    engine.publishers[0].feed(encode(Puback(1, 0x10), 5))
-    assert engine.publishers[0].unacknowledged == 7
+    bench = _p2p(make, 1, 5)
+    bench.sent()
+    bench.publishers[0].feed(encode(Puback(1, 0x10), 5))
+    assert bench.publishers[0].unacknowledged == 7
 
 
 def test_a_packet_that_looks_different_is_counted_too(make: Make) -> None:
-    engine = make(_p2p(0), 5)
-    packets = _sent(engine)
+    bench = _p2p(make, 0, 5)
+    packets = bench.sent()
     [(_, body)] = _frames(packets[1])
     properties = Properties()
     properties.message_expiry_interval = 5
-    topic = engine.publishers[0].topic
+    topic = bench.publishers[0].topic
     packets[1] = encode(Publish(topic, body[-40:], properties=properties), 5)
-    engine.subscribers[0].feed(b"".join(packets))
-    assert engine.count().clean
-    assert engine.delivered == 8
+    bench.subscribers[0].feed(b"".join(packets))
+    assert _clean(bench.count())
+    assert bench.engine.delivered == 8
 
 
 def _frames(data: bytes) -> list[tuple[int, bytes]]:
@@ -243,28 +301,195 @@ def _frames(data: bytes) -> list[tuple[int, bytes]]:
     return list(frames)
 
 
-@pytest.mark.parametrize("at, text", [(-1, "changed payload"), (-40, "changed payload"), (6, "nobody sent")])
-def test_changed_bytes_end_the_run(make: Make, at: int, text: str) -> None:
-    engine = make(_p2p(0, pairs=2), 5)
-    packet = bytearray(_sent(engine)[0])
-    packet[at] ^= 1
-    with pytest.raises(LoadError, match=text):
-        engine.subscribers[0].feed(bytes(packet))
+@pytest.mark.parametrize(
+    "at, text", [(-1, "changed payload"), (-40, "changed payload"), (-33, "changed payload"), (6, "nobody sent")]
+)
+def test_changed_bytes_are_counted_and_the_message_is_lost(make: Make, at: int, text: str) -> None:
+    bench = _p2p(make, 0, pairs=2)
+    packets = [bytearray(packet) for packet in bench.sent()]
+    packets[3][at] ^= 0x40 if at == -33 else 1
+    bench.subscribers[0].feed(b"".join(packets))
+    counts = bench.count()
+    assert (counts.protocol_errors, counts.lost, counts.received) == (1, 1, 7)
+    assert text in bench.trouble
 
 
-def test_a_disconnect_ends_the_run(make: Make) -> None:
-    engine = make(_p2p(0), 5)
-    with pytest.raises(LoadError, match="0x8b"):
-        engine.subscribers[0].feed(encode(Disconnect(0x8B), 5))
+def test_a_disconnect_is_counted_and_the_client_comes_back(make: Make) -> None:
+    bench = _p2p(make, 0)
+    subscriber = bench.subscribers[0]
+    subscriber.feed(encode(Disconnect(0x8B), 5))
+    assert bench.count().disconnects == 1
+    assert "0x8b" in bench.trouble
+    assert subscriber.socket is None
+    assert bench.engine.absent == {subscriber}
+
+
+def test_a_closed_connection_is_counted(make: Make) -> None:
+    bench = _p2p(make, 0)
+    bench._others[0].close()
+    bench.publishers[0].readable()
+    assert bench.count().disconnects == 1
+
+
+def test_malformed_bytes_are_counted_and_end_the_connection(make: Make) -> None:
+    bench = _p2p(make, 0)
+    bench._others[1].send(b"\x00\x00")
+    bench.subscribers[0].readable()
+    counts = bench.count()
+    assert (counts.protocol_errors, counts.disconnects) == (1, 0)
+    assert bench.subscribers[0].socket is None
+
+
+def test_a_ping_without_answer_ends_the_connection(make: Make) -> None:
+    bench = _p2p(make, 0)
+    bench.publishers[0].ping()
+    bench.publishers[0].feed(encode(Pingresp(), 5))
+    bench.publishers[0].ping()
+    assert not bench.count().disconnects
+    bench.publishers[0].ping()
+    assert "no PINGRESP" in bench.trouble
+
+
+def _reconnected(bench: Bench, client: Client, session_present: bool) -> list[bytes]:
+    """Cut the client off, let it come back, and return what it says after CONNACK."""
+    client.drop()
+    bench.plug(client)
+    client.feed(encode(Connack(session_present, 0), bench.engine.version))
+    said = list(client.out)
+    client.out.clear()
+    return said
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("first, again", [(False, False), (False, True), (True, True)])
+def test_session_present_is_checked(make: Make, clean: bool, first: bool, again: bool) -> None:
+    bench = _p2p(make, 0, clean=clean)
+    subscriber = bench.subscribers[0]
+    _reconnected(bench, subscriber, first)
+    _reconnected(bench, subscriber, again)
+    assert bench.count().session_mismatches == first + (again != (not clean))
+
+
+def test_a_subscriber_subscribes_again_only_without_a_session(make: Make) -> None:
+    bench = _p2p(make, 1, clean=False)
+    subscriber = bench.subscribers[0]
+    subscriber.session = True
+    assert _reconnected(bench, subscriber, True) == []
+    assert subscriber.ready
+    [packet] = _reconnected(bench, subscriber, False)
+    assert packet[0] == 0x82
+    bench.engine.absent.add(subscriber)
+    subscriber.feed(encode(Suback(1, (1,)), 5))
+    assert not bench.engine.absent
+
+
+def test_a_refused_subscription_ends_the_run(make: Make) -> None:
+    bench = _p2p(make, 1)
+    _reconnected(bench, bench.subscribers[0], False)
+    bench.subscribers[0].feed(encode(Suback(1, (0x87,)), 5))
+    assert bench.count().refused == 1
+    assert "SUBSCRIBE answered by 0x87" in bench.engine.failure
+
+
+@pytest.mark.parametrize("code, ends", [(0x87, True), (0x97, False), (0x9F, False)])
+def test_a_refused_connection_ends_the_run_unless_it_may_pass(make: Make, code: int, ends: bool) -> None:
+    bench = _p2p(make, 1)
+    client = bench.publishers[0]
+    client.drop()
+    bench.plug(client)
+    client.feed(encode(Connack(False, code), 5))
+    counts = bench.count()
+    assert (counts.refused, counts.disconnects, bool(bench.engine.failure)) == (1, 0, ends)
+    assert bench.engine.absent == {client}
+
+
+def test_unacknowledged_messages_are_sent_again_with_dup_to_the_same_session(make: Make) -> None:
+    bench = _p2p(make, 1, cap=3, clean=False)
+    publisher = bench.publishers[0]
+    packets = bench.sent()
+    publisher.feed(encode(Puback(2), 5))
+    publisher.session = True
+    again = _reconnected(bench, publisher, True)
+    assert again == [bytes((packet[0] | 8,)) + packet[1:] for packet in (packets[0], packets[2])]
+    assert bench.count().retransmitted == 2
+    bench.subscribers[0].feed(b"".join(packets) + again[0] + again[1])
+    assert (bench.count().duplicated, bench.count().lost) == (2, 0)
+
+
+def test_unacknowledged_messages_are_new_to_a_new_session(make: Make) -> None:
+    bench = _p2p(make, 1, cap=3)
+    packets = bench.sent()
+    assert _reconnected(bench, bench.publishers[0], False) == packets
+
+
+def test_released_messages_are_released_again(make: Make) -> None:
+    bench = _p2p(make, 2, cap=2, clean=False)
+    publisher = bench.publishers[0]
+    packets = bench.sent()
+    publisher.feed(encode(Pubrec(1), 5))
+    publisher.session = True
+    assert _reconnected(bench, publisher, True) == [encode(Pubrel(1), 5), bytes((packets[1][0] | 8,)) + packets[1][1:]]
+    publisher.feed(encode(Pubcomp(1), 5))
+    assert publisher.unacknowledged == 1
+
+
+def test_a_message_of_qos_2_that_comes_again_in_the_same_session_is_no_duplicate(make: Make) -> None:
+    bench = _p2p(make, 2, cap=1, clean=False)
+    subscriber = bench.subscribers[0]
+    [packet] = bench.sent()
+    subscriber.feed(packet)
+    subscriber.session = True
+    _reconnected(bench, subscriber, True)
+    subscriber.feed(bytes((packet[0] | 8,)) + packet[1:] + encode(Pubrel(1), 5))
+    assert subscriber.out == [encode(Pubrec(1), 5), encode(Pubcomp(1), 5)]
+    assert bench.count().duplicated == bench.count().protocol_errors == 0
+    subscriber.feed(packet)
+    assert bench.count().duplicated == 1
+
+
+def test_latency_counts_from_when_the_subscriber_came_back(make: Make) -> None:
+    bench = _p2p(make, 0, cap=1)
+    [packet] = bench.sent()
+    subscriber = bench.subscribers[0]
+    subscriber.since_ns = STAMP.unpack(packet[-40:-24])[2] + 10**15
+    subscriber.feed(packet)
+    assert bench.engine.latency.percentile_ms(50) == 0
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_retained_messages_are_counted_by_topic(make: Make, qos: int) -> None:
+    bench = make("retained", 2, 2, topics=3, qos=qos)
+    packets = [*bench.sent(0), *bench.sent(1)]
+    assert len(packets) == 6
+    assert all(packet[0] & 1 for packet in packets)
+    first, second = bench.subscribers
+    first.feed(b"".join(packets))
+    second.feed(b"".join([*packets[3:], packets[1], packets[4]]))  # any order; one is there twice, two are not
+    counts = bench.count()
+    assert (counts.sent, counts.expected, counts.received, counts.lost) == (6, 12, 10, 2)
+    assert (counts.duplicated, counts.reordered) == (1, 0)
+    assert bench.engine.delivered == bench.engine.latency.count == 11
+
+
+def test_a_retained_message_has_its_topic_and_its_flag(make: Make) -> None:
+    bench = make("retained", 1, 1, topics=3)
+    packets = bench.sent()
+    [reader] = bench.subscribers
+    assert isinstance(reader, Reader)
+    changed = bytearray(packets[0])
+    changed[-39] ^= 1  # the number in its payload
+    reader.feed(bytes(changed) + b"\x30" + packets[1][1:] + packets[2])
+    assert bench.count().protocol_errors == 2
+    assert bytes(reader.seen) == b"\x00\x00\x01"
 
 
 def test_a_paced_message_held_back_counts_from_when_it_was_due(make: Make) -> None:
-    engine = make(Scenario("", "", "p2p", 1, 1, qos=1, rate=1000), 5)
-    publisher = engine.publishers[0]
+    bench = _p2p(make, 1, rate=1000)
+    publisher = bench.publishers[0]
     publisher.receive_maximum = 1
     publisher.due = 2
-    [first] = _sent(engine)
+    [first] = bench.sent()
     publisher.feed(encode(Puback(1), 5))
-    [second] = _sent(engine)
-    assert STAMP.unpack(second[-40:-24])[2] == engine.due_ns(0, 1)
-    assert STAMP.unpack(first[-40:-24])[2] > engine.due_ns(0, 0)
+    [second] = bench.sent()
+    assert STAMP.unpack(second[-40:-24])[2] == bench.traffic.due_ns(0, 1)
+    assert STAMP.unpack(first[-40:-24])[2] > bench.traffic.due_ns(0, 0)
