@@ -101,7 +101,7 @@ end
 -- Gives entries out while members have room: first what came back, then what nobody had yet. Where the strategy names
 -- the session, an entry whose node has no room holds up those behind it.
 -- `to` says how: caller; give(member, id, sid, kept, body); not_to (a set of ids that the caller returned);
--- added, flat {id, body, ...}: what is new, where that is all that nobody had yet.
+-- added, {ids = , bodies = }: what is new, where that is all that nobody had yet.
 -- Returns whether it stopped only because it gave out enough for one call.
 local function give_out(p, group, to)
   local choose = chooser(p, group, to.caller)
@@ -131,13 +131,14 @@ local function give_out(p, group, to)
     end, give, enough)
   end
   if to.added then
-    for i = 1, #to.added, 2 do
-      local m, sid = choose(to.added[i + 1])
+    local ids, bodies = to.added.ids, to.added.bodies
+    for i = 1, #ids do
+      local m, sid = choose(bodies[i])
       if not m then
         break
       end
-      group.last = to.added[i]
-      give(m, to.added[i], sid, '', to.added[i + 1])
+      group.last = ids[i]
+      give(m, ids[i], sid, '', bodies[i])
     end
   else
     local count, taken
@@ -159,6 +160,23 @@ local function give_out(p, group, to)
   end
   claim(group, ids_of)
   return enough()
+end
+
+-- Gives the caller all that is new, if nothing waits for anybody, no other member is there and it has room for them:
+-- then the strategy has nothing to choose. Returns whether it did.
+local function take_all(group, caller, ids)
+  local m, count = group.members[1], #ids
+  if group.members[2] or not values[group.strategy] or group.kept > 0 or not m or m[NAME] ~= caller
+    or m[SESSIONS] == 0 or m[WINDOW] - m[COUNT] < count then
+    return false
+  end
+  if group.strategy == 'round_robin' then
+    group.turn = math.max(group.turn, m[TURN]) + (count - 1) / m[SESSIONS]
+    m[TURN] = group.turn + 1 / m[SESSIONS]
+  end
+  m[COUNT], group.last = m[COUNT] + count, ids[count]
+  claim(group, { [caller] = ids })
+  return true
 end
 
 -- Counts what each member holds anew: after calls that came twice, and now and then.

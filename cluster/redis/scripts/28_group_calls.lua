@@ -189,6 +189,38 @@ local function take_back(p, group, ids)
   group.orphans, group.kept = group.orphans + #ids_of.o, group.kept + #ids_of.k
 end
 
+-- Whether an entry is older than another one. Ids are "<ms>-<n>", and the number of ms has 13 digits.
+local function is_older(id, other)
+  if #id == #other then
+    return id < other
+  end
+  local ms, other_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
+  return ms < other_ms or (ms == other_ms and #id < #other)
+end
+
+-- Removes acknowledged entries from the queue. Those older than all that somebody holds go in one piece: XDEL looks
+-- for each entry on its own.
+local function remove(group, acked, ga)
+  local key, rest = group.key, {}
+  local oldest = redis.call('XPENDING', key, 'm')[2]
+  if not oldest then
+    local ms, n = string.match(group.last, '^(%d+)-(%d+)$')
+    oldest = string.format('%s-%.0f', ms, n + 1)
+  end
+  for _, id in ipairs(acked) do
+    if not is_older(id, oldest) then
+      rest[#rest + 1] = id
+    end
+  end
+  if #rest < #acked then
+    redis.call('XTRIM', key, 'MINID', oldest)
+  end
+  in_chunks('XDEL', key, rest)
+  if redis.call('EXISTS', ga) == 1 then
+    in_chunks('HDEL', ga, acked)
+  end
+end
+
 -- One group of rk1_group_settle; out is what goes to others.
 local function settle_group(p, caller, item, out)
   local call, gid = redis.call, item[1]
@@ -198,7 +230,7 @@ local function settle_group(p, caller, item, out)
   if not m then
     return { group and call('XLEN', group.key) or -2, {} }
   end
-  local key, ga, odd = group.key, p .. 'ga:' .. gid, false
+  local key, ga, odd, done = group.key, p .. 'ga:' .. gid, false, 0
   for i = 1, #kept, 2 do
     if holds(group, caller, kept[i]) then
       call('HSET', ga, kept[i], kept[i + 1])
@@ -207,12 +239,12 @@ local function settle_group(p, caller, item, out)
   for first = 1, #acked, CHUNK do
     local last = math.min(first + CHUNK - 1, #acked)
     local n = call('XACK', key, 'm', unpack(acked, first, last))
-    if n > 0 then
-      call('XDEL', key, unpack(acked, first, last))
-      call('HDEL', ga, unpack(acked, first, last))
-    end
     m[COUNT] = m[COUNT] - n
     odd = odd or n < last - first + 1
+    done = done + n
+  end
+  if done > 0 then
+    remove(group, acked, ga)
   end
   local not_to, back = {}, {}
   for _, id in ipairs(returned) do

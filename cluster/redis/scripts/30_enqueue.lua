@@ -1,19 +1,28 @@
 -- What is added to the queues of sessions and groups.
 
--- Gives out what was just added to groups. added: by gid {group, flat {id, body, ...}, {answer position by id}, whether
--- nobody had to wait before, depth}.
+-- Gives out what was just added to groups. added: by gid {group, ids, bodies, places in the answer, whether nobody had to
+-- wait before, depth}.
 local function give_added(p, caller, added, answer, out)
   for gid, each in pairs(added) do
-    local group = each.group
-    local direct = is_only_way(p, group, caller)
-    give_out(p, group, { caller = caller, added = each.first and each.list, give = function(member, id, sid, kept, body)
-      local at = direct and member == caller and each.at[id]
-      if at then
-        answer[at], answer[at + 1] = id, sid
-      else
-        send_entry(out, p, member, gid, id, sid, kept, body, each.depth)
+    local group, ids, places = each.group, each.ids, each.places
+    if each.first and take_all(group, caller, ids) then
+      for i = 1, #ids do
+        answer[places[i]] = ids[i]
       end
-    end })
+    else
+      local direct, at = is_only_way(p, group, caller), {}
+      for i = 1, #ids do
+        at[ids[i]] = places[i]
+      end
+      give_out(p, group, { caller = caller, added = each.first and each, give = function(member, id, sid, kept, body)
+        local place = direct and member == caller and at[id]
+        if place then
+          answer[place], answer[place + 1] = id, sid
+        else
+          send_entry(out, p, member, gid, id, sid, kept, body, each.depth)
+        end
+      end })
+    end
     save_group(p, group)
   end
 end
@@ -132,7 +141,7 @@ local function enqueue(keys, args)
     local each = known[gid]
     if each == nil then
       local group = load_group(p, gid)
-      each = group and { group = group, list = {}, at = {}, depth = call('XLEN', group.key),
+      each = group and { group = group, ids = {}, bodies = {}, places = {}, depth = call('XLEN', group.key),
         first = group.orphans == 0 and waiting_of(group) == 0 } or false
       known[gid] = each
     end
@@ -141,13 +150,11 @@ local function enqueue(keys, args)
     elseif each and each.depth >= max_group then
       depth = -1
     elseif each then
-      local body = bodies[item[2]]
-      local entry = call('XADD', each.group.key, '*', 'm', '\1' .. body)
-      local n = #each.list
-      each.list[n + 1], each.list[n + 2] = entry, body
-      each.at[entry] = a + 1
-      each.depth = each.depth + 1
-      depth = each.depth
+      local body, list = bodies[item[2]], each.ids
+      local n = #list + 1
+      list[n], each.bodies[n], each.places[n] = call('XADD', each.group.key, '*', 'm', '\1' .. body), body, a + 1
+      depth = each.depth + 1
+      each.depth = depth
       added[gid] = each
       if id then
         call('SADD', p .. 'd:' .. id, gid)
