@@ -53,7 +53,8 @@ class Batch:
         self._versions = versions
         versions.extend = self._extend
         self._generations = generations
-        self._groups = groups
+        #: See `publish.Stores`.
+        self.group_stored = groups.stored
         self._retained = retained
         self._wake = wake
         self.partitions = [
@@ -173,10 +174,6 @@ class Batch:
         """See `publish.Stores`."""
         self._versions.newest(lambda: then(self._versions.number))
         self._wake()
-
-    def group_stored(self, group_id: bytes, entry_id: bytes, depth: int) -> bool:
-        """See `publish.Stores`."""
-        return self._groups.stored(group_id, entry_id, depth)
 
     def served(self, message_id: bytes) -> Iterable[bytes]:
         """The prefixes of the partitions that remember who got this message; asked once."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 from broker.errors import ClusterError, StoreUnavailable
 from broker.log import get_logger
@@ -27,15 +27,9 @@ _log = get_logger("cluster")
 _MAX_ENTRIES: Final = 1000
 
 
-class Settlement(NamedTuple):
-    """One entry, what became of it, the session that keeps it, and who wants to know when the store has it."""
-
-    kind: int
-    group_id: bytes
-    entry_id: bytes
-    session_id: bytes
-    then: Then | None
-
+#: What became of an entry (a kind), its group, its id, the session that keeps it, and who wants to know when the store
+#: has it. A plain tuple: there is one for each message.
+Settlement = tuple[int, bytes, bytes, bytes, "Then | None"]
 
 #: Of one group: its queue's length (negative: gone), and entries for this node, flat.
 GroupAnswer = tuple[int, list[bytes]]
@@ -101,19 +95,22 @@ class GroupSettler:
         batch: list[Settlement] = []
         groups: dict[bytes, tuple[list[bytes], list[bytes], list[bytes]]] = {}
         waiting = self._waiting
+        last: bytes | None = None
         while waiting and len(batch) < _MAX_ENTRIES:
             each = waiting[0]
-            lists = groups.get(each.group_id)
-            if lists is None:
-                if len(groups) == MAX_CALL_SESSIONS:
-                    break
-                lists = groups[each.group_id] = ([], [], [])
+            kind, group_id, entry_id, session_id, _ = each
+            if group_id is not last:
+                found = groups.get(group_id)
+                if found is None:
+                    if len(groups) == MAX_CALL_SESSIONS:
+                        break
+                    found = groups[group_id] = ([], [], [])
+                lists, last = found, group_id
             waiting.popleft()
             batch.append(each)
-            if each.kind == KEPT:
-                lists[KEPT].extend((each.entry_id, each.session_id))
-            else:
-                lists[each.kind].append(each.entry_id)
+            lists[kind].append(entry_id)
+            if kind == KEPT:
+                lists[KEPT].append(session_id)
         self._busy = True
         self._number += 1
         self._batch, self._names = batch, list(groups)
@@ -151,8 +148,8 @@ class GroupSettler:
         repeated, self._busy, self._repeated = self._repeated, False, False
         if error is None:
             self._answered(batch, list(zip(self._names, answers, strict=True)), repeated)
-        for each in batch:
-            if each.then is not None:
-                call_then(each.then, error)
+        for *_, then in batch:
+            if then is not None:
+                call_then(then, error)
         if not self.dirty:
             self.pump()

@@ -36,7 +36,7 @@ from cluster.redis.requests import result
 _DEPTH_POLL_S: Final = 0.05
 #: Ids of entries that may be told a second time, of one group.
 _MAX_EARLY: Final = 5000
-#: Ids of entries that are done with and are known again, of one group.
+#: Ids of entries that are done with and are known again, of one group; at most twice as many.
 _MAX_DONE: Final = 1000
 _INFO_VALUES: Final = 3
 #: Lengths of a queue that is not there, and what the broker is told then.
@@ -63,6 +63,7 @@ class _Group:
         "applied",
         "busy",
         "done",
+        "done_before",
         "early",
         "held",
         "members",
@@ -88,8 +89,10 @@ class _Group:
         self.early: set[bytes] = set()
         #: Those of them that went back: the stream may tell of them anew, but the call that added them was long ago.
         self.returned_early: set[bytes] = set()
-        #: The last ones that were acknowledged: over connections that break word of them may come once more.
-        self.done: dict[bytes, None] = {}
+        #: The last ones that were acknowledged, and those before: over connections that break word of them may come
+        #: once more.
+        self.done: set[bytes] = set()
+        self.done_before: set[bytes] = set()
 
 
 class Groups:
@@ -227,7 +230,7 @@ class Groups:
             if entry_id in group.held:
                 group.held[entry_id] = True
         settler = self._settlers[partition_of(group_id, len(self._prefixes))]
-        settler.add(Settlement(kind, group_id, entry_id, keep_for, then))
+        settler.add((kind, group_id, entry_id, keep_for, then))
         if not settler.dirty:
             settler.dirty = True
             self._dirty.append(settler)
@@ -242,7 +245,8 @@ class Groups:
     def stored(self, group_id: bytes, entry_id: bytes, depth: int) -> bool:
         """A message was stored in a group; `entry_id` if this node is to give it to a member, else b"". Returns
         whether that is new: the broker does not have it yet."""
-        self._note_depth(group_id, depth)
+        if depth > self._half_full or depth == REFUSED_FULL:
+            self._note_depth(group_id, depth)
         if not entry_id:
             return False
         group = self._groups.get(group_id)
@@ -314,20 +318,26 @@ class Groups:
     def _settled(self, batch: list[Settlement], answers: list[tuple[bytes, GroupAnswer]], repeated: bool) -> None:
         # These answers have all that this node holds: the stream may have told of it, or is about to.
         full: set[bytes] = {group_id for group_id, _ in answers} if repeated else set()
-        for each in batch:
-            group = self._groups.get(each.group_id)
+        groups = self._groups
+        for kind, group_id, entry_id, _, _ in batch:
+            group = groups.get(group_id)
             if group is None:
                 continue
-            if each.kind == ACKNOWLEDGED:
-                group.done[each.entry_id] = None
-                if len(group.done) > _MAX_DONE:
-                    del group.done[next(iter(group.done))]
-            coming = group.held.get(each.entry_id)
-            if coming is None:
-                full.add(each.group_id)
-            elif each.kind == ACKNOWLEDGED or (each.kind == RETURNED and coming):
+            held = group.held
+            coming = held.get(entry_id)
+            if kind == ACKNOWLEDGED:
+                group.done.add(entry_id)
+                if coming is not None:
+                    del held[entry_id]
+            elif kind == RETURNED and coming:
                 # Else it was given to this node again before this answer.
-                del group.held[each.entry_id]
+                del held[entry_id]
+            if coming is None:
+                full.add(group_id)
+        for group_id, _ in answers:
+            group = groups.get(group_id)
+            if group is not None and len(group.done) >= _MAX_DONE:
+                group.done_before, group.done = group.done, set()
         for group_id, answer in answers:
             self._tell(group_id, answer, group_id in full)
             if group_id in full and answer[1]:
@@ -365,7 +375,7 @@ class Groups:
             return False
         if group.held.get(entry_id) is False:
             return False
-        if entry_id in group.done:
+        if entry_id in group.done or entry_id in group.done_before:
             self.acknowledge(group_id, entry_id, None)  # a store that came back without its last writes has it again
             return False
         group.held[entry_id] = False

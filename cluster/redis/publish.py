@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: What a target costs in a call besides the body.
 _TARGET_BYTES = 64
+#: Messages for groups in one call: of one group, they keep the store busy for about 1 ms.
+_MAX_FOR_GROUPS = 256
 _RECORD_HEAD = bytes((FORMAT,))
 #: Instead of a message id's place: QoS 0, nothing is stored.
 _UNSTORED = -1
@@ -165,9 +167,16 @@ class PartitionLane(Lane):
             )
             size += len(item.body) + _TARGET_BYTES
         groups: list[tuple[bytes, int, int]] = []
-        while self.groups and size < MAX_CALL_BYTES and len(groups) < MAX_CALL_SESSIONS:
+        group_ids: set[bytes] = set()
+        while (
+            self.groups
+            and size < MAX_CALL_BYTES
+            and len(groups) < _MAX_FOR_GROUPS
+            and len(group_ids) < MAX_CALL_SESSIONS
+        ):
             item, group = self.groups.popleft()
             bodies.append(item.body)
+            group_ids.add(group.group_id)
             groups.append((group.group_id, len(bodies), self._index_of_id(item, ids)))
             self._group_pairs.append((item, group))
             size += len(item.body) + _TARGET_BYTES
@@ -234,14 +243,15 @@ class PartitionLane(Lane):
             self._stores.stale(lambda version: self._look_again(count, version))
 
     def _groups_stored(self, groups: list[tuple[Item, GroupTarget]], answers: Sequence[int | bytes]) -> None:
-        at = 0
-        for item, group in groups:
-            entry_id, member, depth = answers[at : at + 3]
-            at += 3
+        stored = self._stores.group_stored
+        values = iter(answers)
+        for (item, group), entry_id, member, depth in zip(groups, values, values, values, strict=True):
             group.depth = depth  # type: ignore[assignment]
-            if self._stores.group_stored(group.group_id, entry_id, depth) and entry_id:  # type: ignore[arg-type]
+            if stored(group.group_id, entry_id, depth):  # type: ignore[arg-type]
                 group.entry = GroupEntry(entry_id, item.publication.message, b"", member)  # type: ignore[arg-type]
-            item.answered()
+            item.waiting -= 1
+            if item.waiting == 0:
+                item.finished(item)
 
     def _look_again(self, count: int, version: int) -> None:
         """The newest routes are known: what its session still wants goes out before all else."""

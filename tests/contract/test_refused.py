@@ -247,7 +247,7 @@ def settler_of(link: HandLink) -> tuple[GroupSettler, list[tuple[list[bytes], bo
     told: list[tuple[list[bytes], bool]] = []
 
     def answered(batch: list[Settlement], _: list[tuple[bytes, GroupAnswer]], repeated: bool) -> None:
-        told.append(([each.entry_id for each in batch], repeated))
+        told.append(([entry_id for _, _, entry_id, *_ in batch], repeated))
 
     member = membership.Membership("a", Keys("n", 1))
     return GroupSettler(b"p", cast(Link, link), member, answered), told
@@ -266,13 +266,13 @@ def test_g14_a_call_that_is_refused_keeps_its_number(refusal: Exception, broke: 
     link = HandLink()
     settler, told = settler_of(link)
     one, two = Answer(), Answer()
-    settler.add(Settlement(RETURNED, b"g", b"1-1", b"", one))
+    settler.add((RETURNED, b"g", b"1-1", b"", one))
     settler.pump()
     if broke:
         settler.link_up()
     (call, then), *_ = link.commands
     then(refusal)
-    settler.add(Settlement(RETURNED, b"g", b"1-2", b"", two))
+    settler.add((RETURNED, b"g", b"1-2", b"", two))
     settler.pump()
     assert len(link.commands) == 1
     settler.retry()
@@ -292,7 +292,7 @@ def test_what_will_never_be_done_is_told() -> None:
     link = HandLink()
     settler, told = settler_of(link)
     answer = Answer()
-    settler.add(Settlement(ACKNOWLEDGED, b"g", b"1-1", b"", answer))
+    settler.add((ACKNOWLEDGED, b"g", b"1-1", b"", answer))
     settler.pump()
     link.commands[0][1](hiredis.ReplyError("ERR no such function"))
     assert [str(each) for each in answer.errors] == ["ERR no such function"]
