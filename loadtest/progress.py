@@ -79,6 +79,7 @@ class Live(Plain):
                 await trio.sleep(REFRESH_S)
 
     def _drawn(self, run: Run) -> RenderableType:
+        from rich.markup import escape
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -89,7 +90,9 @@ class Live(Plain):
             table.add_row(name, f"[{style}]{value}[/]")
         done = (monotonic() - self._began) / self._seconds if self._seconds else 0.0
         table.add_row(self.where, ProgressBar(total=1.0, completed=min(done, 1.0), width=40))
-        return Panel(table, title=f"{run.scenario.name}: {run.scenario.title}", title_align="left", expand=False)
+        return Panel(
+            table, title=escape(f"{run.scenario.name}: {run.scenario.title}"), title_align="left", expand=False
+        )
 
 
 def watcher(mode: str) -> Plain | None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 _INFO = f"rookery-{broker.__version__}.dist-info"
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 #: Files of the packages that git knows of, and that are no notes for developers.
-_DATA = {".lua", ".js", ".css", ".html", ".svg", ".txt", ".json", ".typed"}
+_DATA = {".lua", ".js", ".css", ".html", ".svg", ".txt", ".json", ".toml", ".typed"}
 
 
 def _names(wheel: Path) -> set[str]:
@@ -66,6 +66,7 @@ def test_wheels_hold_code_scripts_and_assets_and_nothing_else(packages: Packages
     tracked = _below(packages.tracked, "broker", "cluster", "loadtest")
     needed = {name for name in tracked if Path(name).suffix in _DATA | {".py"}}
     assert {name for name in needed if name.endswith((".lua", "vendor/mqtt.min.js", "dashboard/index.html"))}
+    assert "loadtest/scenarios/p2p1.toml" in names
     assert needed <= names
     others = {name.partition("/")[0] for name in names - tracked}
     assert others == {_INFO, f"rookery-{broker.__version__}.data"}
