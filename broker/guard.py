@@ -23,11 +23,19 @@ class Guard(Protocol):
     async def screen(self, request: ConnectRequest) -> None:
         """A CONNECT, before it is authenticated. Raises PeerError."""
 
+    def screens(self, request: ConnectRequest) -> bool:
+        """Whether it is known at once that `screen` has nothing against it."""
+        ...
+
     async def failed(self, request: ConnectRequest, error: PeerError) -> None:
         """It was not authenticated."""
 
     async def admit(self, connection: Connection) -> None:
         """It was: `connection.principal`, `client_id` and `listener` are set. Raises PeerError."""
+
+    def admits(self, connection: Connection) -> bool:
+        """As `admit` where nothing has to be awaited, refused, or given back; False: nothing was done."""
+        ...
 
     def left(self, connection: Connection) -> None:
         """A connection that was accepted has ended; once more if that was while `admit` was under way."""
@@ -48,9 +56,15 @@ class NoGuard:
 
     async def screen(self, request: ConnectRequest) -> None: ...
 
+    def screens(self, request: ConnectRequest) -> bool:
+        return True
+
     async def failed(self, request: ConnectRequest, error: PeerError) -> None: ...
 
     async def admit(self, connection: Connection) -> None: ...
+
+    def admits(self, connection: Connection) -> bool:
+        return True
 
     def left(self, connection: Connection) -> None: ...
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVarTuple
 
 import trio
 
 from broker.admin.inside import PRIVATE, is_private
 from broker.auth.api import BackendError, ConnectRequest, Exchange, Principal
-from broker.codec.packets import V5, V31, V311, Auth, Connack, Connect, Properties
+from broker.codec.packets import V5, V31, V311, Auth, Connack, Connect, Properties, Will
 from broker.codec.publish import properties_to_forwardable
 from broker.connection import Connection
 from broker.errors import NotOwner, PeerError, SessionLost, StoreFull, StoreUnavailable
@@ -25,11 +26,14 @@ from broker.session.effects import ContinueAuthentication
 from broker.session.machine import CLOSED, OPEN
 from broker.session.negotiation import Agreement, agree, connack_properties
 from broker.session.session import Session
+from broker.straight import Straight
 from broker.topics.names import split_shared
 from cluster.api import Attachment, AttachRequest, StoredWill
 
 if TYPE_CHECKING:
     from broker.server import Server
+
+_Ts = TypeVarTuple("_Ts")
 
 _VERSIONS = {V31: "3.1", V311: "3.1.1", V5: "5"}
 
@@ -50,7 +54,8 @@ class Opening:
     def __init__(self, server: Server) -> None:
         self._server = server
         #: What is to be opened once an enhanced authentication ends well.
-        self._exchanges: dict[Connection, tuple[Connect, Agreement, ConnectRequest]] = {}
+        self._exchanges: dict[Connection, tuple[Agreement, ConnectRequest]] = {}
+        self._straight = Straight(server, self)
 
     def forget(self, connection: Connection) -> None:
         """The connection ended."""
@@ -60,40 +65,54 @@ class Opening:
         """Carry out a CONNECT."""
         if self._server.tracer is not None:
             self._server.tracer.opening(connection, connect)
-
-        async def work() -> None:
-            await self._answered(connection, self._open(connection, connect))
-
-        self._server.start(work)
-
-    async def _answered(self, connection: Connection, work: Awaitable[None]) -> None:
         try:
-            await work
-        except PeerError as error:
-            self._server.metrics.connects[reason_name(error.reason_code)] += 1
-            connection.fail(error)
-        except NotOwner:
-            self._server.metrics.connects["not_authorized"] += 1
-            self._server.log.info("client.not_owner", client_id=connection.client_id, peer=str(connection.stream.peer))
-            connection.refuse(0x87, "the client id belongs to somebody else")
-        except SessionLost:
-            self._server.metrics.connects["server_unavailable"] += 1
-            connection.lost = True
-            connection.refuse(0x88, "another connection uses this client id")
-        except StoreFull:
-            self._server.metrics.connects["quota_exceeded"] += 1
-            connection.refuse(0x97, "the store is full")
-        except StoreUnavailable:
-            self._server.metrics.connects["server_unavailable"] += 1
-            connection.refuse(0x88, "the store cannot be reached")
-        except Exception:  # a defect, of an authenticator perhaps: nobody comes in by it, and nobody waits for it
-            self._server.metrics.connects["implementation_specific_error"] += 1
-            self._server.log.exception("client.not_opened", client_id=connection.client_id)
-            connection.fail(PeerError(0x83, "an error of the server"))
+            agreement, request = self._agreed(connection, connect)
+            if not self._straight.open(connection, agreement, request):
+                self._server.start(partial(self._answered, connection, self._open, connect, agreement, request))
+        except Exception as error:
+            self.failed(connection, error)
+            connection.work_done()
+
+    async def _answered(
+        self, connection: Connection, work: Callable[[Connection, *_Ts], Awaitable[None]], *arguments: *_Ts
+    ) -> None:
+        try:
+            await work(connection, *arguments)
+        except Exception as error:
+            self.failed(connection, error)
         finally:
             connection.work_done()
 
-    async def _open(self, connection: Connection, connect: Connect) -> None:
+    def failed(self, connection: Connection, error: Exception) -> None:
+        """The connection cannot be opened: say why."""
+        connects = self._server.metrics.connects
+        match error:
+            case PeerError():
+                connects[reason_name(error.reason_code)] += 1
+                connection.fail(error)
+            case NotOwner():
+                connects["not_authorized"] += 1
+                self._server.log.info(
+                    "client.not_owner", client_id=connection.client_id, peer=str(connection.stream.peer)
+                )
+                connection.refuse(0x87, "the client id belongs to somebody else")
+            case SessionLost():
+                connects["server_unavailable"] += 1
+                connection.lost = True
+                connection.refuse(0x88, "another connection uses this client id")
+            case StoreFull():
+                connects["quota_exceeded"] += 1
+                connection.refuse(0x97, "the store is full")
+            case StoreUnavailable():
+                connects["server_unavailable"] += 1
+                connection.refuse(0x88, "the store cannot be reached")
+            case _:  # a defect, of an authenticator perhaps: nobody comes in by it, and nobody waits for it
+                connects["implementation_specific_error"] += 1
+                self._server.log.exception("client.not_opened", client_id=connection.client_id, exc_info=error)
+                connection.fail(PeerError(0x83, "an error of the server"))
+
+    def _agreed(self, connection: Connection, connect: Connect) -> tuple[Agreement, ConnectRequest]:
+        """What a CONNECT says, as far as it takes no time to know what to make of it. Raises PeerError."""
         if _VERSIONS[connect.protocol_version] not in connection.listener.options.versions:
             raise PeerError(0x84, f"MQTT {_VERSIONS[connect.protocol_version]} is not spoken here")
         new_id = connect.client_id or "auto-" + "".join(random.SystemRandom().choices(_ID_ALPHABET, k=20))
@@ -113,10 +132,16 @@ class Opening:
             connect.protocol_version,
             properties.user_properties if properties is not None else (),
         )
-        server = self._server
         if agreement.client_id.startswith(PRIVATE):
             raise PeerError(0x85, f"client ids that begin with {PRIVATE} are of the nodes alone")
-        connection.rules_version = server.rechecking.version  # before anybody looks at users
+        connection.rules_version = self._server.rechecking.version  # before anybody looks at users
+        return agreement, request
+
+    async def _open(
+        self, connection: Connection, connect: Connect, agreement: Agreement, request: ConnectRequest
+    ) -> None:
+        server = self._server
+        properties = connect.properties
         await server.guard.screen(request)
         if server.hooks is not None and server.hooks.connects:
             await server.hooks.connect(request)
@@ -125,7 +150,7 @@ class Opening:
                 agreement.authentication_method, request, connection.listener.options
             )
             connection.exchange = exchange
-            self._exchanges[connection] = (connect, agreement, request)
+            self._exchanges[connection] = (agreement, request)
             data = (properties.authentication_data if properties is not None else None) or b""
             await self._exchange(connection, request, exchange, agreement.authentication_method, data)
             return
@@ -134,16 +159,16 @@ class Opening:
         except PeerError as error:
             await server.guard.failed(request, error)
             raise
-        await self._enter(connection, connect, agreement, principal, None)
+        await self._enter(connection, agreement, principal, None)
 
     def continue_authentication(self, connection: Connection, effect: ContinueAuthentication) -> None:
         """An AUTH packet of the client."""
 
-        async def work() -> None:
+        async def work(connection: Connection) -> None:
             principal = connection.principal
             opening = self._exchanges.get(connection)
             if opening is not None:
-                request = opening[2]
+                request = opening[1]
             else:
                 assert principal is not None
                 request = ConnectRequest(connection.client_id, principal.identity, None, principal.peer)
@@ -156,10 +181,7 @@ class Opening:
             assert exchange is not None
             await self._exchange(connection, request, exchange, effect.method, effect.data)
 
-        async def answered() -> None:
-            await self._answered(connection, work())
-
-        self._server.start(answered)
+        self._server.start(partial(self._answered, connection, work))
 
     async def _exchange(
         self, connection: Connection, request: ConnectRequest, exchange: Exchange, method: str, data: bytes
@@ -192,8 +214,7 @@ class Opening:
                 connection.machine.authenticated()
                 connection.send(Auth(0x00, properties))
             return
-        connect, agreement, _ = opening
-        await self._enter(connection, connect, agreement, principal, step.data)
+        await self._enter(connection, opening[0], principal, step.data)
 
     async def _renewed(self, connection: Connection, principal: Principal) -> None:
         """A client that is connected proved again who it is, perhaps with other rights and for a longer time."""
@@ -222,7 +243,6 @@ class Opening:
     async def _enter(
         self,
         connection: Connection,
-        connect: Connect,
         agreement: Agreement,
         principal: Principal,
         authentication_data: bytes | None,
@@ -246,7 +266,7 @@ class Opening:
         server.rechecking.restrict(connection, permissions)
         if server.tracer is not None:
             server.tracer.restricted(connection)
-        will = await self._stored_will(connection, connect, agreement)
+        will = await self._stored_will(connection, agreement)
         rechecking = server.rechecking
         if rechecking.version != connection.rules_version and not await server.access.chain.still_valid(principal):
             raise PeerError(0x87, "the client would not be let in any more")
@@ -277,27 +297,79 @@ class Opening:
         if client_id in self._server.clients or self._server.draining:
             raise StoreUnavailable("the session is still owned by an older connection")
         self._server.clients[client_id] = connection
+        request = AttachRequest(client_id, agreement.clean_start, agreement.expiry_s, will, identity=identity)
         with self._server.early.opening():
-            try:
-                attachment = await self._server.cluster.attach(
-                    AttachRequest(client_id, agreement.clean_start, agreement.expiry_s, will, identity=identity)
-                )
-            except BaseException:
-                self._server.forget(connection)
-                raise
-            connection.ref = attachment.ref
-            connection.expiry_s = agreement.expiry_s
-            self._settle_ended(attachment)
-            if connection.machine.state == CLOSED:  # left, or was taken over, in the meantime
-                self._server.let_go(connection)
-                return
+            await self._attached(connection, agreement, will, authentication_data, partial(self._attach_it, request))
+
+    async def _attach_it(self, request: AttachRequest) -> Attachment:
+        return await self._server.cluster.attach(request)
+
+    async def _attached(
+        self,
+        connection: Connection,
+        agreement: Agreement,
+        will: StoredWill | None,
+        authentication_data: bytes | None,
+        attach: Callable[[], Awaitable[Attachment]],
+    ) -> None:
+        try:
+            attachment = await attach()
+        except BaseException:
+            self._server.forget(connection)
+            raise
+        if self.found(connection, agreement, attachment):
             await self._check_restored(connection, attachment)
-            if connection.machine.state == CLOSED:  # and has let its session go
-                return
-            if will is not None:
-                will.message.publisher = attachment.ref.session_id
-                connection.has_will = True
-            self._establish(connection, agreement, attachment, authentication_data)
+            if connection.machine.state != CLOSED:  # else it has let its session go
+                self.establish(connection, agreement, will, attachment, authentication_data)
+
+    def found(self, connection: Connection, agreement: Agreement, attachment: Attachment) -> bool:
+        """The store has given the session; False if the connection has not waited for it."""
+        connection.ref = attachment.ref
+        connection.expiry_s = agreement.expiry_s
+        self._settle_ended(attachment)
+        if connection.machine.state != CLOSED:
+            return True
+        self._server.let_go(connection)  # left, or was taken over, in the meantime
+        return False
+
+    def may_keep(self, connection: Connection, attachment: Attachment) -> bool:
+        """Whether it is known at once that the client may have all subscriptions of its session."""
+        for stored in attachment.subscriptions:
+            plain = split_shared(stored.topic_filter)[1]
+            if (
+                connection.permissions is not None
+                or is_private(plain)
+                or not self._server.subscribing.may_see(connection, plain)
+            ):
+                return False
+        return True
+
+    def go_on(
+        self,
+        connection: Connection,
+        agreement: Agreement,
+        will: StoredWill | None,
+        attach: Callable[[], Awaitable[Attachment]],
+    ) -> None:
+        """What was begun without a task takes one from here on; `early` ends then."""
+
+        async def work(connection: Connection) -> None:
+            try:
+                await self._attached(connection, agreement, will, None, attach)
+                if self._server.rechecking.version != connection.rules_version and connection.machine.state == OPEN:
+                    await self._server.rechecking.renew(connection)
+            finally:
+                self._server.early.end()
+
+        self._server.start(partial(self._answered, connection, work))
+
+    def renew(self, connection: Connection) -> None:
+        """Users, rules or bans have changed since the client was let in."""
+
+        async def work(connection: Connection) -> None:
+            await self._server.rechecking.renew(connection)
+
+        self._server.start(partial(self._answered, connection, work))
 
     async def _check_restored(self, connection: Connection, attachment: Attachment) -> None:
         """Subscriptions that the session had before, and the client may not have any more, are gone before CONNACK."""
@@ -329,10 +401,19 @@ class Opening:
             gone = set(refused)
             attachment.subscriptions = [each for each in attachment.subscriptions if each.topic_filter not in gone]
 
-    def _establish(
-        self, connection: Connection, agreement: Agreement, attachment: Attachment, authentication_data: bytes | None
+    def establish(
+        self,
+        connection: Connection,
+        agreement: Agreement,
+        will: StoredWill | None,
+        attachment: Attachment,
+        authentication_data: bytes | None = None,
     ) -> None:
+        """The client is in: routes, session, CONNACK."""
         ref = attachment.ref
+        if will is not None:
+            will.message.publisher = ref.session_id
+            connection.has_will = True
         dispatch = self._server.dispatch
         persistent = agreement.expiry_s > 0 or attachment.session_present
         subscriber = dispatch.subscribers.get(ref.session_id)
@@ -407,10 +488,25 @@ class Opening:
         if attachment.ended_will is not None:
             self._server.publish_ended_will(attachment.ended_will)
 
-    async def _stored_will(self, connection: Connection, connect: Connect, agreement: Agreement) -> StoredWill | None:
+    async def _stored_will(self, connection: Connection, agreement: Agreement) -> StoredWill | None:
         will = agreement.will
         if will is None:
             return None
+        made = self.stored_will(connection, will)
+        permissions = connection.permissions
+        if permissions is not None:
+            allowed = permissions.may_publish(connection.will_topic, will.qos, will.retain)
+            if allowed is None:
+                try:
+                    allowed = await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
+                except BackendError:  # logged
+                    raise PeerError(0x88, "authorization is not possible now") from None
+            if not allowed:
+                raise PeerError(0x87, "not authorized to publish the will")
+        return made
+
+    def stored_will(self, connection: Connection, will: Will) -> StoredWill:
+        """A will as it is stored, whoever may publish it. Raises PeerError."""
         properties = will.properties
         delay_s = 0
         expiry_s = -1
@@ -421,17 +517,7 @@ class Opening:
         route = self._server.dispatch.route(topic)
         if route.refusal:
             raise PeerError(route.refusal, route.text)
-        permissions = connection.permissions
         connection.will_topic = topic if route.delay is None else route.delay.topic
-        if permissions is not None:
-            allowed = permissions.may_publish(connection.will_topic, will.qos, will.retain)
-            if allowed is None:
-                try:
-                    allowed = await permissions.ask_publish(connection.will_topic, will.qos, will.retain)
-                except BackendError:  # logged
-                    raise PeerError(0x88, "authorization is not possible now") from None
-            if not allowed:
-                raise PeerError(0x87, "not authorized to publish the will")
         if properties is not None:
             delay_s = properties.will_delay_interval or 0
             if properties.message_expiry_interval is not None:

@@ -35,13 +35,20 @@ class Early:
     @contextmanager
     def opening(self) -> Generator[None, None, None]:
         """A session is being opened."""
-        self._openings += 1
+        self.begin()
         try:
             yield
         finally:
-            self._openings -= 1
-            if not self._openings:
-                self._seqs.clear()
+            self.end()
+
+    def begin(self) -> None:
+        """A session is being opened, until `end`."""
+        self._openings += 1
+
+    def end(self) -> None:
+        self._openings -= 1
+        if not self._openings and self._seqs:
+            self._seqs.clear()
 
     def told(self, session_id: bytes, seq: int) -> None:
         """A message was stored for a session that is not here, or not yet; 0: under a seq that nobody knows."""

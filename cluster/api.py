@@ -13,7 +13,7 @@ After a lost store connection the unanswered suffix is sent again in order; noth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from broker.message import Message
@@ -497,6 +497,10 @@ class StoreHealth:
         self.members = members
 
 
+#: What `attach_then` tells: the attachment, an error, or what is to be awaited for one of them.
+AttachThen = Callable[[Attachment | Exception | Callable[[], Awaitable[Attachment]]], None]
+
+
 class Cluster(Protocol):
     """State that outlives a connection and, with a real store, a node. `registry` is what else the nodes share,
     `inspection` what operators may ask and change."""
@@ -534,6 +538,11 @@ class Cluster(Protocol):
         go, and fenced if it does not within a second. Atomic; after StoreUnavailable
         the outcome is unknown and attaching again is right. Raises StoreUnavailable, StoreFull (new session only), and
         NotOwner for a session of another identity, before anybody is asked and anything is changed (G19)."""
+
+    def attach_then(self, request: AttachRequest, then: AttachThen) -> None:
+        """As `attach`, for one answer of the store without a task: `then` is called once, later, with the attachment, with
+        the error that `attach` would have raised, or (perhaps at once) with what is still to be awaited for one of them:
+        whoever gets that has to await it. Nothing ends it early: it takes as long as the store does."""
 
     async def connected(self, client_id: str, identity: str) -> bool:
         """Whether a connection of this identity owns the session now, on whatever node. Raises StoreUnavailable."""

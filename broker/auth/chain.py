@@ -126,12 +126,19 @@ class Chain:
                 await self._spend(request, asked[index + 1 :])
                 break
         else:
-            if self._lets_strangers_in(request, options, bool(asked)):
+            stranger = self.stranger(request, options, bool(asked))
+            if stranger is not None:
                 self.count("anonymous", "allow")
-                return self.principal(request, Verdict(ALLOW, ANONYMOUS), "")
+                return stranger
         if request.username is None and request.password is None:
             raise PeerError(0x87, "credentials are needed here")
         raise PeerError(0x86, "bad user name or password")
+
+    def stranger(self, request: ConnectRequest, options: ListenerOptions, asked: bool = False) -> Principal | None:
+        """Who sent a CONNECT that nobody said anything of (with `asked` somebody was asked); None for nobody."""
+        if not self._lets_strangers_in(request, options, asked):
+            return None
+        return self.principal(request, Verdict(ALLOW, ANONYMOUS), "")
 
     def count(self, authenticator: str, result: str) -> None:
         """An authenticator answered."""

@@ -46,6 +46,10 @@ class Authorization:
         """The answer about a topic or filter that no rule applies to."""
         return self.no_match_allows and (self.system_open or not is_system(topic))
 
+    def unrestricted(self, principal: Principal) -> bool:
+        """Whether it is known at once that nothing need be asked about a client: `Permissions.unrestricted`."""
+        return principal.superuser or not (self.sources or principal.rules is not None)
+
     async def permissions(self, principal: Principal) -> Permissions:
         """What a client may do. Raises BackendError if a source has to be asked and cannot be."""
         made = Permissions(self, principal)

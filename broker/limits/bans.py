@@ -138,6 +138,9 @@ class Bans:
     def __len__(self) -> int:
         return sum(map(len, self._named.values()))
 
+    def __bool__(self) -> bool:
+        return any(self._named.values())
+
     def __iter__(self) -> Iterator[Ban]:
         for bans in self._named.values():
             yield from bans.values()

@@ -183,9 +183,16 @@ class LimitsGuard:
 
     async def screen(self, request: ConnectRequest) -> None:
         """See `Guard`."""
+        self._refuse(self._ban_of_request(request))
+
+    def screens(self, request: ConnectRequest) -> bool:
+        """See `Guard`."""
+        return not self._bans or self._ban_of_request(request) is None
+
+    def _ban_of_request(self, request: ConnectRequest) -> Ban | None:
         now_s = self._now_s()
         bans = self._bans
-        self._refuse(
+        return (
             bans.of_host(request.peer.host, now_s)
             or bans.of_client_id(request.client_id, now_s)
             or bans.of_username(request.username, now_s)
@@ -200,9 +207,7 @@ class LimitsGuard:
         """See `Guard`: sets `connection.meter`. Raises StoreUnavailable too."""
         principal = connection.principal
         assert principal is not None
-        now_s = self._now_s()
-        # As above, for names that authentication has given.
-        self._refuse(self._bans.of_client_id(principal.client_id, now_s) or self._named(principal, now_s))
+        self._refuse(self._ban_of_principal(principal))
         places = self._places.wanted(principal)
         if places:
             await self._take(places, principal)
@@ -213,12 +218,33 @@ class LimitsGuard:
         finally:
             if not done and places:
                 self._places.give_back(places)
+        self._measure(connection, tenant)
+        if places or tenant is not None:
+            self._admitted[connection] = _Admitted(places, tenant)
+
+    def admits(self, connection: Connection) -> bool:
+        """See `Guard`: where there are neither places nor tenants."""
+        principal = connection.principal
+        assert principal is not None
+        if (
+            (self._bans and self._ban_of_principal(principal) is not None)
+            or self._tenants.any
+            or self._places.wanted(principal)
+        ):
+            return False
+        self._measure(connection, None)
+        return True
+
+    def _ban_of_principal(self, principal: Principal) -> Ban | None:
+        """As above, for names that authentication has given."""
+        now_s = self._now_s()
+        return self._bans.of_client_id(principal.client_id, now_s) or self._named(principal, now_s)
+
+    def _measure(self, connection: Connection, tenant: Tenant | None) -> None:
         options = connection.listener.options
         message_rate, byte_rate = options.message_rate or self._rates[0], options.byte_rate or self._rates[1]
         if message_rate or byte_rate or tenant is not None:
             connection.meter = Meter(message_rate, byte_rate, self._now(), tenant, self._metrics.limits)
-        if places or tenant is not None:
-            self._admitted[connection] = _Admitted(places, tenant)
 
     async def _take(self, places: list[Occupied], principal: Principal) -> None:
         full = await self._places.take(places)

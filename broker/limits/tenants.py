@@ -156,6 +156,11 @@ class Tenants:
         self._tenants: dict[str, Tenant] = {}
         self._low: set[Tenant] = set()
 
+    @property
+    def any(self) -> bool:
+        """Whether a client may have one."""
+        return self._template is not None
+
     async def of(self, principal: Principal) -> Tenant | None:
         """The client's, with something to begin with; `left` follows. None for clients of none: they have no value for
         a placeholder of the template."""

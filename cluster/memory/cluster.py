@@ -10,6 +10,7 @@ import heapq
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import trio
@@ -26,6 +27,7 @@ from cluster.api import (
     REFUSED_GONE,
     Attachment,
     AttachRequest,
+    AttachThen,
     ClusterEvents,
     GroupMemberState,
     GroupTarget,
@@ -141,6 +143,10 @@ class MemoryCluster:
         return True
 
     # Sessions
+
+    def attach_then(self, request: AttachRequest, then: AttachThen) -> None:
+        """See `Cluster.attach_then`."""
+        then(partial(self.attach, request))
 
     async def attach(self, request: AttachRequest) -> Attachment:
         """See `Cluster.attach`."""

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import cast
 
+import hiredis
 import trio
 
 from broker.errors import ClusterError, NotOwner, SessionLost, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from cluster import keys as names
-from cluster.api import NOBODY, PAGE_LIMIT, Attachment, AttachRequest, QueuedMessage, SessionRef, StoredSubscription
+from cluster.api import (
+    NOBODY,
+    PAGE_LIMIT,
+    Attachment,
+    AttachRequest,
+    AttachThen,
+    QueuedMessage,
+    SessionRef,
+    StoredSubscription,
+)
 from cluster.keys import SESSION, Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_subscription, pack_will, unpack_queued, unpack_subscription, unpack_will
@@ -53,6 +65,7 @@ class Sessions:
         self._takeover = takeover
         self._generations = generations
         self._margin = limits.inflight + 64
+        self._tokens = _numbered(secrets.token_bytes(6))
         #: After how long the will of a session goes out that is taken from a dead owner; b"": it is cancelled.
         self._dead_will_after_ms = b""
         if limits.will_failover == "publish":
@@ -62,13 +75,46 @@ class Sessions:
         """The prefix of a session's partition."""
         return self._prefixes[partition_of(session_id, len(self._prefixes))]
 
-    async def attach(self, request: AttachRequest) -> Attachment:
+    async def attach(self, request: AttachRequest, session_id: bytes) -> Attachment:
         """See `Cluster.attach`."""
-        session_id = names.session_id(request.client_id)
-        token = b"%d:%b:%b" % (self._member.incarnation, self._member.node, secrets.token_bytes(12))
+        token = self._token()
+        return await self._go_on(
+            request, session_id, token, await self._attach(request, session_id, token, b"", self._dead_will_after_ms)
+        )
+
+    def attach_then(self, request: AttachRequest, session_id: bytes, then: AttachThen) -> None:
+        """See `Cluster.attach_then`."""
+        token = self._token()
+        partition = partition_of(session_id, len(self._prefixes))
+        prefix = self._prefixes[partition]
+        arguments = self._arguments(request, session_id, token, b"", self._dead_will_after_ms)
+
+        def answered(reply: object) -> None:
+            if isinstance(reply, StoreUnavailable):
+                self._undo(request, session_id, token)
+                then(StoreUnavailable(str(reply)))
+                return
+            self._takeover.attached(session_id, request.client_id)
+            if isinstance(reply, hiredis.ReplyError):  # full, or without the function: not done
+                then(partial(self.attach, request, session_id))
+                return
+            answer = cast("list[object]", reply)
+            if answer[0] or answer[10]:
+                then(partial(self._go_on, request, session_id, token, answer))
+            else:
+                then(self._attachment(request.client_id, session_id, token, answer))
+
+        self._takeover.began(session_id)
+        self._link.command(("FCALL", "rk1_attach_numbered", 1, prefix, *arguments), answered, durable=True)
+
+    def _token(self) -> bytes:
+        """Of one attach: there is no second one like it."""
+        return b"%d:%b:%b" % (self._member.incarnation, self._member.node, next(self._tokens))
+
+    async def _go_on(self, request: AttachRequest, session_id: bytes, token: bytes, answer: list[object]) -> Attachment:
+        """From the store's first answer on."""
         robbed, will_after_ms = b"", self._dead_will_after_ms
         for _ in range(_MAX_OWNERS):
-            answer = await self._attach(request, session_id, token, robbed, will_after_ms)
             if answer[0] != _OWNED:
                 break
             # Another member has it; not the same one as before, if that was to be robbed.
@@ -78,6 +124,7 @@ class Sessions:
             # A silent owner lives: the takeover ends its connection, as if it had noticed. Where nobody is, the node
             # died or was drained, and a reconnect may cancel the will.
             will_after_ms = b"0" if outcome == SILENT else self._dead_will_after_ms
+            answer = await self._attach(request, session_id, token, robbed, will_after_ms)
         if answer[0] == _FENCED:
             self._member.fenced()
             raise StoreUnavailable("this node was taken for dead, or superseded by a newer process")
@@ -100,26 +147,8 @@ class Sessions:
         self, request: AttachRequest, session_id: bytes, token: bytes, robbed: bytes, will_after_ms: bytes
     ) -> list[object]:
         """The store's answer; takes the session from the member `robbed`, if that has it still."""
-        will = request.will
-        partition = partition_of(session_id, len(self._prefixes))
-        prefix = self._prefixes[partition]
-        arguments: tuple[Part, ...] = (
-            session_id,
-            request.client_id.encode(),
-            token,
-            self._member.node,
-            self._member.incarnation_text,
-            int(request.clean_start),
-            request.expiry_s,
-            b"" if will is None else pack_will(request.client_id, will),
-            0 if will is None else will.delay_s,
-            self._margin,
-            robbed,
-            self._generations.numbers[partition],
-            will_after_ms,
-            b"" if request.identity is None else names.identity_id(request.identity),
-            names.identity_id(NOBODY) if request.may_end(NOBODY) else b"",
-        )
+        prefix = self.prefix(session_id)
+        arguments = self._arguments(request, session_id, token, robbed, will_after_ms)
         self._takeover.began(session_id)
         answered = False
         try:
@@ -135,13 +164,39 @@ class Sessions:
             if answered:
                 self._takeover.attached(session_id, request.client_id)
             else:
-                # Perhaps it was executed; nobody will ever detach, so do it here. The token decides.
-                self._link.command(
-                    ("FCALL", "rk1_detach", 1, prefix, session_id, token, request.expiry_s, 0, 0),
-                    lambda _: self._takeover.detached(session_id),
-                    resend=True,
-                )
+                self._undo(request, session_id, token)
         return cast("list[object]", reply)
+
+    def _undo(self, request: AttachRequest, session_id: bytes, token: bytes) -> None:
+        """Perhaps the attach was executed; nobody will ever detach, so do it here. The token decides."""
+        self._link.command(
+            ("FCALL", "rk1_detach", 1, self.prefix(session_id), session_id, token, request.expiry_s, 0, 0),
+            lambda _: self._takeover.detached(session_id),
+            resend=True,
+        )
+
+    def _arguments(
+        self, request: AttachRequest, session_id: bytes, token: bytes, robbed: bytes, will_after_ms: bytes
+    ) -> tuple[Part, ...]:
+        """Of `rk1_attach_numbered`, behind the prefix."""
+        will = request.will
+        return (
+            session_id,
+            request.client_id.encode(),
+            token,
+            self._member.node,
+            self._member.incarnation_text,
+            int(request.clean_start),
+            request.expiry_s,
+            b"" if will is None else pack_will(request.client_id, will),
+            0 if will is None else will.delay_s,
+            self._margin,
+            robbed,
+            self._generations.numbers[partition_of(session_id, len(self._prefixes))],
+            will_after_ms,
+            b"" if request.identity is None else names.identity_id(request.identity),
+            names.identity_id(NOBODY) if request.may_end(NOBODY) else b"",
+        )
 
     async def _function(self, name: str, prefix: bytes, arguments: tuple[Part, ...]) -> object:
         """A library that looks at nobody's identity, or numbers nobody's connections, has not got the function."""
@@ -250,6 +305,11 @@ class Sessions:
                     result.append(queued)
             if result:
                 return result
+
+
+def _numbered(prefix: bytes) -> Iterator[bytes]:
+    """Names that nobody else gives: 12 bytes each."""
+    return (prefix + number.to_bytes(6, "big") for number in itertools.count())
 
 
 def subscriptions_of(reply: object) -> list[StoredSubscription]:

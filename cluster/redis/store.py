@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import cast
 
 import trio
@@ -15,6 +16,7 @@ from cluster.api import (
     PAGE_LIMIT,
     Attachment,
     AttachRequest,
+    AttachThen,
     ClusterEvents,
     GroupMemberState,
     NodeTarget,
@@ -377,18 +379,60 @@ class RedisCluster:
 
     async def attach(self, request: AttachRequest) -> Attachment:
         """See `Cluster.attach`."""
+        identifier = self._coming(request)
+        return await self._attach(request, identifier, lambda: self._sessions.attach(request, identifier))
+
+    def attach_then(self, request: AttachRequest, then: AttachThen) -> None:
+        """See `Cluster.attach_then`."""
+        identifier = self._coming(request)
+
+        def answered(outcome: Attachment | Exception | Callable[[], Awaitable[Attachment]]) -> None:
+            if isinstance(outcome, Exception):
+                self._attached.came(identifier)
+            elif not isinstance(outcome, Attachment):
+                then(partial(self._attach, request, identifier, outcome))
+                return
+            elif self.alone():
+                self._attached.attach(outcome.ref, 0)
+                self._attached.came(identifier)
+            else:
+                self._takeover.began(identifier)  # who wants the session waits until it is known here
+                then(partial(self._known, request, identifier, outcome))
+                return
+            then(outcome)
+
+        self._sessions.attach_then(request, identifier, answered)
+        self._poller.wake()
+
+    def _coming(self, request: AttachRequest) -> bytes:
+        """A session is about to be attached."""
         identifier = session_id(request.client_id)
         self._settlers[partition_of(identifier, self._count)].pump(everything=True)
         self._attached.coming(identifier)
+        return identifier
+
+    async def _attach(
+        self, request: AttachRequest, identifier: bytes, attach: Callable[[], Awaitable[Attachment]]
+    ) -> Attachment:
+        """Attach one that is coming."""
         try:
-            attachment = await self._sessions.attach(request)
-            after = 0
-            if not self.alone():
-                self._takeover.began(identifier)  # who wants the session waits until it is known here
-                try:
-                    after = await self._look_around(attachment.ref, request.expiry_s)
-                finally:
-                    self._takeover.attached(identifier, request.client_id)
+            attachment = await attach()
+            if self.alone():
+                self._attached.attach(attachment.ref, 0)
+                return attachment
+            self._takeover.began(identifier)  # as above
+        except BaseException:
+            self._attached.came(identifier)
+            raise
+        return await self._known(request, identifier, attachment)
+
+    async def _known(self, request: AttachRequest, identifier: bytes, attachment: Attachment) -> Attachment:
+        """What others changed of an attached session is known here: then it is here."""
+        try:
+            try:
+                after = await self._look_around(attachment.ref, request.expiry_s)
+            finally:
+                self._takeover.attached(identifier, request.client_id)
             self._attached.attach(attachment.ref, after)
         finally:
             self._attached.came(identifier)

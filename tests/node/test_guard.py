@@ -39,8 +39,14 @@ class Watchful(NoGuard):
     async def failed(self, request: ConnectRequest, error: PeerError) -> None:
         self.log.append(f"failed {error.reason_code:02x}")
 
+    def screens(self, request: ConnectRequest) -> bool:
+        return False
+
     async def admit(self, connection: Connection) -> None:
         await self._asked("admit")
+
+    def admits(self, connection: Connection) -> bool:
+        return False
 
     def store_available(self) -> None:
         self.log.append("store available")
