@@ -1,8 +1,8 @@
 """The short way from CONNECT to CONNACK: without a task, for clients about whom nobody has to be asked but the store.
 
-It is taken where there are neither hooks nor authenticators nor rules, no limits that others count, no trace, and no other
-connection of the client id. All it does is what `broker.opening` does for everybody; from where something takes longer
-than one answer of the store, that goes on with it.
+It is taken where there are neither hooks nor authenticators nor rules, no limits that others count, no trace, and no
+other connection of the client id. All it does is what `broker.opening` does for everybody; from where something takes
+longer than one answer of the store, that goes on with it.
 """
 
 from __future__ import annotations

@@ -540,9 +540,9 @@ class Cluster(Protocol):
         NotOwner for a session of another identity, before anybody is asked and anything is changed (G19)."""
 
     def attach_then(self, request: AttachRequest, then: AttachThen) -> None:
-        """As `attach`, for one answer of the store without a task: `then` is called once, later, with the attachment, with
-        the error that `attach` would have raised, or (perhaps at once) with what is still to be awaited for one of them:
-        whoever gets that has to await it. Nothing ends it early: it takes as long as the store does."""
+        """As `attach`, without a task where one answer of the store is enough: `then` is called once, later, with the
+        attachment, with the error that `attach` would have raised, or (perhaps at once) with what is still to be
+        awaited for one of them: whoever gets that has to. Nothing ends it early: it takes as long as the store does."""
 
     async def connected(self, client_id: str, identity: str) -> bool:
         """Whether a connection of this identity owns the session now, on whatever node. Raises StoreUnavailable."""
