@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from broker.auth.api import Authenticator, Principal, RuleSource
+from broker.auth.api import Authenticator, ConnectRequest, Principal, RuleSource
 from broker.auth.cache import Cache
 from broker.auth.chain import Chain
 from broker.auth.permissions import Authorization, Permissions
@@ -42,6 +42,7 @@ from broker.options.authorization import (
     StoredRules,
 )
 from broker.options.hooks import Hook
+from broker.options.listener import ListenerOptions
 from cluster.registry import Registry
 
 
@@ -73,6 +74,13 @@ class Access:
     @property
     def _readers(self) -> list[Chain | RuleSource]:
         return [self.chain, *self.sources]
+
+    def stranger(self, request: ConnectRequest, options: ListenerOptions) -> Principal | None:
+        """Who sent a CONNECT and may do anything, where nobody is asked about either; else None."""
+        if self.chain.asked(options):
+            return None
+        principal = self.chain.stranger(request, options)
+        return principal if principal is not None and self.authorization.unrestricted(principal) else None
 
     async def permissions(self, principal: Principal) -> Permissions:
         """What a client may do. Raises BackendError if a source that has to be asked cannot be."""

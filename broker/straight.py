@@ -42,25 +42,23 @@ class Straight:
         Raises PeerError."""
         server = self._server
         options = connection.listener.options
-        chain = server.access.chain
         client_id = agreement.client_id
         if (
             server.tracer is not None
             or (server.hooks is not None and server.hooks.connects)
             or agreement.authentication_method is not None
-            or chain.asked(options)
             or client_id in server.clients
             or server.draining
             or not server.guard.screens(request)
         ):
             return False
-        principal = chain.stranger(request, options)
-        if principal is None or not server.access.authorization.unrestricted(principal):
+        principal = server.access.stranger(request, options)
+        if principal is None:
             return False
         connection.principal = principal
         if not server.guard.admits(connection):
             return False
-        chain.count("anonymous", "allow")
+        server.metrics.authentication["anonymous,allow"] += 1
         connection.mount = mount_of(principal, options.mountpoint)
         server.rechecking.restrict(connection, None)
         will = None if agreement.will is None else self._opening.stored_will(connection, agreement.will)

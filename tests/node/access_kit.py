@@ -121,6 +121,9 @@ class FakeAccess:
         self.rules = rules
         self.unavailable = False
 
+    def stranger(self, request: ConnectRequest, options: ListenerOptions) -> Principal | None:
+        return None  # somebody is always asked
+
     async def permissions(self, principal: Principal) -> Rules:
         await trio.lowlevel.checkpoint()
         if self.unavailable:
