@@ -151,6 +151,10 @@ class MemoryCluster:
     async def attach(self, request: AttachRequest) -> Attachment:
         """See `Cluster.attach`."""
         await trio.lowlevel.checkpoint()
+        return self.attach_now(request)
+
+    def attach_now(self, request: AttachRequest) -> Attachment:
+        """As `attach`."""
         sid = keys.session_id(request.client_id)
         session = self._sessions.get(sid)
         if (

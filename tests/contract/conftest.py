@@ -13,7 +13,7 @@ from cluster.memory import MemoryCluster
 from cluster.policy import ClusterLimits
 from cluster.redis.address import Deployment, StoreAddress
 from cluster.redis.store import RedisCluster
-from tests.kit.cluster_world import Maker
+from tests.kit.cluster_world import Maker, World
 from tests.kit.redis_server import RedisServer, ServerCluster, documented_user, redis_server, server_cluster
 
 _numbers = itertools.count(1)
@@ -44,6 +44,12 @@ def limited(single: RedisServer) -> StoreAddress:
     with single.client() as client:
         client.execute_command("ACL", *documented_user("t", "secret"))
     return dataclasses.replace(single.address, username="rookery", password="secret")
+
+
+@pytest.fixture(params=["attach", "attach_then"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions are attached by a task, and without one."""
+    monkeypatch.setattr(World, "called_back", request.param == "attach_then")
 
 
 @pytest.fixture(params=["memory", "redis", "shards"])

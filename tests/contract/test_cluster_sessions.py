@@ -10,6 +10,8 @@ from cluster.api import REFUSED_FULL, REFUSED_GONE, StoredSubscription, StoredWi
 from tests.kit.cluster_world import Answer, Maker, WaitingPublication, message, served, target
 from tests.kit.packet_data import attributes
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 async def test_a_new_session_is_empty(make_cluster: Maker) -> None:
     async with served(make_cluster()) as world:

@@ -15,6 +15,8 @@ from tests.kit.cluster_world import Maker, World, message, served
 from tests.kit.redis_server import RedisServer, ServerCluster
 from tests.kit.store_functions import Functions, execute, load_library
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 _numbers = itertools.count(1)
 
 #: The session id of the functions' tests.

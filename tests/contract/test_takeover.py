@@ -17,7 +17,10 @@ from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import LIMIT_S, World, message, served
 from tests.kit.redis_server import RedisServer, ServerCluster
 
-pytestmark = pytest.mark.parametrize("store", ["single", "shards"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("store", ["single", "shards"], indirect=True),
+    pytest.mark.usefixtures("both_ways"),
+]
 
 _numbers = itertools.count(1)
 

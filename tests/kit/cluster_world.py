@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import trio
@@ -244,6 +244,9 @@ def entry_order(entry_id: bytes) -> tuple[int, int]:
 class World:
     """One node on a cluster."""
 
+    #: Whether `connect` calls `attach_then` in the place of `attach`.
+    called_back = False
+
     def __init__(self, cluster: Cluster, poller: EpollPoller, events: Events) -> None:
         self.cluster = cluster
         self.poller = poller
@@ -257,8 +260,23 @@ class World:
         will: StoredWill | None = None,
         identity: str | None = None,
     ) -> Attachment:
+        request = AttachRequest(client_id, clean_start, expiry_s, will, identity)
         with trio.fail_after(LIMIT_S):
-            return await self.cluster.attach(AttachRequest(client_id, clean_start, expiry_s, will, identity))
+            if not self.called_back:
+                return await self.cluster.attach(request)
+            answered = trio.Event()
+            outcomes: list[Attachment | Exception | Callable[[], Awaitable[Attachment]]] = []
+
+            def then(outcome: Attachment | Exception | Callable[[], Awaitable[Attachment]]) -> None:
+                outcomes.append(outcome)
+                answered.set()
+
+            self.cluster.attach_then(request, then)
+            await answered.wait()
+            [outcome] = outcomes
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome if isinstance(outcome, Attachment) else await outcome()
 
     def start(self, publication: WaitingPublication) -> WaitingPublication:
         self.cluster.publish(publication)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import trio
 
-from broker.errors import StoreFull, StoreUnavailable
+from broker.errors import ClusterError, StoreFull, StoreUnavailable
 from broker.message import Message
 from broker.topics.names import is_shared
 from cluster import keys
 from cluster.api import (
     Attachment,
     AttachRequest,
+    AttachThen,
     ClusterEvents,
     Extension,
     GroupMemberState,
@@ -44,6 +46,10 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+    @property
+    def closed(self) -> bool:
+        return not self._open.is_set()
 
     async def passed(self) -> None:
         self.waiting += 1
@@ -82,6 +88,9 @@ class FaultyCluster(MemoryCluster):
         #: Numbers of group entries that were given back.
         self.returned: list[int] = []
         self._members: dict[str, Sequence[GroupMemberState]] = {}
+        self._attaching_then: deque[tuple[AttachRequest, AttachThen]] = deque()
+        #: The store takes its time about sessions that no task waits for.
+        self.unanswered = False
         self.subscribing = Gate()
         self.subscribed = Gate()
         self.publications = 0
@@ -107,6 +116,7 @@ class FaultyCluster(MemoryCluster):
             self._poller.wake()
 
     def flush(self) -> None:
+        self._attach_now()
         if not self.held and not self.down:
             self._batch = self._waiting + self._batch
             self._waiting = []
@@ -186,6 +196,25 @@ class FaultyCluster(MemoryCluster):
     def _check(self) -> None:
         if self.down:
             raise StoreUnavailable("down")
+
+    def attach_then(self, request: AttachRequest, then: AttachThen) -> None:
+        if self.down or self.attaching.closed or self.attached.closed:
+            super().attach_then(request, then)
+            return
+        assert self._poller is not None
+        self._attaching_then.append((request, then))
+        self._poller.wake()
+
+    def _attach_now(self) -> None:
+        """As a store answers: later, in a turn."""
+        while self._attaching_then and not self.unanswered:
+            request, then = self._attaching_then.popleft()
+            outcome: Attachment | Exception
+            try:
+                outcome = self.attach_now(request)
+            except ClusterError as error:
+                outcome = error
+            then(outcome)
 
     async def attach(self, request: AttachRequest) -> Attachment:
         await self.attaching.passed()
