@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate docs packages bench bench-operators screenshots image-test clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate docs packages bench bench-record bench-growth bench-operators screenshots image-test clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -91,9 +91,15 @@ dist: install ## Build the source package, the pure wheel and, where that is pos
 test-compiled: packages ## All tests of the core, nodes and conformance against a wheel with a compiled core.
 	$(BIN)/python -m tests.packaging.compiled
 
-# Medians of short runs; for figures to rely on: python -m loadtest, on a machine that does nothing else.
-bench: install ## Measure the broker, beside mosquitto if it is installed (3 to 4 minutes).
-	@$(BIN)/python -m loadtest --seconds 2 --warmup 0.5 --repeat 2 $(ARGS)
+# Medians of short runs; for figures to rely on: python -m loadtest compare, on a machine that does nothing else.
+bench: install ## Measure the broker beside mosquitto, against the recorded figures (4 minutes): make bench ARGS="p2p1 --strict"
+	@$(BIN)/python -m loadtest bench $(ARGS)
+
+bench-record: install ## Measure, and write the record that `make bench` compares with: loadtest/figures.json (4 minutes).
+	@$(BIN)/python -m loadtest bench --record $(ARGS)
+
+bench-growth: install ## Measure how cost grows with connections, receivers, payloads, filters and nodes (10 minutes).
+	@$(BIN)/python -m loadtest growth $(ARGS)
 
 bench-operators: install ## Measure what load and operators (scrapes, dashboard, API) cost each other (1 minute).
 	@$(BIN)/python -m loadtest.operators $(ARGS)

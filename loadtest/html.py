@@ -212,6 +212,22 @@ def page(report: Report, head: Sequence[str], lines: Sequence[Sequence[str]]) ->
         body.append(f'<p class="soft">{escape(_told(of_scenario))}</p>')
         body.append(f'<div class="plots">{"".join(_bars(of_scenario) + _plots(of_scenario))}</div>')
         body += [*_details(of_scenario), "</section>"]
+    return _document(title, body)
+
+
+def document(
+    title: str, about: str, sections: Iterable[tuple[str, Sequence[Plot], tuple[list[str], list[list[str]]]]]
+) -> str:
+    """Return a page of sections, each with a title, plots and a table."""
+    body = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(about)}</p>']
+    for heading, plots, (head, lines) in sections:
+        body.append(f"<section><h2>{escape(heading)}</h2>")
+        body.append(f'<div class="plots">{"".join(_drawn(plot) for plot in plots)}</div>{_grid(heading, head, lines)}')
+        body.append("</section>")
+    return _document(title, body)
+
+
+def _document(title: str, body: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'

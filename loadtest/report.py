@@ -24,7 +24,7 @@ def cell(value: float | None, digits: int) -> str:
 def cells(results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of the table of medians; with several brokers, with ratios to the first of a scenario."""
     all_rows = rows(results)
-    shown = [figure for figure in FIGURES if any(row.median(figure) is not None for row in all_rows)]
+    shown = [figure for figure in FIGURES if any(row.shown(figure) is not None for row in all_rows)]
     compared = len(brokers(all_rows)) > 1
     head = ["scenario", *(["broker"] if compared else []), *(figure.label for figure in shown)]
     head += ["rate ratio", "CPU ratio"] if compared else []
@@ -34,7 +34,7 @@ def cells(results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
         first = of_scenario[0]
         for row in of_scenario:
             line = [row.title, *([row.broker] if compared else [])]
-            line += [cell(row.median(figure), figure.digits) for figure in shown]
+            line += [cell(row.shown(figure), figure.digits) for figure in shown]
             if compared:
                 line += [cell(each, 2) for each in ratios(row, first)]
             lines.append([*line, row.remarks])
@@ -116,14 +116,16 @@ def noise(results: Iterable[Result]) -> str:
 
 
 def status(results: Iterable[Result]) -> int:
-    """Return the exit status of them all: 3 for loss, repetition or reordering, 2 for other trouble, else 0."""
-    return max((result.status for result in results), default=0)
+    """Return the exit status of all: 130 if interrupted, 3 for loss, repetition or reordering, 2 for other trouble."""
+    every = list(results)
+    return 130 if any(result.interrupted for result in every) else max((result.status for result in every), default=0)
 
 
 def about(report: Report) -> str:
     """Return a line about the machine and the time."""
-    told = [f"{value} processors" if name == "processors" else str(value) for name, value in report.machine.items()]
-    told = [f"Python {each}" if name == "python" else each for name, each in zip(report.machine, told, strict=True)]
+    told = []
+    for name, value in report.machine.items():
+        told.append({"processors": f"{value} processors", "system": str(value)}.get(name, f"{name} {value}"))
     return f"{', '.join(told)}; {report.started}"
 
 

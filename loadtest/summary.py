@@ -26,7 +26,6 @@ RECEIVED = Figure("received_per_s", "messages/s", 0, lambda run: run.received_pe
 CONNECTS = Figure("connects_per_s", "connects/s", 0, lambda run: run.connects_per_s, True)
 CPU = Figure("cpu_us_per_message", "CPU us/message", 1, lambda run: run.cpu_us_per_message)
 CONNECT_CPU = Figure("cpu_us_per_connect", "CPU us/connect", 0, lambda run: run.cpu_us_per_connect)
-CPU_PERCENT = Figure("cpu_percent", "CPU %", 0, lambda run: run.cpu_percent)
 P50 = Figure("p50_ms", "p50 ms", 2, lambda run: run.latency_ms.p50)
 P99 = Figure("p99_ms", "p99 ms", 2, lambda run: run.latency_ms.p99)
 ACK_P50 = Figure("ack_p50_ms", "ack p50 ms", 2, lambda run: run.ack_ms.p50)
@@ -35,7 +34,9 @@ MEMORY = Figure("kib_per_connection", "KiB/connection", 1, lambda run: run.kib_p
 GENERATOR = Figure("generator_cpu_percent", "generator CPU %", 0, lambda run: run.generator_cpu_percent)
 
 #: As tables show them; those that no run has are left out.
-FIGURES = (RECEIVED, CONNECTS, CPU, CONNECT_CPU, CPU_PERCENT, P50, P99, ACK_P50, CONNECT_P99, MEMORY, GENERATOR)
+FIGURES = (RECEIVED, CONNECTS, CPU, CONNECT_CPU, P50, P99, ACK_P50, CONNECT_P99, MEMORY, GENERATOR)
+#: What a table tells only of scenarios without messages; pages tell all.
+OF_CONNECTING = (CONNECTS, CONNECT_CPU, CONNECT_P99, MEMORY)
 
 
 @dataclass
@@ -59,6 +60,10 @@ class Row:
     def median(self, figure: Figure) -> float | None:
         """Return the median of a figure over the good runs, None without any."""
         return median(self.values(figure))
+
+    def shown(self, figure: Figure) -> float | None:
+        """Return the median of a figure if the scenario is about it: connecting only where there are no messages."""
+        return None if figure in OF_CONNECTING and self.rate is not CONNECTS else self.median(figure)
 
     def spread(self, figure: Figure) -> float | None:
         """Return how far apart the runs are: (most - least) / median."""

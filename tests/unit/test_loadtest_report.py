@@ -70,7 +70,7 @@ def test_a_report_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[st
     made.write(tmp_path / "r.json")
     assert main([str(tmp_path / "r.json"), "--markdown", "--html", str(tmp_path / "r.html")]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("2 processors, Linux 1, Python 3.11; 2026-01-01T00:00:00+00:00\n\n| scenario")
+    assert told.startswith("2 processors, Linux 1, python 3.11; 2026-01-01T00:00:00+00:00\n\n| scenario")
     assert "| rookery   |    200,000 |" in told
     assert "Load test: title of p2p1" in (tmp_path / "r.html").read_text("utf-8")
 
