@@ -25,6 +25,7 @@ from broker.codec.packets import (
     V5,
     Acknowledgement,
 )
+from broker.codec.runs import run_length
 from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.inbound import Inbound
 from broker.options.listener import Listener
@@ -172,7 +173,6 @@ class Connection(Paced):
         # The first packet may be one that there is an answer about: it takes the way on which that is used up.
         allowed = self._allowed if self._answer is None else NOTHING
         is_open = machine.state == OPEN
-        family = 5 if self.version == V5 else 4
         try:
             if machine.state == NEW and data[0] != 0x10:
                 raise ProtocolError("the first packet is not CONNECT")  # [MQTT-3.1.0-1]
@@ -209,22 +209,18 @@ class Connection(Paced):
                         at = size
                     break
                 if head & 0xF0 == 0x30 and is_open:
-                    if head == 0x30 and length > 2:
+                    count = 0
+                    if length > 2 and (head == 0x30 or (head == 0x32 and allowed is None)):
                         body = start + 2 + (data[start] << 8 | data[start + 1])
                         topic = data[start + 2 : body]
                         route = routes.get(topic)
-                        if (
-                            route is not None
-                            and route.live0 is not None
-                            and (allowed is None or topic in allowed)
-                            and (body < end and data[body] == 0 if family == 5 else body <= end)
-                        ):
-                            direct += 1
-                            frame = data[at:end]
-                            if dispatch.forward_verbatim(route.live0, topic, frame, family, body - at) or route.nodes:
-                                self._forward_on(route, topic, frame, family, body - at)
-                        else:
-                            self._publish(head, data, start, end)
+                        if route is not None and (allowed is None or topic in allowed):
+                            way = self._run if head == 0x30 else self._run1
+                            count = way(route, data, at, body, end, budget)
+                    if count:
+                        direct += count if head == 0x30 else 0
+                        budget -= count - 1
+                        end = at + count * (end - at)
                     else:
                         self._publish(head, data, start, end)
                 elif is_open and length == 2 and head in _PLAIN_ACKS:
@@ -234,7 +230,6 @@ class Connection(Paced):
                 else:
                     self._packet(head, data, start, end)
                     is_open = machine.state == OPEN
-                    family = 5 if self.version == V5 else 4
                 budget -= 1
                 if self._busy or machine.state == CLOSED:
                     if self._asking:  # it comes again, once there is an answer
@@ -320,9 +315,35 @@ class Connection(Paced):
         inbound.publish(head, data[start + 2 : body], data, body, end)
         self._answer = None  # it was about this packet, whatever became of that
 
-    def _forward_on(self, route: Route, topic: bytes, frame: bytes, family: int, body_at: int) -> None:
-        assert self.ref is not None
-        self._server.dispatch.forward_on(route, topic, frame, family, body_at, self.ref.session_id)
+    def _run(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
+        """The direct way of QoS 0 packets: the one in `data[at:end]`, and those behind it that are of its run, at most
+        `limit`. How many were handled; 0: they go another way. `body` is where the payload (MQTT 5: the properties)
+        begins."""
+        receivers = route.live0
+        family = 5 if self.version == V5 else 4
+        if receivers is None or body + family - 4 > end or (family == 5 and data[body]):
+            return 0
+        count = 1
+        if end < len(data):
+            count = run_length(data, at, end, data[at : body + family - 4], limit)
+            end = at + count * (end - at)
+        run = data[at:end]
+        dispatch = self._server.dispatch
+        if dispatch.forward_verbatim(receivers, route.topic, run, family, body - at, count) or route.nodes:
+            assert self.ref is not None
+            dispatch.forward_on(route, route.topic, run, family, body - at, count, self.ref.session_id)
+        return count
+
+    def _run1(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
+        """The same for QoS 1 packets whose receivers are all on other nodes; `body` is where the packet id begins."""
+        family = 5 if self.version == V5 else 4
+        if route.live0 is None or route.live0 or not route.nodes or body + family - 2 > end:
+            return 0
+        count = 1 if end == len(data) else run_length(data, at, end, data[at:body], limit)
+        run = data[at : at + count * (end - at)]
+        inbound = self.inbound
+        assert inbound is not None
+        return count if inbound.relay(route, run, count, family, body - at) else 0
 
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         session = self.session

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 from broker.codec.packets import V5
+from broker.codec.runs import split_run, topic_bounds, with_packet_ids
 from broker.errors import PeerError
 from broker.extensions import delayed
 from broker.message import Message
@@ -18,7 +19,17 @@ from broker.routes import AckSlot, Entry, Route, Subscriber
 from broker.session.counted import CountedEncoding, encoding_of
 from broker.session.encoding import Encoding
 from broker.table import Table, round_robin
-from cluster.api import REFUSED_FULL, REFUSED_GONE, Cluster, Extension, GroupTarget, NodeTarget, Publication, Target
+from cluster.api import (
+    REFUSED_FULL,
+    REFUSED_GONE,
+    Cluster,
+    Extension,
+    GroupTarget,
+    NodeTarget,
+    Packets,
+    Publication,
+    Target,
+)
 
 
 class Delivery(Publication):
@@ -337,14 +348,14 @@ class Dispatch(Table):
             connection.send_qos0(encoding, message.retain and entry.retain_as_published, entry.subscription_ids)
 
     def forward_verbatim(
-        self, receivers: Sequence[Subscriber], topic: bytes, frame: bytes, family: int, body_at: int
+        self, receivers: Sequence[Subscriber], topic: bytes, run: bytes, family: int, body_at: int, count: int = 1
     ) -> bool:
-        """Deliver a QoS 0 packet without properties to plain receivers (`Route.live0`): the way with the least work.
+        """Deliver QoS 0 packets without properties to plain receivers (`Route.live0`): the way with the least work.
 
-        `frame` is the packet as received, `body_at` where its payload (family 5: the empty property length) starts.
-        Returns whether any of them is not connected here.
+        `run` is the packets as received, `count` of them (see `broker.codec.runs`), `body_at` where in each its payload
+        (family 5: the empty property length) starts. Returns whether any of the receivers is not connected here.
         """
-        other: bytes | None = None
+        others: list[Encoding] | None = None
         absent = False
         for subscriber in receivers:
             connection = subscriber.connection
@@ -352,32 +363,33 @@ class Dispatch(Table):
                 absent = True
                 continue
             if connection.plain == family:
-                connection.stream.write(frame)
-                connection.sent_qos0 += 1
+                connection.stream.write(run)
+                connection.sent_qos0 += count
                 continue
-            if other is None:
-                encoding = Encoding(Message(topic, frame[body_at + 1 :] if family == V5 else frame[body_at:], 0, False))
-                other = encoding.qos0(9 - family, False)
-            if connection.plain:
-                connection.stream.write(other)
-                connection.sent_qos0 += 1
-            else:
-                connection.send_qos0(encoding, False, ())
+            if others is None:
+                payload_at = body_at + (family == V5)
+                others = [Encoding(Message(topic, frame[payload_at:], 0, False)) for frame in split_run(run, count)]
+            for encoding in others:
+                if connection.plain:
+                    connection.stream.write(encoding.qos0(9 - family, False))
+                    connection.sent_qos0 += 1
+                else:
+                    connection.send_qos0(encoding, False, ())
         return absent
 
-    def forward_on(self, route: Route, topic: bytes, frame: bytes, family: int, body_at: int, publisher: bytes) -> None:
-        """What `forward_verbatim` leaves: the packet goes to other nodes, and to persistent sessions there."""
+    def forward_on(
+        self, route: Route, topic: bytes, run: bytes, family: int, body_at: int, count: int, publisher: bytes
+    ) -> None:
+        """What `forward_verbatim` leaves: the packets go to other nodes, and to persistent sessions there."""
         if route.nodes:
-            self.cluster.forward(route.nodes, family, frame)
-        if not self.cluster.alone():
-            message = Message(topic, frame[body_at + (family == V5) :], 0, False, publisher=publisher)
-            targets = [
-                make_target(entry, 0, message)
-                for entry in route.entries
-                if entry.subscriber.connection is None and entry.subscriber.persistent
+            self.cluster.forward(route.nodes, family, run, count)
+        if route.entries and not self.cluster.alone():
+            away = [
+                entry for entry in route.entries if entry.subscriber.connection is None and entry.subscriber.persistent
             ]
-            if targets:
-                self.cluster.publish(Publication(message, targets))
+            for frame in split_run(run, count) if away else ():
+                message = Message(topic, frame[body_at + (family == V5) :], 0, False, publisher=publisher)
+                self.cluster.publish(Publication(message, [make_target(entry, 0, message) for entry in away]))
 
     # -- messages of other nodes: nothing of it leaves this one
 
@@ -393,15 +405,8 @@ class Dispatch(Table):
         if message.retain:
             self.retained_passes(message.topic)
         for item in route.entries if live else ():
-            entry = item.without_own(message.publisher)
-            if entry is None or entry.subscriber.persistent or entry.since < before:
-                continue
-            granted = min(entry.qos, message.qos)
-            session = entry.subscriber.session
-            if not granted:
-                self._send_qos0(entry, encoding, message)
-            elif session is not None:
-                session.deliver(encoding, granted, message.retain and entry.retain_as_published, entry.subscription_ids)
+            if not item.subscriber.persistent:
+                self._arrived_for(item, message, encoding, before)
         for group_id in groups if not before else ():
             group = self.groups.get(group_id)
             if group is not None:
@@ -409,13 +414,22 @@ class Dispatch(Table):
             else:
                 self.metrics.dropped["no_member_online"] += 1
 
-    def frame_arrived(self, family: int, frame: bytes) -> None:
-        """A QoS 0 packet without properties of another node, for the ephemeral sessions here."""
-        start = 2
-        while frame[start - 1] & 128:
-            start += 1
-        body = start + 2 + (frame[start] << 8 | frame[start + 1])
-        topic = frame[start + 2 : body]
+    def _arrived_for(self, item: Entry, message: Message, encoding: Encoding, before: int = 0) -> None:
+        entry = item.without_own(message.publisher)
+        if entry is None or entry.since < before:
+            return
+        granted = min(entry.qos, message.qos)
+        session = entry.subscriber.session
+        if not granted:
+            self._send_qos0(entry, encoding, message)
+        elif session is not None:
+            session.deliver(encoding, granted, message.retain and entry.retain_as_published, entry.subscription_ids)
+
+    def run_arrived(self, packets: Packets) -> None:
+        """QoS 1 packets of another node, for the ephemeral sessions here."""
+        run, count = packets.data, packets.count
+        start, body = topic_bounds(run)
+        topic = run[start:body]
         route = self.routes.entries.get(topic)
         if route is None:
             try:
@@ -423,11 +437,48 @@ class Dispatch(Table):
             except PeerError:
                 return
         if route.counts:
-            self.arrived(Message(topic, frame[body + (family == V5) :], 0, False), True, ())
+            for message in packets.messages():
+                self.arrived(message, True, ())
+            return
+        others: list[Entry] = []
+        for entry in route.ephemeral():
+            subscriber = entry.subscriber
+            connection = subscriber.connection
+            session = subscriber.session
+            if (
+                connection is not None
+                and session is not None
+                and connection.plain == packets.family
+                and entry.qos
+                and not (entry.subscription_ids or entry.no_local)
+                and (first := session.take_packet_ids(count))
+            ):
+                connection.stream.write(with_packet_ids(run, count, body, first))
+                self.metrics.messages_sent[1] += count
+            else:
+                others.append(entry)
+        for message in packets.messages() if others else ():
+            encoding = Encoding(message)
+            for entry in others:
+                self._arrived_for(entry, message, encoding)
+
+    def frame_arrived(self, family: int, run: bytes, count: int = 1) -> None:
+        """QoS 0 packets of another node (see `broker.codec.runs`), for the ephemeral sessions here."""
+        start, body = topic_bounds(run)
+        topic = run[start:body]
+        route = self.routes.entries.get(topic)
+        if route is None:
+            try:
+                route = self.route(topic)
+            except PeerError:
+                return
+        if route.counts:
+            for frame in split_run(run, count):
+                self.arrived(Message(topic, frame[body + (family == V5) :], 0, False), True, ())
             return
         plain, others = route.arrivals()
-        self.forward_verbatim(plain, topic, frame, family, body)
-        if others:
+        self.forward_verbatim(plain, topic, run, family, body, count)
+        for frame in split_run(run, count) if others else ():
             message = Message(topic, frame[body + (family == V5) :], 0, False)
             encoding = Encoding(message)
             for entry in others:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from broker.auth.api import BackendError
 from broker.clearance import CLEAR, DENIED, DENIED_BY_HOOK, UNKNOWN, Answer
-from broker.codec.packets import PUBACK, PUBCOMP, PUBREC, V5
+from broker.codec.packets import PUBACK, PUBCOMP, PUBLISH, PUBREC, V5
 from broker.codec.publish import payload_format, scan_publish_properties
+from broker.codec.runs import plain_ids
 from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull, StoreUnavailable
 from broker.log import get_logger
 from broker.message import Message
 from broker.reasons import NO_MATCHING_SUBSCRIBERS, NOT_AUTHORIZED, QUOTA_EXCEEDED, SERVER_BUSY
+from broker.relay import relay
 from broker.routes import AckSlot, Route
 from broker.session.machine import CLOSED
 
@@ -32,7 +34,7 @@ _RELEASING = 3
 class PublishSlot(AckSlot):
     """The place of one PUBACK or PUBREC in the order of acknowledgements [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
 
-    __slots__ = ("_inbound", "again", "done", "kind", "packet_id", "reason_code")
+    __slots__ = ("_inbound", "again", "count", "done", "kind", "packet_id", "reason_code")
 
     def __init__(self, inbound: Inbound, kind: int, packet_id: int, reason_code: int) -> None:
         self._inbound = inbound
@@ -42,6 +44,8 @@ class PublishSlot(AckSlot):
         self.done = False
         #: An older connection began with it.
         self.again = False
+        #: So many packets are acknowledged.
+        self.count = 1
 
     @property
     def patient(self) -> bool:
@@ -52,6 +56,17 @@ class PublishSlot(AckSlot):
 
     def settle(self, error: Exception | None) -> None:
         self._inbound.settled(self, error)
+
+
+class RunSlot(PublishSlot):
+    """The place of the PUBACKs of a run (see `broker.codec.runs`)."""
+
+    __slots__ = ("ids",)
+
+    def __init__(self, inbound: Inbound, ids: bytes) -> None:
+        super().__init__(inbound, PUBACK, 0, 0)
+        self.ids = ids
+        self.count = len(ids) // 2
 
 
 class Exactly:
@@ -182,6 +197,25 @@ class Inbound:
         else:
             dispatch.publish(message, route, None)
 
+    def relay(self, route: Route, run: bytes, count: int, family: int, ids_at: int) -> bool:
+        """A run of QoS 1 packets for other nodes alone, which nobody has to look at; `ids_at` is where the packet id is
+        in each. False: they are handled one by one."""
+        server = self._server
+        if self._open + count > self._unanswered_max or not server.quotas.maximum_qos:
+            return False
+        ids = plain_ids(run, count, ids_at, self._v5)
+        if not ids:
+            return False
+        slot = RunSlot(self, ids)
+        subscriber = self._connection.subscriber
+        publisher = subscriber.session_id if subscriber is not None else b""
+        if not relay(server.dispatch, route, run, count, family, publisher, slot):
+            return False
+        self._append(slot)
+        server.metrics.packets_received[PUBLISH] += count
+        server.metrics.messages_received[1] += count
+        return True
+
     # -- what may be published
 
     def _clear(self, message: Message, route: Route, packet_id: int) -> Answer | None:
@@ -301,7 +335,7 @@ class Inbound:
         if self._acks is None:
             self._acks = deque()
         self._acks.append(slot)
-        self._open += 1
+        self._open += slot.count
 
     def _check_window(self) -> None:
         if self._open >= self._unanswered_max:
@@ -311,7 +345,7 @@ class Inbound:
 
     def _update_hold(self) -> None:
         acks = self._acks
-        held = not self._v5 and acks is not None and len(acks) >= self._unanswered_max
+        held = not self._v5 and acks is not None and sum(slot.count for slot in acks) >= self._unanswered_max
         if held != self.held:
             self.held = held
             self._connection.hold(held)
@@ -429,7 +463,7 @@ class Inbound:
         while acks and acks[0].done:
             slot = acks.popleft()
             if slot.kind == PUBACK or slot.reason_code >= 0x80:
-                self._open -= 1
+                self._open -= slot.count
             if slot.kind == PUBREC and self._ids is not None:
                 if slot.reason_code >= 0x80:
                     entry = self._ids.pop(slot.packet_id, None)
@@ -439,7 +473,10 @@ class Inbound:
                     entry = self._ids.get(slot.packet_id)
                     if entry is not None:
                         entry.state = _RECEIVED
-            connection.send_ack(slot.kind, slot.packet_id, slot.reason_code)
+            if isinstance(slot, RunSlot):
+                connection.send_acks(slot.ids, slot.reason_code)
+            else:
+                connection.send_ack(slot.kind, slot.packet_id, slot.reason_code)
         if not acks:
             self._acks = None
         if self.held:

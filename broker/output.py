@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker.codec.encode import encode
-from broker.codec.packets import PUBREL, V5, Packet, Properties
+from broker.codec.packets import PUBACK, PUBREL, V5, Packet, Properties
+from broker.codec.runs import acknowledgements
 from broker.gate import Gate
 from broker.metrics import Metrics
 from broker.session.encoding import Encoding
@@ -165,6 +166,16 @@ class Output:
         else:
             self.stream.write(bytes((head, 2, packet_id >> 8, packet_id & 255)))
         self.metrics.packets_sent[kind] += 1
+
+    def send_acks(self, ids: bytes, reason_code: int) -> None:
+        """PUBACK for a run, with ids as `plain_ids` gives them."""
+        count = len(ids) // 2
+        if reason_code:
+            for high, low in zip(ids[:count], ids[count:], strict=True):
+                self.send_ack(PUBACK, high << 8 | low, reason_code)
+        else:
+            self.stream.write(acknowledgements(ids, PUBACK << 4))
+            self.metrics.packets_sent[PUBACK] += count
 
     def send(self, packet: Packet) -> bool:
         """Write any packet; False if it is too large for the client even without what may be left out."""

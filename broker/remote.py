@@ -14,7 +14,7 @@ from broker.log import get_logger
 from broker.message import Message
 from broker.routes import AckSlot
 from broker.session.encoding import Encoding
-from cluster.api import GroupEntry, NodeRoute, Route, RouteChange, SessionRef, StoredSubscription, StoredWill
+from cluster.api import GroupEntry, NodeRoute, Packets, Route, RouteChange, SessionRef, StoredSubscription, StoredWill
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -113,9 +113,14 @@ class ClusterSide:
         self.dispatch.remote_ms = message.accepted_at_ms
         self.dispatch.arrived(message, live, groups)
 
-    def deliver_frame(self, family: int, frame: bytes) -> None:
-        """A QoS 0 packet of another node."""
-        self.dispatch.frame_arrived(family, frame)
+    def deliver_frame(self, family: int, run: bytes, count: int = 1) -> None:
+        """QoS 0 packets of another node."""
+        self.dispatch.frame_arrived(family, run, count)
+
+    def deliver_packets(self, packets: Packets) -> None:
+        """QoS 1 packets of another node."""
+        self.dispatch.remote_ms = packets.accepted_at_ms
+        self.dispatch.run_arrived(packets)
 
     def deliver_stored(
         self,

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class Receiver(Protocol):
     """The connection of a subscriber, as far as delivery goes.
 
-    `plain` is 5 or 4 (for versions 3.1 and 3.1.1) while QoS 0 packets of that family may be written to
-    `stream` as they are, and 0 while something stands in the way (topic aliases, a small maximum packet
-    size, a full output buffer, a gate that has to look at them). `sent_qos0` counts those written directly.
+    `plain` is 5 or 4 (for versions 3.1 and 3.1.1) while QoS 0 packets of that family may be written to `stream` as
+    they are, and QoS 1 ones with other packet ids; 0 while something stands in the way (topic aliases, a small
+    maximum packet size, a full output buffer, a gate that has to look at them). `sent_qos0` counts QoS 0 ones written
+    directly.
     """
 
     plain: int
@@ -175,6 +176,7 @@ class Route:
 
     __slots__ = (
         "_arrivals",
+        "_ephemeral",
         "counts",
         "delay",
         "entries",
@@ -221,6 +223,14 @@ class Route:
         )
         self.live0 = [entry.subscriber for entry in entries] if simple else None
         self._arrivals: tuple[list[Subscriber], list[Entry]] | None = None
+        self._ephemeral: list[Entry] | None = None
+
+    def ephemeral(self) -> list[Entry]:
+        """The ephemeral sessions here, for QoS 1 packets of another node."""
+        found = self._ephemeral
+        if found is None:
+            found = self._ephemeral = [entry for entry in self.entries if not entry.subscriber.persistent]
+        return found
 
     def arrivals(self) -> tuple[list[Subscriber], list[Entry]]:
         """The ephemeral sessions here, for a QoS 0 packet of another node: those that get it unchanged, and others."""

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
+from broker.codec.runs import split_run, topic_bounds
 from broker.message import Message
 from cluster.inspection import Inspection
 from cluster.registry import Registry
@@ -323,20 +324,43 @@ class Extension:
         self.nodes = nodes
 
 
+class Packets:
+    """A run of QoS 1 PUBLISH packets of one client, as they came (see `broker.codec.runs`). `family` is 4 for MQTT 3,
+    or 5."""
+
+    __slots__ = ("accepted_at_ms", "count", "data", "family", "publisher")
+
+    def __init__(self, family: int, data: bytes, count: int, accepted_at_ms: int, publisher: bytes) -> None:
+        self.family = family
+        self.data = data
+        self.count = count
+        self.accepted_at_ms = accepted_at_ms
+        self.publisher = publisher
+
+    def messages(self) -> Iterator[Message]:
+        """Each by itself."""
+        start, end = topic_bounds(self.data)
+        topic = self.data[start:end]
+        payload_at = end + self.family - 2
+        for packet in split_run(self.data, self.count):
+            yield Message(topic, packet[payload_at:], 1, False, b"", -1, self.accepted_at_ms, b"", self.publisher)
+
+
 class Publication:
     """One message on its way into the store: into queues, into group queues, to other nodes, and into the retained set.
 
     `retain` stores the message as the topic's retained one (or clears it if the payload is empty).
     `deduplicate` (QoS 2, wills): targets that already got `message.message_id` get no second copy
     and report the seq 0. With `delay_s` nothing of this happens now: the message is kept, and comes back with
-    `ClusterEvents.delayed_due`.
+    `ClusterEvents.delayed_due`. With `packets` it is these, which go to other nodes as they are and nowhere else;
+    `message` says what they have in common. Only where `Cluster.relays` is true.
 
     A message of QoS 1 or 2 is answered only when the route table that it was matched with is known to have been the
     newest when the message came (G5). Where it was not, `rematch` is called with the newer one in force.
     Subclasses override `stored`, and those that were matched `rematch` and `wants`.
     """
 
-    __slots__ = ("deduplicate", "delay_s", "error", "groups", "message", "nodes", "retain", "targets")
+    __slots__ = ("deduplicate", "delay_s", "error", "groups", "message", "nodes", "packets", "retain", "targets")
 
     def __init__(
         self,
@@ -347,8 +371,10 @@ class Publication:
         deduplicate: bool = False,
         nodes: Sequence[NodeTarget] = (),
         delay_s: int = 0,
+        packets: Packets | None = None,
     ) -> None:
         self.message = message
+        self.packets = packets
         self.targets = targets
         self.groups = groups
         self.nodes = nodes
@@ -394,8 +420,12 @@ class ClusterEvents(Protocol):
         """A message of another node: for the matching ephemeral sessions here if `live`, and (QoS 0) for one connected
         member of each of `groups`. It is as safe as it will be: nothing waits for an answer."""
 
-    def deliver_frame(self, family: int, frame: bytes) -> None:
-        """A QoS 0 PUBLISH packet without properties, for the matching ephemeral sessions here; family 4 or 5."""
+    def deliver_frame(self, family: int, run: bytes, count: int = 1) -> None:
+        """QoS 0 PUBLISH packets without properties, for the matching ephemeral sessions here; family 4 or 5. `count` of
+        them, which differ in the payload alone (see `broker.codec.runs`)."""
+
+    def deliver_packets(self, packets: Packets) -> None:
+        """QoS 1 PUBLISH packets of a client of another node, for the matching ephemeral sessions here."""
 
     def deliver_stored(
         self,
@@ -566,9 +596,13 @@ class Cluster(Protocol):
     def publish(self, publication: Publication) -> None:
         """Adds to the batch of this turn; `publication.stored` follows."""
 
-    def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
-        """Adds a QoS 0 PUBLISH packet without properties (family 4: MQTT 3, 5: MQTT 5), as it came, to the batch of
-        this turn: for the matching ephemeral sessions of other nodes. In order with `publish`. Nothing follows."""
+    def forward(self, nodes: Sequence[NodeTarget], family: int, run: bytes, count: int) -> None:
+        """Adds a run of QoS 0 PUBLISH packets, as they came (see `broker.codec.runs`; family 4: MQTT 3, 5: MQTT 5), to
+        the batch of this turn: for the matching ephemeral sessions of other nodes. In order with `publish`. Nothing
+        follows."""
+
+    def relays(self) -> bool:
+        """Whether all other nodes understand packets of QoS 1 as they came, see `Publication`."""
 
     def flush(self) -> None:
         """The end of a turn: sends the batch."""

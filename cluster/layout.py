@@ -10,8 +10,10 @@ from broker import __version__
 #: (`cluster.redis.migrating`); docs/upgrading.md says when that is.
 LAYOUT = 1
 
-#: What this version can do beyond that; nodes use only what all live ones can.
-FEATURES = 1
+#: What this version can do beyond that; nodes use only what all live ones can. 2: takes runs of packets of other nodes.
+FEATURES = 2
+#: From this level on nodes push runs to each other (`cluster.records.PUSHED_RUN`).
+RUNS = 2
 
 
 def parsed(text: str) -> tuple[int, int]:

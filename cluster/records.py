@@ -128,11 +128,14 @@ def queue_flags(prefix: bytes) -> tuple[int, bool, Sequence[int]] | None:
 
 #: Kinds of what a node pushes to another, beside 4 and 5: the PUBLISH packet of that MQTT version as it came.
 PUSHED_MESSAGE: Final = 1
+#: ... more 4 or 5: a run of packets of that MQTT version (see `broker.codec.runs`), since feature level 2.
+PUSHED_RUN: Final = 10
 
 
 def pack_push(parts: Sequence[object]) -> bytes:
     """What a node pushes to another: 4 or 5 and a packet; or PUSHED_MESSAGE, a packed body, whether it is for
-    ephemeral sessions, and group ids; all in one list."""
+    ephemeral sessions, and group ids; or PUSHED_RUN + 4 or 5, packets, how many, and of QoS 1 when they were accepted
+    and the publisher, else 0 and b""; all in one list."""
     return _FORMAT + cast(bytes, _packer.pack(parts))
 
 

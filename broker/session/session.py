@@ -244,6 +244,23 @@ class Session:
         self._send_ephemeral(encoding, flags, subscription_ids)
         return True
 
+    def take_packet_ids(self, count: int) -> int:
+        """Packet ids for so many messages of QoS 1, which are sent at once and in flight now: the first of them; 0 if
+        something waits, or if they do not fit into the window."""
+        if self._queue or self.credit() < count:
+            return 0
+        first = self._next_packet_id + 1
+        if first + count > SEQ_MODULUS + 1:
+            first = 1
+        taken = dict.fromkeys(range(first, first + count), 1)
+        if not taken.keys().isdisjoint(self.inflight) or (
+            self._releasing and not taken.keys().isdisjoint(self._releasing)
+        ):
+            return 0
+        self.inflight.update(taken)
+        self._next_packet_id = first + count - 1
+        return first
+
     def _wait(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> bool:
         message = encoding.message
         queue = self._queue

@@ -174,6 +174,11 @@ class TracedConnection(Connection):
             tap.add(traces, "packet" if sent else "drop", text if sent else f"{text}, too large", shown, "out")
         return sent
 
+    def send_acks(self, ids: bytes, reason_code: int) -> None:
+        count = len(ids) // 2
+        for high, low in zip(ids[:count], ids[count:], strict=True):
+            self.send_ack(PUBACK, high << 8 | low, reason_code)
+
     def send_ack(self, kind: int, packet_id: int, reason_code: int) -> None:
         super().send_ack(kind, packet_id, reason_code)
         tap = self._tap()

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from broker.codec.packets import V5
+from broker.codec.runs import split_run, topic_bounds
 from broker.dispatch import Delivery, Dispatch
 from broker.message import Message
 from broker.routes import AckSlot, Route
 from broker.tracing.text import ITEMS_MAX, cut, escaped, message_shown, quoted, topic_text
-from cluster.api import REFUSED_FULL
+from cluster.api import REFUSED_FULL, Packets
 
 if TYPE_CHECKING:
     from broker.tracing.record import Trace
@@ -44,16 +45,23 @@ class TracedDispatch(Dispatch):
             route.live0 = None
         return route
 
-    def frame_arrived(self, family: int, frame: bytes) -> None:
-        start = 2
-        while frame[start - 1] & 128:
-            start += 1
-        body = start + 2 + (frame[start] << 8 | frame[start + 1])
-        topic = frame[start + 2 : body]
+    def frame_arrived(self, family: int, run: bytes, count: int = 1) -> None:
+        start, body = topic_bounds(run)
+        topic = run[start:body]
         if self.tracer.by_topic(topic):
-            self.arrived(Message(topic, frame[body + (family == V5) :], 0, False), True, ())
+            for frame in split_run(run, count):
+                self.arrived(Message(topic, frame[body + (family == V5) :], 0, False), True, ())
         else:
-            super().frame_arrived(family, frame)
+            super().frame_arrived(family, run, count)
+
+    def run_arrived(self, packets: Packets) -> None:
+        messages = packets.messages()
+        first = next(messages)
+        if self._followed(first)[0]:
+            for message in (first, *messages):
+                self.arrived(message, True, ())
+        else:
+            super().run_arrived(packets)
 
     def arrived(self, message: Message, live: bool, groups: Iterable[bytes]) -> None:
         traces, client_id, peer = self._followed(message)

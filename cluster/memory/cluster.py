@@ -319,8 +319,12 @@ class MemoryCluster:
         """See `Cluster.group_acknowledge`."""
         self._batch.append(Call(GROUP_ACKNOWLEDGE, None, int(again), 0, then, group_id, entry_id, keep_for))
 
-    def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
+    def forward(self, nodes: Sequence[NodeTarget], family: int, run: bytes, count: int) -> None:
         """See `Cluster.forward`. There are no other nodes."""
+
+    def relays(self) -> bool:
+        """See `Cluster.relays`. There are no other nodes."""
+        return False
 
     def flush(self) -> None:
         """See `Cluster.flush`. What the answers add to the batch waits for the next flush."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from typing import Protocol, cast
 
 from broker.log import get_logger
 from broker.message import Message
-from cluster.api import ClusterEvents, SessionRef
+from cluster.api import ClusterEvents, Packets, SessionRef
 from cluster.keys import partition_of
-from cluster.records import PUSHED_MESSAGE, queue_flags, unpack_body, unpack_push, unpack_stored
+from cluster.records import PUSHED_MESSAGE, PUSHED_RUN, queue_flags, unpack_body, unpack_push, unpack_stored
 from cluster.redis.feed import Entries
 
 _log = get_logger("cluster")
@@ -114,7 +115,7 @@ class Arrivals:
             if parts is None:
                 _log.warning("cluster.unknown_record", kind="push", format=fields[1][0])
                 continue
-            _deliver(iter(parts), events.deliver_frame, events.deliver)
+            _deliver(iter(parts), events)
 
     def stored(self, partition: int, entries: Entries) -> None:
         """Of the stream of this node in a partition."""
@@ -173,17 +174,20 @@ class Arrivals:
         self._attached.looks.clear()
 
 
-def _deliver(
-    parts: Iterator[object],
-    frame: Callable[[int, bytes], None],
-    message: Callable[[Message, bool, Sequence[bytes]], None],
-) -> None:
+def _deliver(parts: Iterator[object], events: ClusterEvents) -> None:
+    frames = events.deliver_frame
     for kind in parts:
         if kind == 4 or kind == 5:
-            frame(kind, cast(bytes, next(parts)))
+            frames(kind, cast(bytes, next(parts)))
+        elif kind == PUSHED_RUN + 4 or kind == PUSHED_RUN + 5:
+            data, count, accepted_at_ms, publisher = cast("tuple[bytes, int, int, bytes]", tuple(islice(parts, 4)))
+            if data[0] & 6:
+                events.deliver_packets(Packets(kind - PUSHED_RUN, data, count, accepted_at_ms, publisher))
+            else:
+                frames(kind - PUSHED_RUN, data, count)
         elif kind == PUSHED_MESSAGE:
             body = unpack_body(cast(bytes, next(parts)))
-            message(body, cast(bool, next(parts)), cast("list[bytes]", next(parts)))
+            events.deliver(body, cast(bool, next(parts)), cast("list[bytes]", next(parts)))
         else:
             _log.warning("cluster.unknown_record", kind="push", format=str(kind)[:20])
             return

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from broker.errors import StoreUnavailable
-from cluster.api import Extension, GroupTarget, NodeTarget, Publication, Target
+from cluster.api import Extension, GroupTarget, NodeTarget, Packets, Publication, Target
 from cluster.keys import Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_body
@@ -76,6 +76,9 @@ class Batch:
             publication.error = StoreUnavailable("too much waits for the store")
             self._answered.append(publication)
             return
+        if publication.packets is not None:
+            self._relay(publication, publication.packets)
+            return
         message = publication.message
         targets, groups, nodes = publication.targets, publication.groups, publication.nodes
         if publication.delay_s:
@@ -139,6 +142,14 @@ class Batch:
                 publication.message.message_id,
                 (*(target.session_id for target in targets), *(group.group_id for group in groups)),
             )
+
+    def _relay(self, publication: Publication, packets: Packets) -> None:
+        item = Item(publication, b"", self._finished)
+        item.waiting = 1 + len(publication.nodes)
+        item.size = len(packets.data) + _TARGET_BYTES * packets.count
+        self._pending_bytes += item.size
+        self._versions.add(item)
+        self.nodes.relay(publication.nodes, packets, item)
 
     def _delay(self, publication: Publication) -> None:
         message = publication.message

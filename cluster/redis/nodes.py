@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 
+from broker.codec.runs import split_run
 from broker.errors import ClusterError
-from cluster.api import NodeTarget
+from cluster.api import NodeTarget, Packets
 from cluster.keys import Keys
+from cluster.layout import RUNS
 from cluster.policy import MAX_CALL_BYTES
-from cluster.records import PUSHED_MESSAGE, pack_push
+from cluster.records import PUSHED_MESSAGE, PUSHED_RUN, pack_push
 from cluster.redis.lanes import Lane, Outbox
 from cluster.redis.membership import Membership, monotonic_s
 from cluster.redis.pipeline import Part
@@ -44,9 +46,11 @@ class _Chunk:
     def count(self) -> int:
         """The number of messages."""
         at = count = 0
-        while at < len(self.parts):
-            at += 4 if self.parts[at] == PUSHED_MESSAGE else 2
-            count += 1
+        parts = self.parts
+        while at < len(parts):
+            kind = cast(int, parts[at])
+            count += cast(int, parts[at + 2]) if kind > PUSHED_RUN else 1
+            at += 5 if kind > PUSHED_RUN else 4 if kind == PUSHED_MESSAGE else 2
         return count
 
 
@@ -72,16 +76,39 @@ class NodeLane(Lane):
         self.overloaded = False
         self._gone = False
 
-    def frame(self, family: int, frame: bytes) -> None:
-        """A QoS 0 packet as it came."""
+    def packets(self, family: int, run: bytes, count: int) -> None:
+        """QoS 0 packets as they came."""
         chunk = self._last
         if chunk.size >= MAX_CALL_BYTES:
             if len(self._chunks) >= _MAX_CHUNKS:
-                self._dropped("node_overloaded", 1)
+                self._dropped("node_overloaded", count)
                 return
             chunk = self._next_chunk()
-        chunk.parts += (family, frame)
-        chunk.size += len(frame) + _MESSAGE_BYTES
+        if count == 1:
+            chunk.parts += (family, run)
+        elif self._member.lowest_feature >= RUNS:
+            chunk.parts += (PUSHED_RUN + family, run, count, 0, b"")
+        else:
+            for frame in split_run(run, count):
+                chunk.parts += (family, frame)
+        chunk.size += len(run) + _MESSAGE_BYTES * count
+        if not self.dirty:
+            self.touch()
+
+    def relay(self, packets: Packets, item: Item) -> None:
+        """QoS 1 packets as they came; `item` is told when they are there."""
+        chunk = self._last
+        if chunk.size >= MAX_CALL_BYTES:
+            chunk = self._next_chunk()
+        chunk.parts += (
+            PUSHED_RUN + packets.family,
+            packets.data,
+            packets.count,
+            packets.accepted_at_ms,
+            packets.publisher,
+        )
+        chunk.size += len(packets.data) + _MESSAGE_BYTES * packets.count
+        chunk.items.append(item)
         if not self.dirty:
             self.touch()
 
@@ -172,7 +199,7 @@ class NodeLane(Lane):
                 chunk.items = patient
                 waiting.append(chunk)
             elif chunk.parts:
-                self._dropped("store_full", chunk.count() - len(chunk.items))
+                self._dropped("store_full", chunk.count() - sum(map(_messages, chunk.items)))
         self._chunks = waiting
         self._next_chunk()
         _answer(refused, error)
@@ -186,6 +213,11 @@ class NodeLane(Lane):
         self._end(None)
         for chunk in chunks:
             _answer(chunk.items, None)
+
+
+def _messages(item: Item) -> int:
+    packets = item.publication.packets
+    return 1 if packets is None else packets.count
 
 
 def _answer(items: Sequence[Item], error: ClusterError | None) -> None:
@@ -225,14 +257,23 @@ class Nodes:
             )
         return lane
 
-    def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
+    def forward(self, nodes: Sequence[NodeTarget], family: int, run: bytes, count: int) -> None:
         """See `Cluster.forward`."""
         lanes = self._lanes
         for target in nodes:
             lane = lanes.get(target.node)
             if lane is None:
                 lane = self._lane(target.node)
-            lane.frame(family, frame)
+            lane.packets(family, run, count)
+
+    def relays(self) -> bool:
+        """See `Cluster.relays`."""
+        return self._member.lowest_feature >= RUNS
+
+    def relay(self, targets: Sequence[NodeTarget], packets: Packets, item: Item) -> None:
+        """QoS 1 packets to each; `item` has to count an answer of each already."""
+        for target in targets:
+            self._lane(target.node).relay(packets, item)
 
     def send(self, targets: Sequence[NodeTarget], body: bytes, item: Item | None) -> None:
         """A packed message to each; `item` has to count an answer of each already."""

@@ -144,7 +144,8 @@ class RedisCluster:
         #: See `Cluster`; for every message, so without a step in between.
         self.publish: Callable[[Publication], None] = self._batch.publish
         self.now_ms: Callable[[], int] = self._member.now_ms
-        self.forward: Callable[[Sequence[NodeTarget], int, bytes], None] = self._batch.nodes.forward
+        self.forward: Callable[[Sequence[NodeTarget], int, bytes, int], None] = self._batch.nodes.forward
+        self.relays: Callable[[], bool] = self._batch.nodes.relays
         self._repair = Repair(self._keys, self._link, self._routes)
         self._takeover = Takeover(self._keys, self._link, self._member, self._signals, self._poller.wake)
         self._sessions = Sessions(

@@ -157,13 +157,13 @@ async def test_g1_qos_0_needs_no_answer(store: RedisServer) -> None:
     async with two(store) as (one, other):
         there = NodeTarget(member(other))
         at = await other.connect("c")
-        one.cluster.forward([there], 4, b"0\x04\x00\x01ax")
+        one.cluster.forward([there], 4, b"0\x04\x00\x01ax", 1)
         quiet = one.start(
             WaitingPublication(
                 message(payload=b"0", qos=0), [target(at, 0)], nodes=[NodeTarget(member(other), False, [b"g" * 16])]
             )
         )
-        one.cluster.forward([there], 5, b"0\x05\x00\x01a\x00y")
+        one.cluster.forward([there], 5, b"0\x05\x00\x01a\x00y", 1)
         await one.finished(quiet)
         assert (quiet.error, quiet.targets[0].seq) == (None, 0)
         await other.events.until(

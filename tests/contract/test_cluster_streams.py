@@ -179,7 +179,7 @@ async def test_g1_packets_of_qos_0_come_as_they_were_in_order(store: RedisServer
         to = [NodeTarget(member(other))]
         frames = [(4 + number % 2, b"%06d" % number + b"x" * 200) for number in range(5000)]
         for number, (family, frame) in enumerate(frames):
-            one.cluster.forward(to, family, frame)
+            one.cluster.forward(to, family, frame, 1)
             if number % 700 == 0:
                 one.poller.wake()
                 await trio.lowlevel.checkpoint()
@@ -355,7 +355,7 @@ async def test_g15_a_full_stream_holds_publishers_up_until_its_node_is_overloade
             client.hset(fence, "bytes", 64 * 1024 * 1024)
             monkeypatch.setattr(nodes, "OVERLOADED_S", -1.0)
             dropped = one.start(WaitingPublication(message(payload=b"dropped"), nodes=to))
-            one.cluster.forward(to, 4, b"frame")
+            one.cluster.forward(to, 4, b"frame", 1)
             await one.finished(dropped)
             assert dropped.error is None
             await one.events.until(lambda: one.events.dropped == {"node_overloaded": 2})

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from broker.codec.runs import split_run
 from broker.message import Message
 from cluster.api import (
     ROUND_ROBIN,
@@ -20,6 +21,7 @@ from cluster.api import (
     GroupTarget,
     NodeRoute,
     NodeTarget,
+    Packets,
     Publication,
     Route,
     RouteChange,
@@ -96,9 +98,14 @@ class Events:
         self.delivered.append((message, live, list(groups)))
         self._note("deliver")
 
-    def deliver_frame(self, family: int, frame: bytes) -> None:
-        self.frames.append((family, frame))
-        self._note("frame")
+    def deliver_frame(self, family: int, run: bytes, count: int = 1) -> None:
+        for frame in split_run(run, count):
+            self.frames.append((family, frame))
+            self._note("frame")
+
+    def deliver_packets(self, packets: Packets) -> None:
+        self.delivered += [(message, True, []) for message in packets.messages()]
+        self._note("packets")
 
     def deliver_stored(
         self,

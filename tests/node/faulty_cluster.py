@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from broker.codec.runs import split_run
 from broker.errors import ClusterError, StoreFull, StoreUnavailable
 from broker.message import Message
 from broker.topics.names import is_shared
@@ -130,8 +131,8 @@ class FaultyCluster(MemoryCluster):
         self.publications += 1
         super().publish(publication)
 
-    def forward(self, nodes: Sequence[NodeTarget], family: int, frame: bytes) -> None:
-        self.forwarded.append(([node.node for node in nodes], family, frame))
+    def forward(self, nodes: Sequence[NodeTarget], family: int, run: bytes, count: int) -> None:
+        self.forwarded += [([node.node for node in nodes], family, frame) for frame in split_run(run, count)]
 
     # -- another node
 

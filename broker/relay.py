@@ -1,0 +1,93 @@
+"""Runs of QoS 1 packets whose receivers are all on other nodes: one publication and one place for their PUBACKs.
+
+They go as they came, and each receiver puts its own packet ids in (`broker.codec.runs`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.dispatch import Delivery
+from broker.message import Message
+from broker.routes import AckSlot, Route
+from cluster.api import Extension, Packets, Publication
+
+if TYPE_CHECKING:
+    from broker.dispatch import Dispatch
+
+
+def relay(
+    dispatch: Dispatch, route: Route, run: bytes, count: int, family: int, publisher: bytes, slot: AckSlot
+) -> bool:
+    """Sends it on its way, and `slot.settle` is called later; False if other nodes may not understand that."""
+    cluster = dispatch.cluster
+    if not cluster.relays():
+        return False
+    cluster.publish(Relay(dispatch, route, Packets(family, run, count, cluster.now_ms(), publisher), slot))
+    return True
+
+
+class Relay(Publication):
+    """A run on its way. `message` says what its packets have in common."""
+
+    __slots__ = ("_children", "_dispatch", "_route", "_run", "_slot")
+
+    def __init__(self, dispatch: Dispatch, route: Route, packets: Packets, slot: AckSlot) -> None:
+        message = Message(route.topic, b"", 1, False, b"", -1, packets.accepted_at_ms, b"", packets.publisher)
+        super().__init__(message, nodes=route.nodes, packets=packets)
+        self._dispatch = dispatch
+        self._route: Route | None = route
+        self._run = packets
+        self._slot = slot
+        #: Publications of single packets that are not stored yet.
+        self._children = 0
+
+    @property
+    def patient(self) -> bool:
+        """As the publisher is."""
+        return self._slot.patient
+
+    def rematch(self) -> Extension | None:
+        """Who was not known when it was matched gets each message by itself; the run waits until these are stored."""
+        route = self._route
+        if route is None or self._dispatch.route(route.topic) is route:
+            return None
+        self._route = self._dispatch.route(route.topic)
+        for message in self._run.messages():
+            child = Delivery(self._dispatch, message, None, route, (), (), False, _Child(self))
+            found = child.rematch()
+            if found is None:
+                break
+            self._route = None  # from now on these are matched again
+            nodes, child.nodes = child.nodes, found.nodes
+            self._children += 1
+            self._dispatch.cluster.publish(child)
+            child.nodes = nodes
+        return None
+
+    def child_stored(self, error: Exception | None) -> None:
+        """One of the messages by itself is stored, or it could not be."""
+        self.error = self.error or error
+        self._children -= 1
+        if self._children < 0:
+            self._slot.settle(self.error)
+
+    def stored(self) -> None:
+        """Acknowledge, unless children are under way: the last one does it."""
+        self.child_stored(None)
+
+
+class _Child(AckSlot):
+    """Where a message by itself tells that it is stored."""
+
+    __slots__ = ("_relay",)
+
+    def __init__(self, whole: Relay) -> None:
+        self._relay = whole
+
+    @property
+    def patient(self) -> bool:
+        return self._relay.patient
+
+    def settle(self, error: Exception | None) -> None:
+        self._relay.child_stored(error)
