@@ -54,15 +54,12 @@ class Relay(Publication):
             return None
         self._route = self._dispatch.route(route.topic)
         for message in self._run.messages():
-            child = Delivery(self._dispatch, message, None, route, (), (), False, _Child(self))
-            found = child.rematch()
-            if found is None:
+            child = _Single(self._dispatch, message, route, _Child(self))
+            if child.rematch() is None:
                 break
-            self._route = None  # from now on these are matched again
-            nodes, child.nodes = child.nodes, found.nodes
+            self._route = None  # from now on the children are matched again
             self._children += 1
             self._dispatch.cluster.publish(child)
-            child.nodes = nodes
         return None
 
     def child_stored(self, error: Exception | None) -> None:
@@ -75,6 +72,26 @@ class Relay(Publication):
     def stored(self) -> None:
         """Acknowledge, unless children are under way: the last one does it."""
         self.child_stored(None)
+
+
+class _Single(Delivery):
+    """A packet of a run by itself, for those who were not known when the run was matched."""
+
+    __slots__ = ("_before",)
+
+    def __init__(self, dispatch: Dispatch, message: Message, route: Route, slot: AckSlot) -> None:
+        super().__init__(dispatch, message, None, route, (), (), False, slot)
+        #: Nodes that get the run.
+        self._before = self.nodes
+        self.nodes = ()
+
+    def rematch(self) -> Extension | None:
+        """Without those who get the run."""
+        fresh = self.nodes
+        self.nodes = [*self._before, *fresh]
+        found = super().rematch()
+        self.nodes = [*fresh, *(found.nodes if found is not None else ())]
+        return found
 
 
 class _Child(AckSlot):

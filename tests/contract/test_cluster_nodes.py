@@ -17,6 +17,7 @@ from cluster.api import (
     ROUND_ROBIN,
     Extension,
     NodeTarget,
+    Packets,
     StoredSubscription,
     StoredWill,
 )
@@ -151,6 +152,37 @@ async def test_g2_a_message_for_the_sessions_of_another_node(store: RedisServer)
         assert [told.payload for _, _, told in other.events.stored if told is not None] == expected
         assert not one.events.delivered
         assert not one.events.stored
+
+
+async def test_g2_runs_for_the_sessions_of_another_node(store: RedisServer) -> None:
+    """In order with messages, each answered when all its packets are there."""
+    async with two(store) as (one, other):
+        there = [NodeTarget(member(other))]
+        sent = []
+        for number in range(0, 400, 4):
+            packet = b"\x32\x09\x00\x01t\x00\x01%04d"
+            run = Packets(4, packet % number + packet % (number + 1) + packet % (number + 2), 3, 9, b"p" * 16)
+            sent.append(one.start(WaitingPublication(message(), nodes=there, packets=run)))
+            sent.append(one.start(WaitingPublication(message(payload=b"%04d" % (number + 3)), nodes=there)))
+            if number % 40 == 0:
+                await trio.lowlevel.checkpoint()
+        await one.finished(*sent)
+        assert {each.error for each in sent} == {None}
+        await other.events.until(lambda: len(other.events.delivered) == 400)
+        assert [told.payload for told, _, _ in other.events.delivered] == [b"%04d" % number for number in range(400)]
+        told = other.events.delivered[0][0]
+        assert (told.topic, told.qos, told.accepted_at_ms, told.publisher) == (b"t", 1, 9, b"p" * 16)
+
+
+async def test_g5_a_run_is_matched_again(store: RedisServer) -> None:
+    async with two(store) as (one, other):
+        at = await other.connect("c")
+        packets = Packets(4, b"\x32\x06\x00\x01t\x00\x01x", 1, 9, b"p" * 16)
+        await other.subscribe(at, "t")
+        publication = WaitingPublication(message(), nodes=[NodeTarget(member(other))], packets=packets)
+        one.start(publication)
+        await one.finished(publication)
+        assert (False, "t") in filters(one)
 
 
 async def test_g1_qos_0_needs_no_answer(store: RedisServer) -> None:

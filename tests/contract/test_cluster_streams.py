@@ -16,6 +16,7 @@ from cluster.api import (
     Extension,
     NodeRoute,
     NodeTarget,
+    Packets,
     Publication,
     Route,
     SessionRef,
@@ -356,9 +357,12 @@ async def test_g15_a_full_stream_holds_publishers_up_until_its_node_is_overloade
             monkeypatch.setattr(nodes, "OVERLOADED_S", -1.0)
             dropped = one.start(WaitingPublication(message(payload=b"dropped"), nodes=to))
             one.cluster.forward(to, 4, b"frame", 1)
-            await one.finished(dropped)
-            assert dropped.error is None
-            await one.events.until(lambda: one.events.dropped == {"node_overloaded": 2})
+            one.cluster.forward(to, 4, b"frameframe", 2)
+            run = Packets(4, b"\x32\x05\x00\x01t\x00\x01" * 3, 3, 0, b"")
+            relayed = one.start(WaitingPublication(message(), nodes=to, packets=run))
+            await one.finished(dropped, relayed)
+            assert (dropped.error, relayed.error) == (None, None)
+            await one.events.until(lambda: one.events.dropped == {"node_overloaded": 7})
             client.hset(fence, "bytes", 0)
         last = await one.publish(message(payload=b"last"), nodes=to)
         assert last.error is None

@@ -13,9 +13,10 @@ import trio
 
 from broker.errors import Fenced
 from cluster import layout
-from cluster.api import AttachRequest, StoredSubscription
+from cluster.api import AttachRequest, NodeTarget, Packets, StoredSubscription
 from cluster.keys import Keys
 from cluster.policy import ClusterLimits
+from cluster.records import unpack_push
 from cluster.redis import membership
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import LIMIT_S, WaitingPublication, World, message, served, target
@@ -246,3 +247,28 @@ async def test_the_features_of_the_oldest_node_count(place: Place) -> None:
         assert membership_of(one).lowest_feature == layout.FEATURES
         place.join("old", feature=0)
         await place.seen(lambda: membership_of(one).lowest_feature == 0)
+
+
+async def test_runs_go_to_nodes_that_know_them(place: Place) -> None:
+    """Others get each QoS 0 packet by itself, and messages of QoS 1."""
+    async with served(place.node("a")) as one, served(place.node("b")) as other:
+        frame, numbered = b"\x30\x04\x00\x01tx", b"\x32\x06\x00\x01t\x00\x01x"
+        there = [NodeTarget(membership_of(other).member)]
+        stream = place.keys.node(membership_of(other).member) + b"in"
+        packets = Packets(4, numbered * 2, 2, 7, b"p" * 16)
+        assert one.cluster.relays()
+        with place.client() as client:
+            one.cluster.forward(there, 4, frame * 2, 2)
+            await one.finished(one.start(WaitingPublication(message(), nodes=there, packets=packets)))
+            await other.events.until(lambda: len(other.events.delivered) == 2)
+            place.join("old", feature=1)
+            await place.seen(lambda: not one.cluster.relays())
+            one.cluster.forward(there, 4, frame * 2, 2)
+            await one.publish(message(), nodes=there)
+            await other.events.until(lambda: len(other.events.delivered) == 3)
+            records = [unpack_push(fields[b"b"]) for _, fields in client.xrange(stream)]
+        assert other.events.frames == [(4, frame)] * 4
+        [first, second] = [records[0], records[-1]]
+        assert first is not None and second is not None
+        assert first[:10] == [14, frame * 2, 2, 0, b"", 14, numbered * 2, 2, 7, b"p" * 16]
+        assert second[:4] == [4, frame, 4, frame]

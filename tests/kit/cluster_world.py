@@ -197,8 +197,9 @@ class WaitingPublication(Publication):
         deduplicate: bool = False,
         nodes: Sequence[NodeTarget] = (),
         delay_s: int = 0,
+        packets: Packets | None = None,
     ) -> None:
-        super().__init__(message, list(targets), list(groups), retain, deduplicate, list(nodes), delay_s)
+        super().__init__(message, list(targets), list(groups), retain, deduplicate, list(nodes), delay_s, packets)
         self.answers = 0
         self.rematches = 0
         self.more: Extension | None = None

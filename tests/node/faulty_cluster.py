@@ -95,6 +95,8 @@ class FaultyCluster(MemoryCluster):
         self.subscribing = Gate()
         self.subscribed = Gate()
         self.publications = 0
+        #: Whether other nodes take runs of QoS 1.
+        self.relaying = False
 
     @property
     def events(self) -> ClusterEvents:
@@ -133,6 +135,9 @@ class FaultyCluster(MemoryCluster):
 
     def forward(self, nodes: Sequence[NodeTarget], family: int, run: bytes, count: int) -> None:
         self.forwarded += [([node.node for node in nodes], family, frame) for frame in split_run(run, count)]
+
+    def relays(self) -> bool:
+        return self.relaying
 
     # -- another node
 
@@ -188,8 +193,10 @@ class FaultyCluster(MemoryCluster):
         else:
             super()._store(publication)
             message = publication.message
+            packets = publication.packets
             for node in publication.nodes:
-                self.pushed.append((node.node, node.live, list(node.groups), message.payload))
+                for each in (message,) if packets is None else packets.messages():
+                    self.pushed.append((node.node, node.live, list(node.groups), each.payload))
             for target in publication.targets:
                 if not target.qos:
                     self.passed_on.append((target.session_id, message.payload))

@@ -16,6 +16,7 @@ from broker.codec.packets import Disconnect, Puback, Publish
 from broker.config import Settings
 from broker.measuring.life import Measuring
 from broker.session.quotas import Quotas
+from cluster.api import Packets
 from tests.node.kit import World, serving
 
 
@@ -110,8 +111,12 @@ async def test_messages_of_other_nodes(autojump_clock: trio.abc.Clock) -> None:
         world.cluster.events.deliver_frame(5, b"\x30\x05\x00\x01a\x00x")
         world.cluster.events.deliver_frame(4, b"\x30\x04\x00\x01ax")
         await world.settle()
-        assert [each.payload for each in await subscriber.publishes()] == [b"x", b"x"]
-        assert await _counts(office) == {"a": ([0, 0, 0], [2, 0, 0], 0)}
+        world.cluster.events.deliver_frame(5, b"\x30\x05\x00\x01a\x00x\x30\x05\x00\x01a\x00x", 2)
+        run = b"\x32\x06\x00\x01a\x00\x01x\x32\x06\x00\x01a\x00\x02x"
+        world.cluster.events.deliver_packets(Packets(4, run, 2, 0, b""))
+        await world.settle()
+        assert [each.payload for each in await subscriber.publishes()] == [b"x"] * 6
+        assert await _counts(office) == {"a": ([0, 0, 0], [6, 0, 0], 0)}
 
 
 async def test_the_direct_way_is_left_only_by_topics_that_are_counted(autojump_clock: trio.abc.Clock) -> None:

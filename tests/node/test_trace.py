@@ -40,6 +40,7 @@ from broker.session.session import Session
 from broker.tracing.record import BYTES_MAX, LINES_MAX, LINES_PER_S, Line, Spec, Trace
 from broker.tracing.text import escaped, quoted
 from broker.tracing.traces import KEEP_MS, RUNNING_MAX, TooMany
+from cluster.api import Packets
 from tests.node.kit import Peer, World, serving
 
 
@@ -295,10 +296,11 @@ async def test_messages_of_other_nodes(autojump_clock: trio.abc.Clock) -> None:
         world.server.deliver_frame(4, b"\x30\x04\x00\x01tx")
         world.server.deliver_frame(5, b"\x30\x05\x00\x01t\x00y")
         world.server.deliver(Message(b"t", b"z", 1, False), True, ())
+        world.server.deliver_packets(Packets(4, b"\x32\x06\x00\x01t\x00\x011\x32\x06\x00\x01t\x00\x022", 2, 0, b""))
         world.reactor.wake()
-        assert await subscriber.payloads() == [b"x", b"y", b"z"]
-        assert texts(trace, "route") == [f'"t" QoS {qos} came from another node' for qos in (0, 0, 1)]
-        assert list(packets(trace)) == [("out", "PUBLISH")] * 3
+        assert await subscriber.payloads() == [b"x", b"y", b"z", b"1", b"2"]
+        assert texts(trace, "route") == [f'"t" QoS {qos} came from another node' for qos in (0, 0, 1, 1, 1)]
+        assert list(packets(trace)) == [("out", "PUBLISH")] * 5
 
 
 RULES = """
