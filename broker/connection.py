@@ -339,10 +339,13 @@ class Connection(Paced):
         family = 5 if self.version == V5 else 4
         if route.live0 is None or route.live0 or not route.nodes or body + family - 2 > end:
             return 0
-        count = 1 if end == len(data) else run_length(data, at, end, data[at:body], limit)
-        run = data[at : at + count * (end - at)]
         inbound = self.inbound
         assert inbound is not None
+        limit = min(limit, inbound.relay_room())
+        if limit <= 0:
+            return 0
+        count = 1 if end == len(data) else run_length(data, at, end, data[at:body], limit)
+        run = data[at : at + count * (end - at)]
         return count if inbound.relay(route, run, count, family, body - at) else 0
 
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:

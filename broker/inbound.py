@@ -18,12 +18,16 @@ from broker.reasons import NO_MATCHING_SUBSCRIBERS, NOT_AUTHORIZED, QUOTA_EXCEED
 from broker.relay import relay
 from broker.routes import AckSlot, Route
 from broker.session.machine import CLOSED
+from cluster.api import Packets
 
 if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.services import Services
 
 _log = get_logger("connection")
+
+#: Packets of QoS 1 that are handled as one: a run that turns out to be none is looked at again for each of its packets.
+RUN_MAX = 64
 
 _PENDING = 0
 _RESUMED = 1
@@ -197,20 +201,24 @@ class Inbound:
         else:
             dispatch.publish(message, route, None)
 
+    def relay_room(self) -> int:
+        """How many packets `relay` may take at once; 0: none, if other nodes may not understand it."""
+        server = self._server
+        if not server.quotas.maximum_qos or not server.cluster.relays():
+            return 0
+        return min(RUN_MAX, self._unanswered_max - self._open)
+
     def relay(self, route: Route, run: bytes, count: int, family: int, ids_at: int) -> bool:
         """A run of QoS 1 packets for other nodes alone, which nobody has to look at; `ids_at` is where the packet id is
         in each. False: they are handled one by one."""
         server = self._server
-        if self._open + count > self._unanswered_max or not server.quotas.maximum_qos:
-            return False
         ids = plain_ids(run, count, ids_at, self._v5)
         if not ids:
             return False
         slot = RunSlot(self, ids)
         subscriber = self._connection.subscriber
         publisher = subscriber.session_id if subscriber is not None else b""
-        if not relay(server.dispatch, route, run, count, family, publisher, slot):
-            return False
+        relay(server.dispatch, route, Packets(family, run, count, server.cluster.now_ms(), publisher), slot)
         self._append(slot)
         server.metrics.packets_received[PUBLISH] += count
         server.metrics.messages_received[1] += count

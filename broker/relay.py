@@ -16,15 +16,9 @@ if TYPE_CHECKING:
     from broker.dispatch import Dispatch
 
 
-def relay(
-    dispatch: Dispatch, route: Route, run: bytes, count: int, family: int, publisher: bytes, slot: AckSlot
-) -> bool:
-    """Sends it on its way, and `slot.settle` is called later; False if other nodes may not understand that."""
-    cluster = dispatch.cluster
-    if not cluster.relays():
-        return False
-    cluster.publish(Relay(dispatch, route, Packets(family, run, count, cluster.now_ms(), publisher), slot))
-    return True
+def relay(dispatch: Dispatch, route: Route, packets: Packets, slot: AckSlot) -> None:
+    """Sends them on their way; `slot.settle` is called later. Only where `Cluster.relays` is true."""
+    dispatch.cluster.publish(Relay(dispatch, route, packets, slot))
 
 
 class Relay(Publication):
