@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from broker import __version__
+from cluster import layout
 from cluster.keys import Keys
 from cluster.redis.library import NAME, source
 from tests.kit.broker_process import ROOT, BrokerFailed, BrokerProcess
@@ -290,7 +291,12 @@ async def test_status(place: Place) -> None:
         node.start()
     try:
         shown = json.loads(place.run(OWN, "status", "--json"))
-        assert (shown["layout"], shown["own_layout"], shown["partitions"], shown["level"]) == ("1", 1, 16, 1)
+        assert (shown["layout"], shown["own_layout"], shown["partitions"], shown["level"]) == (
+            "1",
+            1,
+            16,
+            layout.FEATURES,
+        )
         assert [(each["node"], each["version"], each["library"]) for each in shown["members"]] == [
             ("a", __version__, NAME),
             ("b", __version__, NAME),

@@ -14,6 +14,7 @@ import trio
 
 from broker import __version__
 from broker.codec.packets import V5, Connect, Publish
+from cluster import layout
 from tests.fault.world import World, endure
 from tests.history import availability
 from tests.history.client import Profile, RecordedClient
@@ -124,7 +125,8 @@ class Upgrade:
         assert known == {
             name: "0.1.x" if version.startswith("0.1.") else version for name, version in self.versions.items()
         }
-        assert (shown["layout"], shown["level"]) == ("1", 1)
+        old = any(version.startswith("0.1.") for version in self.versions.values())
+        assert (shown["layout"], shown["level"]) == ("1", 1 if old else layout.FEATURES)
 
     async def inquire(self, world: World) -> None:
         """A node of each version answers for all of them, and has what operators put there."""
