@@ -335,18 +335,19 @@ class Connection(Paced):
         return count
 
     def _run1(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
-        """The same for QoS 1 packets whose receivers are all on other nodes; `body` is where the packet id begins."""
+        """The same for QoS 1 packets whose receivers are all on other nodes, or all of them persistent sessions; `body`
+        is where the packet id begins."""
         family = 5 if self.version == V5 else 4
-        if route.live0 is None or route.live0 or not route.nodes or body + family - 2 > end:
+        if route.live0 is None or bool(route.live0) == bool(route.nodes) or body + family - 2 > end:
             return 0
         inbound = self.inbound
         assert inbound is not None
-        limit = min(limit, inbound.relay_room())
+        limit = min(limit, inbound.run_room(route))
         if limit <= 0:
             return 0
         count = 1 if end == len(data) else run_length(data, at, end, data[at:body], limit)
         run = data[at : at + count * (end - at)]
-        return count if inbound.relay(route, run, count, family, body - at) else 0
+        return count if inbound.publish_run(route, run, count, family, body - at) else 0
 
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         session = self.session

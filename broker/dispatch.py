@@ -117,25 +117,7 @@ class Delivery(Publication):
         if encoding is None or message.expiry_s >= 0:
             encoding = self._dispatch.encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
         for target, entry in zip(self.targets, self.entries, strict=True):
-            seq = target.seq
-            session = entry.subscriber.session
-            if seq > 0:
-                if session is not None:
-                    session.stored(seq, encoding, target.qos, target.retain, target.subscription_ids)
-                    self._dispatch.stored_ms = message.accepted_at_ms
-                else:
-                    entry.subscriber.stored_seq = max(entry.subscriber.stored_seq, seq)
-            elif seq < 0:
-                self._dispatch.metrics.dropped["queue_full" if seq == REFUSED_FULL else "session_gone"] += 1
-                for count in self._route.counts:
-                    count.dropped += 1
-                if seq == REFUSED_GONE and entry.subscriber.connection is not None:
-                    entry.subscriber.connection.session_gone()
-            elif target.qos:  # stored before, by a publication whose answer was lost
-                if session is None:
-                    entry.subscriber.unsure = True
-                elif session.persistent:
-                    session.look()
+            self.tell(entry, target, target.seq, encoding)
         for group_target, group in zip(self.groups, self.route_groups, strict=True):
             depth = group_target.depth
             if depth > 0:
@@ -149,6 +131,27 @@ class Delivery(Publication):
                 slot = None
         if slot is not None:
             slot.settle(None)
+
+    def tell(self, entry: Entry, target: Target, seq: int, encoding: Encoding) -> None:
+        """The store's answer for one session."""
+        session = entry.subscriber.session
+        if seq > 0:
+            if session is not None:
+                session.stored(seq, encoding, target.qos, target.retain, target.subscription_ids)
+                self._dispatch.stored_ms = self.message.accepted_at_ms
+            else:
+                entry.subscriber.stored_seq = max(entry.subscriber.stored_seq, seq)
+        elif seq < 0:
+            self._dispatch.metrics.dropped["queue_full" if seq == REFUSED_FULL else "session_gone"] += 1
+            for count in self._route.counts:
+                count.dropped += 1
+            if seq == REFUSED_GONE and entry.subscriber.connection is not None:
+                entry.subscriber.connection.session_gone()
+        elif target.qos:  # stored before, by a publication whose answer was lost
+            if session is None:
+                entry.subscriber.unsure = True
+            elif session.persistent:
+                session.look()
 
 
 class Passing(Publication):

@@ -18,6 +18,7 @@ from broker.reasons import NO_MATCHING_SUBSCRIBERS, NOT_AUTHORIZED, QUOTA_EXCEED
 from broker.relay import relay
 from broker.routes import AckSlot, Route
 from broker.session.machine import CLOSED
+from broker.stored_run import is_storable, store_run
 from cluster.api import Packets
 
 if TYPE_CHECKING:
@@ -201,16 +202,18 @@ class Inbound:
         else:
             dispatch.publish(message, route, None)
 
-    def relay_room(self) -> int:
-        """How many packets `relay` may take at once; 0: none, if other nodes may not understand it."""
+    def run_room(self, route: Route) -> int:
+        """How many packets `publish_run` may take at once; 0: none."""
         server = self._server
-        if not server.quotas.maximum_qos or not server.cluster.relays():
+        if not server.quotas.maximum_qos or not (server.cluster.relays() if route.nodes else is_storable(route)):
             return 0
         return min(RUN_MAX, self._unanswered_max - self._open)
 
-    def relay(self, route: Route, run: bytes, count: int, family: int, ids_at: int) -> bool:
-        """A run of QoS 1 packets for other nodes alone, which nobody has to look at; `ids_at` is where the packet id is
-        in each. False: they are handled one by one."""
+    def publish_run(self, route: Route, run: bytes, count: int, family: int, ids_at: int) -> bool:
+        """A run of QoS 1 packets for other nodes alone, or for persistent sessions alone, which nobody has to look at;
+        `ids_at` is where the packet id is in each. False: they are handled one by one."""
+        if count == 1 and not route.nodes:
+            return False
         server = self._server
         ids = plain_ids(run, count, ids_at, self._v5)
         if not ids:
@@ -218,7 +221,11 @@ class Inbound:
         slot = RunSlot(self, ids)
         subscriber = self._connection.subscriber
         publisher = subscriber.session_id if subscriber is not None else b""
-        relay(server.dispatch, route, Packets(family, run, count, server.cluster.now_ms(), publisher), slot)
+        packets = Packets(family, run, count, server.cluster.now_ms(), publisher)
+        if route.nodes:
+            relay(server.dispatch, route, packets, slot)
+        else:
+            store_run(server.dispatch, route, packets, ids_at, slot)
         self._append(slot)
         server.metrics.packets_received[PUBLISH] += count
         server.metrics.messages_received[1] += count

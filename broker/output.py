@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from broker.codec.encode import encode
 from broker.codec.packets import PUBACK, PUBREL, V5, Packet, Properties
-from broker.codec.runs import acknowledgements
+from broker.codec.runs import acknowledgements, with_packet_ids
 from broker.gate import Gate
 from broker.metrics import Metrics
 from broker.session.encoding import Encoding
+from broker.session.run import Run
 from broker.session.session import Session
 from broker.transport.api import Stream
 
@@ -176,6 +177,19 @@ class Output:
         else:
             self.stream.write(acknowledgements(ids, PUBACK << 4))
             self.metrics.packets_sent[PUBACK] += count
+
+    def send_run(self, run: Run, first_id: int) -> bool:
+        """Pass the packets of a run on with packet ids from `first_id` on; False: not as they are."""
+        if (
+            self._alias_out is not None
+            or self.gate is not None
+            or run.family != (5 if self.version == V5 else 4)
+            or (self._client_max and len(run.packets) > self._client_max * run.count)
+        ):
+            return False
+        self.stream.write(with_packet_ids(run.packets, run.count, run.id_at, first_id))
+        self.metrics.messages_sent[1] += run.count
+        return True
 
     def send(self, packet: Packet) -> bool:
         """Write any packet; False if it is too large for the client even without what may be left out."""

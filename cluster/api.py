@@ -265,7 +265,7 @@ class Target:
     reported.
     """
 
-    __slots__ = ("after_seq", "birth", "qos", "retain", "seq", "session_id", "subscription_ids")
+    __slots__ = ("after_seq", "birth", "qos", "retain", "seq", "seqs", "session_id", "subscription_ids")
 
     def __init__(
         self,
@@ -284,6 +284,8 @@ class Target:
         self.after_seq = after_seq
         #: > 0 once stored; REFUSED_FULL (queue bound) or REFUSED_GONE (session wiped since) otherwise.
         self.seq = 0
+        #: Instead of `seq` where the publication has `payloads`: one for each.
+        self.seqs: Sequence[int] = ()
 
 
 class GroupTarget:
@@ -358,9 +360,23 @@ class Publication:
     A message of QoS 1 or 2 is answered only when the route table that it was matched with is known to have been the
     newest when the message came (G5). Where it was not, `rematch` is called with the newer one in force.
     Subclasses override `stored`, and those that were matched `rematch` and `wants`.
+
+    With `payloads` it stands for so many messages, which are alike but for that and follow each other: for sessions
+    alone, at QoS 1, not retained. All of them are stored or refused together, but for the bounds of a queue.
     """
 
-    __slots__ = ("deduplicate", "delay_s", "error", "groups", "message", "nodes", "packets", "retain", "targets")
+    __slots__ = (
+        "deduplicate",
+        "delay_s",
+        "error",
+        "groups",
+        "message",
+        "nodes",
+        "packets",
+        "payloads",
+        "retain",
+        "targets",
+    )
 
     def __init__(
         self,
@@ -381,6 +397,7 @@ class Publication:
         self.retain = retain
         self.deduplicate = deduplicate
         self.delay_s = delay_s
+        self.payloads: Sequence[bytes] = ()
         #: None: everything is as safe as the durability class says. Else nothing may be acked.
         self.error: Exception | None = None
 

@@ -58,6 +58,16 @@ def pack_body(message: Message) -> bytes:
     )
 
 
+def pack_bodies(message: Message, payloads: Sequence[bytes]) -> list[bytes]:
+    """As `pack_body`, of messages that are alike but for their payloads, which have one length."""
+    message.payload = first = payloads[0]
+    body = pack_body(message)
+    # An array of less than 16 has one byte in front.
+    at = 1 + len(_argument_packer.pack(message.topic)) + len(_argument_packer.pack(first)) - len(first)
+    head, tail = body[:at], body[at + len(first) :]
+    return [head + payload + tail for payload in payloads]
+
+
 def _message(fields: Sequence[object]) -> Message:
     return Message(*fields[:9])  # type: ignore[arg-type]
 

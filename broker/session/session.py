@@ -20,6 +20,7 @@ from broker.errors import ProtocolError
 from broker.message import Message
 from broker.session.counted import encoding_of
 from broker.session.encoding import Encoding
+from broker.session.run import Run
 
 #: Packet ids of queued messages wrap here; those above belong to the connection (shared groups).
 SEQ_MODULUS = 57344
@@ -41,6 +42,10 @@ class SessionOutput(Protocol):
 
     def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
         """Returns "", or why the message was not sent: it is larger than the client accepts, or not for its eyes."""
+
+    def send_run(self, run: Run, first_id: int) -> bool:
+        """Sends a run of QoS 1 packets with packet ids from `first_id` on; False if they cannot be passed on as they
+        are, and nothing was done."""
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         """Send PUBREL."""
@@ -340,6 +345,33 @@ class Session:
             self._ask_page()
         else:
             self._told(seq)
+
+    def stored_run(self, first: int, run: Run) -> bool:
+        """Live messages were stored at QoS 1 under the seqs from `first` on: send all if nothing stands in the way.
+        False if nothing was done, and `stored` is to be called for each."""
+        count = run.count
+        packet_id = 1 + first % SEQ_MODULUS
+        ids = range(packet_id, packet_id + count)
+        inflight = self.inflight
+        if (
+            self.behind
+            or self._ahead is not None
+            or first != self._cursor + 1
+            or self.watch is not None
+            or self.credit() < count
+            or first <= self._dup_seq
+            or packet_id + count > SEQ_MODULUS
+            or not inflight.keys().isdisjoint(ids)
+            or (self._releasing and not self._releasing.keys().isdisjoint(ids))
+            or not self.output.send_run(run, packet_id)
+        ):
+            return False
+        last = first + count - 1
+        inflight.update(zip(ids, range(first << 2 | 1, (last << 2 | 1) + 1, 4), strict=True))
+        self.sent_seq = max(self.sent_seq, last)
+        self._top = max(self._top, last)
+        self._cursor = last
+        return True
 
     def _told(self, seq: int) -> None:
         """One more is sent: the cursor moves, or has to wait for those between."""

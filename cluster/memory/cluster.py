@@ -358,11 +358,25 @@ class MemoryCluster:
             else:
                 self._retained.pop(topic, None)
                 self._index.discard(topic)
+        if publication.payloads:
+            self._store_run(publication)
+            return
         served = self._served.of(message.message_id) if publication.deduplicate else None
         for target in publication.targets:
             self._enqueue(target, message, served)
         for group in publication.groups:
             self._enqueue_for_group(group, message, served)
+
+    def _store_run(self, publication: Publication) -> None:
+        known = publication.message
+        for target in publication.targets:
+            seqs: list[int] = []
+            for payload in publication.payloads:
+                message = Message(known.topic, payload, known.qos, False, accepted_at_ms=known.accepted_at_ms)
+                message.publisher = known.publisher
+                self._enqueue(target, message, None)
+                seqs.append(target.seq)
+            target.seqs = seqs
 
     def _enqueue(self, target: Target, message: Message, served: set[bytes] | None) -> None:
         if not target.qos:  # for sessions of other nodes

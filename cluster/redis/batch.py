@@ -9,7 +9,7 @@ from broker.errors import StoreUnavailable
 from cluster.api import Extension, GroupTarget, NodeTarget, Packets, Publication, Target
 from cluster.keys import Keys, partition_of
 from cluster.policy import ClusterLimits
-from cluster.records import pack_body
+from cluster.records import pack_bodies, pack_body
 from cluster.redis.callbacks import call_stored
 from cluster.redis.generations import Generations
 from cluster.redis.groups import Groups
@@ -97,7 +97,11 @@ class Batch:
                 self._ready.append(publication)
                 return
         stores = targets or groups or nodes or publication.retain
-        item = Item(publication, pack_body(message) if stores else b"", self._finished)
+        if publication.payloads:
+            item = Item(publication, b"", self._finished)
+            item.bodies = pack_bodies(message, publication.payloads)
+        else:
+            item = Item(publication, pack_body(message) if stores else b"", self._finished)
         if message.qos and not alone:
             item.waiting = 1
             self._versions.add(item)
@@ -116,7 +120,7 @@ class Batch:
     ) -> None:
         """Adds to the lanes."""
         publication = item.publication
-        size = len(item.body) + _TARGET_BYTES * (1 + len(targets))
+        size = (len(item.body) + _TARGET_BYTES * (1 + len(targets))) if not item.bodies else _run_size(item, targets)
         item.size += size
         self._pending_bytes += size
         count, partitions, version = self._count, self.partitions, self._versions.number
@@ -163,7 +167,7 @@ class Batch:
 
     def _extend(self, item: Item, found: Extension) -> None:
         """Newer routes matched in addition."""
-        if not item.body:
+        if not (item.body or item.bodies):
             item.body = pack_body(item.publication.message)
         self._send(item, found.targets, found.groups, found.nodes)
 
@@ -215,3 +219,7 @@ class Batch:
                 # Others may have subscribed since it was matched.
                 if (found := publication.rematch()) is not None:
                     self._extend(item, found)
+
+
+def _run_size(item: Item, targets: Sequence[Target]) -> int:
+    return len(item.bodies) * (len(item.bodies[0]) + _TARGET_BYTES * (1 + len(targets)))

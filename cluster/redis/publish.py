@@ -40,13 +40,15 @@ _log = get_logger("cluster")
 class Item:
     """A publication with the number of answers that it waits for.
 
-    `checked`: one of them is the version of the route table. `size` counts against what may wait for the store."""
+    `checked`: one of them is the version of the route table. `size` counts against what may wait for the store.
+    `bodies` are those of a publication that stands for several messages; it has no other."""
 
-    __slots__ = ("body", "checked", "finished", "publication", "size", "waiting")
+    __slots__ = ("bodies", "body", "checked", "finished", "publication", "size", "waiting")
 
     def __init__(self, publication: Publication, body: bytes, finished: Callable[[Item], None]) -> None:
         self.publication = publication
         self.body = body
+        self.bodies: Sequence[bytes] = ()
         self.waiting = 0
         self.finished = finished
         self.checked = False
@@ -154,6 +156,13 @@ class PartitionLane(Lane):
             pending.popleft()
             if version < oldest:
                 oldest = version
+            if item.bodies:
+                if item is not last:
+                    last = item
+                    body_index = len(bodies) + 1
+                    bodies += item.bodies
+                size += _add_run(session, item.bodies, body_index, target)
+                continue
             if item is not last:
                 last = item
                 bodies.append(item.body)
@@ -225,17 +234,25 @@ class PartitionLane(Lane):
         pairs, self._pairs = self._pairs, []
         groups, self._group_pairs = self._group_pairs, []
         stale: list[Pair] = []
-        if _STALE in answers:
-            stale = [pair for pair, seq in zip(pairs, answers, strict=False) if seq == _STALE]
-        for (item, target, _), seq in zip(pairs, answers, strict=False):
-            if seq == _STALE:
+        at = 0
+        for pair in pairs:
+            item, target, _ = pair
+            seq = answers[at]
+            if item.bodies:
+                count = len(item.bodies)
+                target.seqs = answers[at : at + count]  # type: ignore[assignment]
+                at += count
+            else:
+                target.seq = seq  # type: ignore[assignment]
+                at += 1
+            if seq == _STALE:  # as are all of its session
+                stale.append(pair)
                 continue
-            target.seq = seq  # type: ignore[assignment]
             item.waiting -= 1
             if item.waiting == 0:
                 item.finished(item)
         if groups:
-            self._groups_stored(groups, answers[len(pairs) :])
+            self._groups_stored(groups, answers[at:])
         if stale:
             self.pending.extendleft(reversed(stale))
             self._held = True
@@ -265,6 +282,7 @@ class PartitionLane(Lane):
                 fresh.append((item, target, version))
             else:
                 target.seq = REFUSED_GONE
+                target.seqs = [REFUSED_GONE] * len(item.bodies)
                 item.answered()
         self.pending.extendleft(reversed(fresh))
         self.touch()
@@ -302,6 +320,15 @@ class PartitionLane(Lane):
             item.publication.error = error
             item.answered()
         return waiting
+
+
+def _add_run(session: list[object], bodies: Sequence[bytes], body_index: int, target: Target) -> int:
+    """The messages of one item for a session; returns their size."""
+    count = len(bodies)
+    added: list[object] = [0, queue_prefix(target.qos, target.retain, target.subscription_ids), 0] * count
+    added[::3] = range(body_index, body_index + count)
+    session += added
+    return count * (len(bodies[0]) + _TARGET_BYTES)
 
 
 def _wants(item: Item, target: Target) -> bool:

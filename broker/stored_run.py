@@ -1,0 +1,129 @@
+"""Runs of QoS 1 packets whose receivers are all persistent sessions: one publication and one place for their PUBACKs.
+
+A connected session gets the packets as they came, with packet ids of its own (`broker.codec.runs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from broker.dispatch import Delivery, make_target
+from broker.message import Message
+from broker.routes import AckSlot, Entry, Route
+from broker.session.counted import encoding_of
+from broker.session.run import Run
+from cluster.api import Extension, Packets, Target
+
+if TYPE_CHECKING:
+    from broker.dispatch import Dispatch
+
+
+def is_storable(route: Route) -> bool:
+    """Whether all receivers of a route without nodes are persistent sessions that want QoS 1."""
+    for entry in route.entries:
+        if not (entry.subscriber.persistent and entry.qos):
+            return False
+    return True
+
+
+def store_run(dispatch: Dispatch, route: Route, packets: Packets, id_at: int, slot: AckSlot) -> None:
+    """Has them stored, and `slot.settle` is called later; `id_at` is where the packet id is in each. Only where the
+    route `is_storable`."""
+    message = Message(route.topic, b"", 1, False, b"", -1, packets.accepted_at_ms, b"", packets.publisher)
+    targets = [make_target(entry, 1, message) for entry in route.entries]
+    run = Run(packets.data, packets.count, id_at, packets.family)
+    dispatch.cluster.publish(RunDelivery(dispatch, message, run, route, targets, slot))
+
+
+class RunDelivery(Delivery):
+    """A run on its way. `message` says what its packets have in common."""
+
+    __slots__ = ("_run",)
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        message: Message,
+        run: Run,
+        route: Route,
+        targets: Sequence[Target],
+        slot: AckSlot,
+    ) -> None:
+        super().__init__(dispatch, message, None, route, targets, route.entries, False, slot)
+        self.payloads = run.payloads()
+        self._run = run
+
+    def rematch(self) -> Extension | None:
+        """Sessions get it as a run; what is new beside them gets each message, and the publisher waits for that."""
+        found = super().rematch()
+        if found is None or not (found.groups or found.nodes):
+            return found
+        # What `super` added stays there, so that it is known the next time, and is not looked at in `stored`.
+        groups = self.route_groups[len(self.route_groups) - len(found.groups) :]
+        route = Route(self._route.topic_name, self.message.topic, (), groups, found.nodes, counts=self._route.counts)
+        self.slot = joint = _Joint(self.slot, len(self.payloads) + 1)
+        for payload in self.payloads:
+            self._dispatch.cluster.publish(
+                _Added(self._dispatch, self._message(payload), None, route, (), (), False, joint)
+            )
+        return Extension(found.targets, (), ())
+
+    def _message(self, payload: bytes) -> Message:
+        known = self.message
+        return Message(known.topic, payload, 1, False, b"", -1, known.accepted_at_ms, b"", known.publisher)
+
+    def stored(self) -> None:
+        """As for a single message."""
+        if self.error is None:
+            for target, entry in zip(self.targets, self.entries, strict=True):
+                self._tell_all(entry, target)
+        if self.slot is not None:
+            self.slot.settle(self.error)
+
+    def _tell_all(self, entry: Entry, target: Target) -> None:
+        seqs = target.seqs
+        first, last = seqs[0], seqs[-1]
+        subscriber = entry.subscriber
+        session = subscriber.session
+        if first > 0 and last - first == self._run.count - 1:
+            if session is None:
+                subscriber.stored_seq = max(subscriber.stored_seq, last)
+                return
+            if not target.subscription_ids and session.stored_run(first, self._run):
+                self._dispatch.stored_ms = self.message.accepted_at_ms
+                return
+        for seq, payload in zip(seqs, self.payloads, strict=True):
+            self.tell(entry, target, seq, encoding_of(self._message(payload), -1, self._route.counts))
+
+
+class _Added(Delivery):
+    """What a run has to reach beside sessions: the run itself is matched with newer routes."""
+
+    __slots__ = ()
+
+    def rematch(self) -> Extension | None:
+        return None
+
+
+class _Joint(AckSlot):
+    """One acknowledgement for several parts, which waits for all of them."""
+
+    __slots__ = ("_error", "_slot", "_waiting")
+
+    def __init__(self, slot: AckSlot | None, parts: int) -> None:
+        self._slot = slot
+        self._waiting = parts
+        self._error: Exception | None = None
+
+    @property
+    def patient(self) -> bool:
+        """As the publisher is."""
+        return self._slot is not None and self._slot.patient
+
+    def settle(self, error: Exception | None) -> None:
+        """One part is done with."""
+        self._error = self._error or error
+        self._waiting -= 1
+        if not self._waiting and self._slot is not None:
+            self._slot.settle(self._error)
