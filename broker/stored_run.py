@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 def is_storable(route: Route) -> bool:
     """Whether all receivers of a route without nodes are persistent sessions that want QoS 1."""
-    for entry in route.entries:
-        if not (entry.subscriber.persistent and entry.qos):
-            return False
-    return True
+    return all(entry.subscriber.persistent and entry.qos for entry in route.entries)
 
 
 def store_run(dispatch: Dispatch, route: Route, packets: Packets, id_at: int, slot: AckSlot) -> None:

@@ -361,8 +361,8 @@ class Publication:
     newest when the message came (G5). Where it was not, `rematch` is called with the newer one in force.
     Subclasses override `stored`, and those that were matched `rematch` and `wants`.
 
-    With `payloads` it stands for so many messages, which are alike but for that and follow each other: for sessions
-    alone, at QoS 1, not retained. All of them are stored or refused together, but for the bounds of a queue.
+    With `payloads`, which have one length, it stands for so many messages that follow each other and are alike but for
+    that: at QoS 1, not retained, for sessions alone. Each of them is stored as it would be by itself.
     """
 
     __slots__ = (

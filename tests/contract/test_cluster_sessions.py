@@ -6,7 +6,7 @@ import pytest
 
 from broker.errors import SessionLost
 from broker.message import Message
-from cluster.api import REFUSED_FULL, REFUSED_GONE, StoredSubscription, StoredWill
+from cluster.api import REFUSED_FULL, REFUSED_GONE, StoredSubscription, StoredWill, Target
 from tests.kit.cluster_world import Answer, Maker, WaitingPublication, message, served, target
 from tests.kit.packet_data import attributes
 
@@ -383,6 +383,44 @@ async def test_large_messages_come_in_smaller_pages(make_cluster: Maker) -> None
         world.cluster.acknowledge(at.ref, 3, 3)
         await world.settle(at.ref)
         assert await world.queue(at.ref) == payloads[:2] + payloads[3:]
+
+
+async def test_g4_a_run_is_stored_as_its_messages_would_be(make_cluster: Maker) -> None:
+    async with served(make_cluster(max_queued_messages=8)) as world:
+        first, second = await world.connect("c"), await world.connect("d")
+        gone = Target(b"?" * 16, 1, 1, False, ())
+        assert await world.send(first, b"before") == [1]
+        run = WaitingPublication(message("t", b""), [target(first, ids=(7,)), gone, target(second)])
+        run.payloads = [b"%d" % number for number in range(9)]
+        world.start(run)
+        await world.finished(run)
+        assert run.error is None
+        assert run.answers == 1
+        assert [list(each.seqs) for each in run.targets] == [
+            [*range(2, 9), REFUSED_FULL, REFUSED_FULL],
+            [REFUSED_GONE] * 9,
+            [*range(1, 9), REFUSED_FULL],
+        ]
+        assert await world.queue(first.ref) == [b"before", *run.payloads[:7]]
+        assert await world.queue(second.ref) == run.payloads[:8]
+        queued = (await world.cluster.page(first.ref, 1, 1))[0]
+        assert (queued.message.topic, queued.qos, queued.subscription_ids) == (b"t", 1, (7,))
+
+
+async def test_a_run_and_messages_around_it_keep_their_order(make_cluster: Maker) -> None:
+    async with served(make_cluster()) as world:
+        at = await world.connect("c")
+        sent: list[WaitingPublication] = []
+        for number in range(6):
+            each = WaitingPublication(message(payload=b"%d" % number), [target(at)])
+            if number % 2:
+                each.payloads = [b"%d%02d" % (number, more) for more in range(100)]
+            sent.append(world.start(each))
+        await world.finished(*sent)
+        expected = [payload for each in sent for payload in each.payloads or [each.message.payload]]
+        assert await world.queue(at.ref) == expected
+        seqs = [seq for each in sent for seq in each.targets[0].seqs or [each.targets[0].seq]]
+        assert seqs == list(range(1, len(expected) + 1))
 
 
 async def test_a_burst_for_one_session(make_cluster: Maker) -> None:

@@ -19,6 +19,7 @@ from broker.message import Message
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED, CONNECTING, NEW, OPEN, ConnectionMachine
+from broker.session.run import Run
 from broker.session.session import GroupDelivery, Session
 from broker.topics.names import check_topic_filter, check_topic_name, split_shared
 
@@ -153,6 +154,9 @@ class _Receiver:
         assert 0 < packet_id <= 65_535
         assert flags >> 1 & 3 in (1, 2)
         return "" if packet_id % 17 else "packet_too_large"
+
+    def send_run(self, run: Run, first_id: int) -> bool:
+        return False
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         assert 0 < packet_id <= 65_535

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from broker.message import Message
 from broker.session.encoding import Encoding
+from broker.session.run import Run
 from broker.session.session import SEQ_MODULUS, GroupDelivery, Session, StoredDelivery
 
 PUBLISH, RELEASE = "PUBLISH", "PUBREL"
@@ -126,6 +127,9 @@ class Wire:
         self.outstanding.add(packet_id)
         self.to_client.append((PUBLISH, packet_id, encoding.message.payload, flags))
         return ""
+
+    def send_run(self, run: Run, first_id: int) -> bool:
+        return False
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         self.outstanding.add(packet_id)  # one of an older connection counts from now on

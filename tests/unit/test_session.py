@@ -9,6 +9,7 @@ import pytest
 from broker.errors import ProtocolError
 from broker.message import Message
 from broker.session.encoding import Encoding
+from broker.session.run import Run
 from broker.session.session import AHEAD_LIMIT, SEQ_MODULUS, GroupDelivery, Session, StoredDelivery
 
 NOW_MS = 1_000_000
@@ -40,6 +41,12 @@ class Ends:
             return "packet_too_large"
         self.log.append(("publish", payload, packet_id, flags))
         return ""
+
+    def send_run(self, run: Run, first_id: int) -> bool:
+        if self.limit:
+            return False
+        self.log += [("publish", each, first_id + at, 2) for at, each in enumerate(run.payloads())]
+        return True
 
     def send_release(self, packet_id: int, reason_code: int) -> None:
         self.log.append(("pubrel", packet_id))
