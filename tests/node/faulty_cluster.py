@@ -194,7 +194,7 @@ class FaultyCluster(MemoryCluster):
             super()._store(publication)
             message = publication.message
             packets = publication.packets
-            for node in publication.nodes:
+            for node in publication.nodes if not publication.payloads else ():
                 for each in (message,) if packets is None else packets.messages():
                     self.pushed.append((node.node, node.live, list(node.groups), each.payload))
             for target in publication.targets:
