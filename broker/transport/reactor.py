@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import trio
@@ -19,19 +19,30 @@ from broker.log import get_logger
 from cluster.api import Readiness
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
+#: What is told whether or not it is watched for.
+_UNASKED = select.EPOLLERR | select.EPOLLHUP
 _NOT_WRITE = ~select.EPOLLOUT
 
-#: Descriptors served in one turn; it bounds what a turn can collect before it is flushed.
-EVENTS_PER_TURN = 512
+#: Ready descriptors in one round; whoever is ready meanwhile comes in the next.
+EVENTS_PER_ROUND = 512
 
 #: Bytes read in one turn, about: each receiver may get all of them before its output buffer is judged.
 BYTES_PER_TURN = 1024 * 1024
 
+#: ... and for so long, about: what is sent and what other tasks do does not wait for all that is ready.
+TURN_S = 0.004
+
 #: Turns that may follow each other while there is work before other tasks get their chance.
 TURNS_PER_WAKE = 8
 
-#: ... and how long they may take together: long turns give way to the other tasks (HTTP, beats) after each.
-WAKE_S = 0.01
+#: ... and how long they may take together before they give way to the other tasks (HTTP, WebSocket, beats).
+WAKE_S = 0.005
+
+#: After turns that took so long these go on until they wait for something ...
+LONG_S = 0.001
+
+#: ... but no longer than this.
+OTHERS_S = 0.005
 
 #: Pause between turns that may not serve clients.
 HOLD_S = 0.01
@@ -74,6 +85,32 @@ class Watched(Protocol):
         """Look at the clock; returns when to look again (monotonic seconds), or 0.0 for never."""
 
 
+class Others(trio.abc.Instrument):
+    """The tasks beside the reactor: an answer to an HTTP request takes some dozens of their steps."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """A task runs."""
+        self._steps += 1
+
+    async def run(self) -> None:
+        """Let them go on until they wait for something, or for `OTHERS_S`."""
+        until = time.monotonic() + OTHERS_S
+        trio.lowlevel.add_instrument(self)
+        try:
+            quiet = 0
+            # A task that goes on from step to step may take them before and after this one by turns: only in two
+            # passes in a row that nobody else was seen in nobody was there.
+            while quiet < 2 and time.monotonic() < until:
+                self._steps = 0
+                await trio.lowlevel.checkpoint()
+                quiet = quiet + 1 if self._steps <= 1 else 0
+        finally:
+            trio.lowlevel.remove_instrument(self)
+
+
 class Reactor:
     """Serves `Readiness` handlers by file descriptor. All calls come from the trio thread."""
 
@@ -87,6 +124,11 @@ class Reactor:
         self._woken = False
         self._dirty: list[Flushable] = []
         self._again: list[Resumable] = []
+        #: The round: each that had more work when it began, and each that was ready, is served once before the next
+        #: begins. Turns take from them as much as they may.
+        self._resuming: Iterator[Resumable] = iter(())
+        self._ready: Iterator[tuple[int, int]] = iter(())
+        self._in_round = False
         self._wheel: dict[int, list[Watched]] = {}
         self._wheel_at = 0
         self._log = get_logger("reactor")
@@ -100,6 +142,9 @@ class Reactor:
         #: Called at the end of each turn, before the sockets are flushed.
         self.turn_hooks: list[Callable[[], None]] = []
         self.turns = 0
+        #: Monotonic seconds at the end of the last turn.
+        self.turn_ended = self.now
+        self._others = Others()
         #: Of the handler that is being called: what epoll says.
         self.events = 0
         #: By streams, in this turn.
@@ -187,14 +232,16 @@ class Reactor:
             while True:
                 if self._held:
                     await trio.sleep(HOLD_S)
-                elif self._again:
+                elif self._again or self._in_round:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(fd)
-                until = time.monotonic() + WAKE_S
+                began = time.monotonic()
                 for _ in range(TURNS_PER_WAKE):
-                    if not self._turn() or time.monotonic() > until:
+                    if not self._turn() or self.turn_ended > began + WAKE_S:
                         break
+                if self.turn_ended > began + LONG_S:
+                    await self._others.run()
 
     def drop_clients(self) -> None:
         """Nothing is read from any client or sent to one any more."""
@@ -209,34 +256,49 @@ class Reactor:
 
     def _turn(self) -> bool:
         """One turn; False if there was nothing to do."""
-        events = self._epoll.poll(0, EVENTS_PER_TURN)
         held = self._held = self.hold()
-        if not events and (held or not (self._again or self._dirty)):  # dirty: since the hold, which is over
-            return False
+        if held:  # whoever is left of the round is ready again, or has more work, when it is over
+            self._again[:0] = self._resuming
+            self._in_round = False
+        if not self._in_round:
+            events = self._epoll.poll(0, EVENTS_PER_ROUND)
+            if not events and (held or not (self._again or self._dirty)):  # dirty: since the hold, which is over
+                return False
+            self._ready = iter(events)
+            if self._again and not held:
+                self._resuming, self._again = iter(self._again), []
         self.in_turn = True
         self.turns += 1
         self.bytes_read = 0
         self.now = time.monotonic()
-        if self._again and not held:
-            again, self._again = self._again, []
-            for stream in again:
-                try:
-                    stream.resume()
-                except Exception:
-                    self._log.exception("reactor.resume_failed")
+        self._in_round = not self._serve(held, self.now + TURN_S)
+        self.received_bytes += self.bytes_read
+        self._finish()
+        self.turn_ended = time.monotonic()
+        self.turn_done(self.turn_ended - self.now)
+        return not held
+
+    def _serve(self, held: bool, until: float) -> bool:
+        """Serve those of the round that have not been served, as far as one turn goes; False if some are left."""
+        for stream in self._resuming:
+            try:
+                stream.resume()
+            except Exception:
+                self._log.exception("reactor.resume_failed")
+            if time.monotonic() > until:
+                return False
         handlers = self._handlers
-        for fd, mask in events:
+        for fd, events in self._ready:
             handler = handlers.get(fd)
-            if self.bytes_read > BYTES_PER_TURN:
-                break  # whoever is left is ready again in the next turn
-            if held and fd in self._clients:
-                continue
-            if handler is None:  # the wake-up descriptor, or closed earlier in this turn
+            if handler is None:  # the wake-up descriptor, or closed earlier in this round
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
                     self._woken = False
                 continue
-            self.events = mask
+            if held and fd in self._clients:
+                continue
+            # Since the round began it may have been told not to read or write, or be another with the same number.
+            mask = self.events = events & (self._masks[fd] | _UNASKED)
             try:
                 if mask & select.EPOLLOUT:
                     handler.writable()
@@ -244,16 +306,17 @@ class Reactor:
                     handler.readable()
             except Exception:
                 self._log.exception("reactor.handler_failed", fd=fd)
-        self.received_bytes += self.bytes_read
-        self._finish()
-        self.turn_done(time.monotonic() - self.now)
-        return not held
+            if self.bytes_read > BYTES_PER_TURN or time.monotonic() > until:
+                return False
+        return True
 
     def _catch_up(self) -> None:
         """The process stood still: what came meanwhile counts before what is missing."""
-        for _ in range(1 + len(self._handlers) // EVENTS_PER_TURN):
+        for _ in range(1 + len(self._handlers) // EVENTS_PER_ROUND):
             if not self._turn():
                 break
+            while self._in_round:
+                self._turn()
 
     def _finish(self) -> None:
         """Hands the batch to the store and flushes, until nothing is left of this turn."""
@@ -299,7 +362,7 @@ class Reactor:
                     if at:
                         self.watch_deadline(watched, max(at, now + TICK_S))
             self._finish()
-            if self._again:
+            if self._again or self._in_round:
                 self.wake()  # the turns wait for descriptors, and know nothing of what was done here
 
 
