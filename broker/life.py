@@ -81,7 +81,7 @@ class Life:
         self.cluster = cluster
         self.metrics = metrics
         self.access = Access(settings, cluster.registry, metrics)
-        self.reactor = Reactor()
+        self.reactor = Reactor(lingers=True)
         self.server = Server(
             self.reactor,
             cluster,

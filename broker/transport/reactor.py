@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from broker.log import get_logger
+from broker.transport.others import Others, trio_epoll
 from cluster.api import Readiness
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
@@ -43,6 +44,14 @@ LONG_S = 0.001
 
 #: ... but no longer than this.
 OTHERS_S = 0.005
+
+#: After so many short wakes, each so soon after the one before, the next descriptor is waited for without trio, whose
+#: way there and back costs more than a short turn ...
+BRISK_WAKES = 8
+BRISK_S = 0.01
+
+#: ... for so long at most, all in all.
+LINGER_S = 0.05
 
 #: Pause between turns that may not serve clients.
 HOLD_S = 0.01
@@ -85,36 +94,12 @@ class Watched(Protocol):
         """Look at the clock; returns when to look again (monotonic seconds), or 0.0 for never."""
 
 
-class Others(trio.abc.Instrument):
-    """The tasks beside the reactor: an answer to an HTTP request takes some dozens of their steps."""
-
-    def __init__(self) -> None:
-        self._steps = 0
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """A task runs."""
-        self._steps += 1
-
-    async def run(self) -> None:
-        """Let them go on until they wait for something, or for `OTHERS_S`."""
-        until = time.monotonic() + OTHERS_S
-        trio.lowlevel.add_instrument(self)
-        try:
-            quiet = 0
-            # A task that goes on from step to step may take them before and after this one by turns: only in two
-            # passes in a row that nobody else was seen in nobody was there.
-            while quiet < 2 and time.monotonic() < until:
-                self._steps = 0
-                await trio.lowlevel.checkpoint()
-                quiet = quiet + 1 if self._steps <= 1 else 0
-        finally:
-            trio.lowlevel.remove_instrument(self)
-
-
 class Reactor:
     """Serves `Readiness` handlers by file descriptor. All calls come from the trio thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, lingers: bool = False) -> None:
+        """`lingers`: it may wait for its own descriptors, and keep the thread, while no other task has work."""
+        self._lingers = lingers
         self._epoll = select.epoll()
         self._handlers: dict[int, Readiness] = {}
         self._masks: dict[int, int] = {}
@@ -227,6 +212,8 @@ class Reactor:
         """Serves until cancelled."""
         self._wheel_at = int(time.monotonic() / TICK_S)
         fd = self._epoll.fileno()
+        either = self._with_trio(fd)
+        brisk = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick)
             while True:
@@ -236,12 +223,42 @@ class Reactor:
                     await trio.lowlevel.checkpoint()
                 else:
                     await trio.lowlevel.wait_readable(fd)
-                began = time.monotonic()
+                began, ended = time.monotonic(), self.turn_ended
                 for _ in range(TURNS_PER_WAKE):
                     if not self._turn() or self.turn_ended > began + WAKE_S:
                         break
                 if self.turn_ended > began + LONG_S:
-                    await self._others.run()
+                    with self._others.watched():
+                        await self._others.go_on(OTHERS_S)
+                elif either is not None:
+                    brisk = brisk + 1 if began - ended < BRISK_S else 0
+                    if brisk >= BRISK_WAKES:
+                        brisk = 0
+                        await self._linger(fd, either)
+
+    def _with_trio(self, fd: int) -> select.epoll | None:
+        """What is ready when the descriptors here are, or those that trio waits for."""
+        trio_fd = trio_epoll() if self._lingers else None
+        if trio_fd is None:
+            return None
+        either = select.epoll()
+        either.register(fd, select.EPOLLIN)
+        either.register(trio_fd, select.EPOLLIN)
+        return either
+
+    async def _linger(self, fd: int, either: select.epoll) -> None:
+        """Turns for what is ready, until another task has something to do or nothing comes for a while."""
+        others = self._others
+        with others.watched():
+            if not await others.go_on(OTHERS_S):
+                return
+            next_deadline_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
+            end = time.monotonic() + min(LINGER_S, next_deadline_s)
+            self.turn_ended = time.monotonic()
+            while self.turn_ended < end and not (others.woken or self._again or self._in_round):
+                ready = either.poll(min(BRISK_S, end - self.turn_ended))
+                if len(ready) != 1 or ready[0][0] != fd or not self._turn():
+                    break
 
     def drop_clients(self) -> None:
         """Nothing is read from any client or sent to one any more."""

@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 from broker.peer import Peer
-from broker.transport.reactor import LATE_S, TICK_S, Reactor
+from broker.transport.others import trio_epoll
+from broker.transport.reactor import BRISK_WAKES, LATE_S, TICK_S, Reactor
 from broker.transport.stream import READ_BYTES, TcpStream
 from tests.node.kit import serving
 
@@ -669,3 +670,83 @@ async def test_tasks_that_never_wait_do_not_stop_the_reactor(harness: Harness, m
     with trio.fail_after(5):
         while pair.served < 10:
             await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+async def lingering() -> AsyncIterator[Harness]:
+    """A reactor that has just got used to waiting for its descriptors itself."""
+    reactor = Reactor(lingers=True)
+    made = Harness(reactor)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reactor.run)
+        yield made
+        nursery.cancel_scope.cancel()
+    for pair in made.pairs:
+        pair.stream.abort()
+        pair.peer.close()
+    reactor.close()
+
+
+class Passes(trio.abc.Instrument):
+    """Counts how often trio looks for something to do."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_small_turns_that_follow_each_other_do_without_trio(lingering: Harness) -> None:
+    """A peer that answers what it gets: hundreds of turns, and hardly a pass of the trio loop."""
+    passes = Passes()
+    trio.lowlevel.add_instrument(passes)
+    pair = Endless(lingering.reactor)
+    lingering.pairs.append(pair)
+    done = trio.Event()
+
+    def received(data: bytes) -> None:
+        pair.data_received(data)
+        if pair.served == 1000:
+            done.set()
+
+    pair.protocol.data_received = received  # type: ignore[method-assign]
+    with trio.fail_after(5):
+        await done.wait()
+    trio.lowlevel.remove_instrument(passes)
+    assert trio_epoll() is not None
+    assert lingering.reactor.turns >= 1000
+    assert passes.count < 300
+
+
+async def test_other_tasks_do_not_wait_while_the_reactor_waits(lingering: Harness) -> None:
+    """What trio watches, what a turn woke and what another thread asks for is served between its turns."""
+    rounds = BRISK_WAKES * 20
+    pair = lingering.pair()
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs, trio.fail_after(5):
+        for number in range(rounds):
+            pair.peer.send(b"x")
+            await theirs.send(b"%d" % number)
+            assert await ours.recv(10) == b"%d" % number
+            if number % 10 == 0:
+                assert await trio.to_thread.run_sync(lambda: 7) == 7
+                await trio.sleep(0)
+        while len(pair.protocol.data) < rounds:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_deadlines_are_kept_while_the_reactor_waits(lingering: Harness) -> None:
+    pair = Endless(lingering.reactor)
+    lingering.pairs.append(pair)
+    with trio.fail_after(5):
+        for _ in range(20):
+            with trio.move_on_after(0.005) as scope:
+                await trio.sleep_forever()
+            assert scope.cancelled_caught
+    assert pair.served > 20
+
+
+def test_who_hides_what_it_waits_for_is_done_without() -> None:
+    """As here, where there is no trio loop: the reactor goes back to it for each wake then."""
+    assert trio_epoll() is None
