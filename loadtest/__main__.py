@@ -20,6 +20,7 @@ Put MQTT brokers under load, count exactly what is lost, repeated or reordered, 
   report FILE       print a recorded report again
   bench             this build against recorded figures
   growth            how cost grows with connections, subscribers, payloads, filters and nodes
+  memory            bytes that connections, subscriptions, routes and messages take
 
 `rookery-loadtest COMMAND --help` tells the options. --version prints the version.
 Exit status: 0 fine; 1 usage; 2 connection or protocol trouble; 3 loss, duplicates or reordering where the QoS
@@ -33,7 +34,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int] | None:
         from loadtest import command
 
         return {"run": command.run, "list": command.list_, "show": command.show}[name]
-    if name in ("compare", "report", "bench", "growth"):
+    if name in ("compare", "report", "bench", "growth", "memory"):
         found: Callable[[Sequence[str]], int] = import_module(f"loadtest.{name}").main
         return found
     return None

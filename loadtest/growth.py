@@ -10,15 +10,14 @@ import argparse
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
 
-from broker.codec.encode import encode
-from broker.codec.packets import V5, Connect, Subscribe, SubscriptionRequest
 from loadtest import compare, html, report
+from loadtest.caller import PATIENCE_S, Caller, Way
 from loadtest.client import LoadError
 from loadtest.plots import Plot, Series, number, standalone, svg
 from loadtest.processes import cpu_s, tree
@@ -28,8 +27,6 @@ from loadtest.scenario import Scenario, load
 from loadtest.summary import CONNECT_CPU, CPU, MEMORY, RECEIVED, Row, rows
 from loadtest.targets import BROKERS, Address, Running, TargetError
 
-BATCH = 500  # filters in a SUBSCRIBE
-PATIENCE_S = 30.0
 IN_FLIGHT_BYTES = 8 << 20  # of all publishers, so that big payloads measure the broker and not memory
 
 
@@ -125,47 +122,15 @@ def spread(nodes: Sequence[Address]) -> tuple[tuple[Address, ...], tuple[Address
 @contextmanager
 def holding(address: Address, count: int, sessions: int, wildcards: bool) -> Iterator[None]:
     """Hold so many filters that nothing matches, in so many sessions, for the duration of the block."""
-    held: list[socket.socket] = []
-    try:
+    with ExitStack() as stack:
         for session in range(sessions):
             mine = range(session, count, sessions)
             if not mine:
                 continue
-            client = socket.create_connection(address, PATIENCE_S)
-            held.append(client)
-            client.sendall(encode(Connect(V5, f"holder-{session}", True, 0), V5))
-            _take(client, 0x20)
-            names = [f"+/none/{number}/#" if wildcards else f"load/none/{number}" for number in mine]
-            for at in range(0, len(names), BATCH):
-                requests = tuple(SubscriptionRequest(name, 0) for name in names[at : at + BATCH])
-                client.sendall(encode(Subscribe(1, requests), V5))
-                _take(client, 0x90)
+            client = stack.enter_context(Caller(Way(address)))
+            client.connect(f"holder-{session}")
+            client.subscribe([f"+/none/{number}/#" if wildcards else f"load/none/{number}" for number in mine])
         yield
-    finally:
-        for client in held:
-            client.close()
-
-
-def _take(client: socket.socket, kind: int) -> None:
-    """Read one packet of this kind."""
-    head = _exactly(client, 2)
-    length, shift, byte = head[1] & 127, 7, head[1]
-    while byte & 128:
-        byte = _exactly(client, 1)[0]
-        length, shift = length | (byte & 127) << shift, shift + 7
-    _exactly(client, length)
-    if head[0] != kind:
-        raise LoadError(f"a holder of filters got a packet of kind 0x{head[0]:02x}")
-
-
-def _exactly(client: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = client.recv(size - len(data))
-        if not more:
-            raise LoadError("a holder of filters lost its connection")
-        data += more
-    return data
 
 
 class Parts:
@@ -194,12 +159,17 @@ class Parts:
         return told | (redis_counts(self._store) if self._store is not None else {})
 
 
+def redis_info(address: Address, section: str) -> dict[str, str]:
+    """Return what INFO says."""
+    with socket.create_connection(address, PATIENCE_S) as client, client.makefile("rb") as answer:
+        client.sendall(f"INFO {section}\r\n".encode())
+        content = answer.read(int(answer.readline()[1:])).decode()
+    return dict(line.split(":", 1) for line in content.split("\r\n") if ":" in line)
+
+
 def redis_counts(address: Address) -> dict[str, float]:
     """Return the counters of a Redis that tell of its load."""
-    with socket.create_connection(address, PATIENCE_S) as client, client.makefile("rb") as answer:
-        client.sendall(b"INFO stats\r\n")
-        content = answer.read(int(answer.readline()[1:])).decode()
-    known = dict(line.split(":", 1) for line in content.split("\r\n") if ":" in line)
+    known = redis_info(address, "stats")
     return {
         "Redis commands": float(known["total_commands_processed"]),
         "Redis bytes": float(known["total_net_input_bytes"]) + float(known["total_net_output_bytes"]),

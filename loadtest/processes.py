@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from time import sleep
+
+SETTLING, SETTLED_S = 20, 0.05  # looks at processes until they use less than a fifth of a processor
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -38,6 +41,16 @@ def resident_kb(pids: Iterable[int]) -> int:
     """Return the sum of the resident memory (VmRSS) of `pids` in KiB."""
     page_kb = os.sysconf("SC_PAGE_SIZE") // 1024
     return sum(int(fields[21]) * page_kb for pid in pids if (fields := _stat(pid)))
+
+
+def settled(pids: Sequence[int]) -> None:
+    """Wait until `pids` have nothing to do, but not for ever."""
+    used = -1.0
+    for _ in range(SETTLING):
+        before, used = used, cpu_s(pids)
+        if used - before < SETTLED_S:
+            return
+        sleep(5 * SETTLED_S)
 
 
 def busy_s() -> float:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 Address = tuple[str, int]
 
+LISTEN = "tcp://127.0.0.1:0"
 START_S = 30.0
 INSTALL_S = 300.0
 PEERS = Path(__file__).parent / "peers"
@@ -132,12 +133,12 @@ def _process(
 
 
 @contextmanager
-def _redis(folder: Path, *, durable: bool) -> Iterator[tuple[Address, int]]:
+def _redis(folder: Path, *, durable: bool, options: Sequence[str] = ()) -> Iterator[tuple[Address, int]]:
     """Start a store of several nodes; durable: with AOF, fsync every second."""
     port = _free_port()
     command = [_found("redis-server", "valkey-server") or "redis-server", "--port", str(port), "--bind", "127.0.0.1"]
     command += ["--save", "", "--dir", str(folder), "--maxmemory-policy", "noeviction"]
-    command += ["--appendonly", "yes" if durable else "no", "--appendfsync", "everysec"]
+    command += ["--appendonly", "yes" if durable else "no", "--appendfsync", "everysec", *options]
     with _process(command, folder, "redis", _answering(port)) as running:
         yield running
 
@@ -149,24 +150,26 @@ def _across(running: Running) -> Running:
 
 
 @contextmanager
-def rookery(arguments: Sequence[str] = ("--http", "off")) -> Iterator[Running]:
+def rookery(arguments: Sequence[str] = ("--http", "off"), listen: str = LISTEN) -> Iterator[Running]:
     """Start one node of this broker on its embedded store."""
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         folder = Path(name)
         store = ["--store", "embedded", "--data-dir", str(folder / "data")]
-        with _node(folder, "rookery", [*store, *arguments]) as (address, pid, http):
+        with _node(folder, "rookery", [*store, *arguments], listen) as (address, pid, http):
             yield Running((address,), (pid,), http, parts={"node": pid})
 
 
 @contextmanager
-def _node(folder: Path, name: str, arguments: Sequence[str]) -> Iterator[tuple[Address, int, Address | None]]:
+def _node(
+    folder: Path, name: str, arguments: Sequence[str], listen: str = LISTEN
+) -> Iterator[tuple[Address, int, Address | None]]:
     ready = folder / f"{name}.ready"
-    command = [sys.executable, "-m", "broker", "serve", "--listen", "tcp://127.0.0.1:0", "--ready-file", str(ready)]
+    command = [sys.executable, "-m", "broker", "serve", "--listen", listen, "--ready-file", str(ready)]
 
     def told() -> Address | None:
         if not ready.exists():
             return None
-        return host_port(json.loads(ready.read_text("utf-8"))["listeners"][0].removeprefix("tcp://"))
+        return host_port(urlsplit(json.loads(ready.read_text("utf-8"))["listeners"][0]).netloc)
 
     with _process([*command, *arguments], folder, name, told) as (address, pid):
         http = json.loads(ready.read_text("utf-8"))["http"]
@@ -174,11 +177,13 @@ def _node(folder: Path, name: str, arguments: Sequence[str]) -> Iterator[tuple[A
 
 
 @contextmanager
-def rookery_nodes(nodes: int, arguments: Sequence[str] = ("--http", "off")) -> Iterator[Running]:
+def rookery_nodes(
+    nodes: int, arguments: Sequence[str] = ("--http", "off"), store_options: Sequence[str] = ()
+) -> Iterator[Running]:
     """Start several nodes of this broker on one Redis with AOF, fsync every second."""
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name, ExitStack() as stack:
         folder = Path(name)
-        store, redis = stack.enter_context(_redis(folder, durable=True))
+        store, redis = stack.enter_context(_redis(folder, durable=True, options=store_options))
         parts, addresses = {"redis": redis}, []
         for number in range(1, nodes + 1):
             options = ["--node-name", f"load{number}", "--store", f"redis://127.0.0.1:{store[1]}/0", *arguments]
