@@ -10,6 +10,7 @@ needs no bound: MQTT's own on packets is what counts. Output needs no task: what
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 from trio_websocket import WebSocketConnection
@@ -325,12 +326,32 @@ class _Wire(trio.abc.Stream):
             stream.lost(self.ended or "internal error")
 
 
+class _Idle:
+    """A channel, a lock and an event that nobody waits for."""
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    def set(self) -> None: ...
+
+
+_IDLE: Any = _Idle()
+
+
 class _Engine(WebSocketConnection):
     """trio-websocket's connection with the events that matter here handled without a channel or another task."""
 
     def __init__(self, wire: _Wire) -> None:
         super().__init__(wire, WSConnection(ConnectionType.SERVER))
         self._wire = wire
+        # These are for tasks that take messages or wait for handshakes, of which there are none, and for several that
+        # send: here one does, and without waiting. Kept for each connection they would take 3 KiB.
+        self._send_channel = self._recv_channel = self._stream_lock = _IDLE
+        self._open_handshake = self._close_handshake = self._for_testing_peer_closed_connection = _IDLE
+        self._connection_proposal = None
 
     async def run(self) -> None:
         """Reads until the end of the connection. Nothing that a client sends makes it raise."""
