@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SECONDS_ = $(or $(SECONDS),300)
 SEED ?= 1
 
-.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate docs packages bench bench-record bench-growth bench-operators screenshots image-test clean
+.PHONY: help install run test check lint fmt fuzz fuzz-core fuzz-api fault generate docs packages bench bench-record bench-growth bench-memory bench-operators screenshots image-test clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ bench-record: install ## Measure, and write the record that `make bench` compare
 
 bench-growth: install ## Measure how cost grows with connections, receivers, payloads, filters and nodes (10 minutes).
 	@$(BIN)/python -m loadtest growth $(ARGS)
+
+bench-memory: install ## Measure what connections, subscriptions, routes and messages take in memory (2 minutes).
+	@$(BIN)/python -m loadtest memory $(ARGS)
 
 bench-operators: install ## Measure what load and operators (scrapes, dashboard, API) cost each other (1 minute).
 	@$(BIN)/python -m loadtest.operators $(ARGS)

@@ -21,6 +21,7 @@ Put MQTT brokers under load, count exactly what is lost, repeated or reordered, 
   bench             this build against recorded figures
   growth            how cost grows with connections, subscribers, payloads, filters and nodes
   memory            bytes that connections, subscriptions, routes and messages take
+  routes            what subscribing costs a cluster, and how often it may be done
 
 `rookery-loadtest COMMAND --help` tells the options. --version prints the version.
 Exit status: 0 fine; 1 usage; 2 connection or protocol trouble; 3 loss, duplicates or reordering where the QoS
@@ -34,7 +35,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int] | None:
         from loadtest import command
 
         return {"run": command.run, "list": command.list_, "show": command.show}[name]
-    if name in ("compare", "report", "bench", "growth", "memory"):
+    if name in ("compare", "report", "bench", "growth", "memory", "routes"):
         found: Callable[[Sequence[str]], int] = import_module(f"loadtest.{name}").main
         return found
     return None

@@ -10,7 +10,7 @@ import argparse
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from loadtest.result import Report, Result, now
 from loadtest.running import Run, Target, run_once
 from loadtest.scenario import Scenario, load
 from loadtest.summary import CONNECT_CPU, CPU, MEMORY, RECEIVED, Row, rows
-from loadtest.targets import BROKERS, Address, Running, TargetError
+from loadtest.targets import BROKERS, Address, Running, TargetError, rookery
 
 IN_FLIGHT_BYTES = 8 << 20  # of all publishers, so that big payloads measure the broker and not memory
 
@@ -39,6 +39,7 @@ class Point:
     scenario: Scenario
     nodes: int = 1
     filters: tuple[int, int, bool] = (0, 0, False)  # how many, over how many sessions, with wildcards
+    workers: int = 0  # processes of one node on its embedded store, instead of nodes
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ def axes(most: int) -> list[Axis]:
         for scenario in (pairs, acked)
         for count in up_to(1, 2, 3)
     ]
+    workers = [
+        Point(f"QoS {scenario.qos}", count, replace(scenario, settle=1.0), workers=count)
+        for scenario in (pairs, acked)
+        for count in up_to(1, 2)
+    ]
     return [
         Axis("connections", "Idle connections beside 100 busy pairs", "idle connections", connections),
         Axis("active", "All connections active at a low rate", "connections", active),
@@ -104,6 +110,7 @@ def axes(most: int) -> list[Axis]:
         Axis("payload", "Size of payloads, 10 pairs", "bytes", payloads),
         Axis("filters", "Filters that others hold, 100 pairs, QoS 0", "filters", filters),
         Axis("nodes", "Nodes on one Redis, 100 pairs over all of them", "nodes", nodes),
+        Axis("workers", "Workers on an embedded store, 100 pairs over all of them", "workers", workers),
     ]
 
 
@@ -176,11 +183,16 @@ def redis_counts(address: Address) -> dict[str, float]:
     }
 
 
+def _started(point: Point) -> AbstractContextManager[Running]:
+    if point.workers:
+        return rookery(("--http", "off", "--workers", str(point.workers)))
+    return BROKERS["rookery"].start(point.nodes)
+
+
 def run(axis: Axis, point: Point) -> Result:
     """Measure a point: a result whose settings say how much of each part a message took."""
-    start = BROKERS["rookery"].start
     name, title = f"{axis.name}/{point.series}/{point.x}", f"{axis.title}: {point.series}, {number(point.x)}"
-    with start(point.nodes) as running, holding(running.address, *point.filters):
+    with _started(point) as running, holding(running.address, *point.filters):
         parts = Parts(running)
         if point.nodes > 1:
             publish_to, subscribe_to = spread(running.addresses)
@@ -210,7 +222,9 @@ def _each(row: Row) -> Mapping[str, float]:
 
 def table(axis: Axis, of_axis: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of an axis: medians, and the share of each part in the run of median rate."""
-    names = list(dict.fromkeys(key for row in of_axis for key in _each(row))) if axis.name == "nodes" else []
+    names = (
+        list(dict.fromkeys(key for row in of_axis for key in _each(row))) if axis.name in ("nodes", "workers") else []
+    )
     figures = [RECEIVED, CPU] + ([CONNECT_CPU, MEMORY] if axis.name in ("connections", "active") else [])
     head = ["load", axis.x, *(figure.label for figure in figures), *(f"{name}/message" for name in names), "faults"]
     lines = []
@@ -241,7 +255,7 @@ def plots(axis: Axis, of_axis: Sequence[Row]) -> dict[str, Plot]:
             for label in labels
         ]
 
-    wide = axis.name != "nodes"
+    wide = axis.name not in ("nodes", "workers")
     cpu = Plot(f"{axis.title}: CPU", axis.x, "us of CPU for a message", lines("cpu"), wide, False, dots=True)
     rate = Plot(f"{axis.title}: rate", axis.x, "messages/s", lines("rate"), wide, wide, dots=True)
     return {f"growth-{axis.name}-cpu.svg": cpu} | (
