@@ -45,6 +45,28 @@ class Turns:
                 return member
         return None
 
+    def deal(self, rooms: Sequence[int], count: int) -> list[list[int]]:
+        """As `pick` for `count` messages that all members may read, of those with `rooms` in their windows, which is
+        enough for all: the places of the messages that each gets."""
+        left = list(rooms)
+        dealt: list[list[int]] = [[] for _ in rooms]
+        size = len(rooms)
+        at = self._next
+        for place in range(count):
+            if self.strategy == LEAST_INFLIGHT:
+                at = left.index(max(left))
+            else:
+                if self.strategy == RANDOM:
+                    at = random.randrange(size)
+                at = (at + 1) % size
+                while left[at] <= 0:
+                    at = (at + 1) % size
+            left[at] -= 1
+            dealt[at].append(place)
+        if self.strategy != LEAST_INFLIGHT:
+            self._next = at
+        return dealt
+
     def pick_any(self, online: Sequence[GroupMember], message: Message) -> GroupMember | None:
         """The next member, for a message at QoS 0; there is one at least."""
         count = len(online)

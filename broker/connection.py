@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 #: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
 _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 
+#: First bytes of packet ids from this on are of messages of shared subscriptions.
+_GROUP_IDS = 0xE0
+
 
 class Connection(Paced):
     """A client's connection from accept to close. Implements `StreamProtocol`."""
@@ -224,9 +227,9 @@ class Connection(Paced):
                     else:
                         self._publish(head, data, start, end)
                 elif is_open and length == 2 and head in _PLAIN_ACKS:
-                    kind = head >> 4
-                    server.metrics.packets_received[kind] += 1
-                    self._acknowledgement(kind, data[start] << 8 | data[start + 1], 0)
+                    count = self._acknowledgements(head >> 4, data, at, budget)
+                    budget -= count - 1
+                    end = at + 4 * count
                 else:
                     self._packet(head, data, start, end)
                     is_open = machine.state == OPEN
@@ -335,10 +338,15 @@ class Connection(Paced):
         return count
 
     def _run1(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
-        """The same for QoS 1 packets whose receivers are all on other nodes, or all of them persistent sessions; `body`
-        is where the packet id begins."""
+        """The same for QoS 1 packets whose receivers are all on other nodes, or all of them persistent sessions, or
+        all of them groups; `body` is where the packet id begins."""
         family = 5 if self.version == V5 else 4
-        if route.live0 is None or bool(route.live0) == bool(route.nodes) or body + family - 2 > end:
+        if route.live0 is None:
+            if not route.grouped:
+                return 0
+        elif bool(route.live0) == bool(route.nodes):
+            return 0
+        if body + family - 2 > end:
             return 0
         inbound = self.inbound
         assert inbound is not None
@@ -348,6 +356,19 @@ class Connection(Paced):
         count = 1 if end == len(data) else run_length(data, at, end, data[at:body], limit)
         run = data[at : at + count * (end - at)]
         return count if inbound.publish_run(route, run, count, family, body - at) else 0
+
+    def _acknowledgements(self, kind: int, data: bytes, at: int, budget: int) -> int:
+        """The plain acknowledgement that begins at `at`, and those behind it that may be taken note of in one go, at
+        most `budget`. How many it were."""
+        count = 0
+        if kind == PUBACK and data[at + 2] >= _GROUP_IDS:
+            session = self.session
+            assert session is not None
+            count = session.acked_groups(data[at : at + 4 * min(budget, (len(data) - at) // 4)])
+        self.metrics.packets_received[kind] += count or 1
+        if not count:
+            self._acknowledgement(kind, data[at + 2] << 8 | data[at + 3], 0)
+        return count or 1
 
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         session = self.session

@@ -16,12 +16,13 @@ import trio
 from broker.announcing import RETRY_S, Announcing
 from broker.choosing import CHOSEN, Turns, if_idle, may_read
 from broker.gate import NOT_AUTHORIZED
+from broker.group_messages import GroupMessages
 from broker.handover import Handover
 from broker.holding import Holding
 from broker.message import Message
 from broker.routes import AckSlot, GroupMember, Subscriber
 from broker.session.encoding import Encoding
-from broker.session.session import GroupDelivery, Session
+from broker.session.session import GroupDelivery, GroupRun, Session
 from cluster.api import (
     LOCAL,
     GroupEntry,
@@ -231,6 +232,48 @@ class Group:
         elif self._waiting or not self._give(self._turns.pick(self.online, entry.message), entry, encoding):
             self._let_wait(entry)
 
+    def offer_run(self, messages: GroupMessages, entry_ids: Sequence[bytes], chosen: Sequence[bytes]) -> None:
+        """The same for the messages of a run; for none whose id is b""."""
+        if not self._give_run(messages, entry_ids, chosen):
+            for place, entry_id in enumerate(entry_ids):
+                if entry_id:
+                    self.offer(*messages.entry(place, entry_id, chosen[place]))
+
+    def _give_run(self, messages: GroupMessages, entry_ids: Sequence[bytes], chosen: Sequence[bytes]) -> bool:
+        """Give each to the member that would get it by itself. False, and nothing is done, if any is not to be given at
+        once, or not to any member."""
+        given = [entry_id for entry_id in entry_ids if entry_id]
+        count = len(given)
+        if not count or self._waiting or any(chosen) or not entry_ids[count - 1] or not self._here.isdisjoint(given):
+            return False
+        rooms: list[int] = []
+        for member in self.online:
+            connection, session = member.subscriber.connection, member.subscriber.session
+            if connection is None or session is None or connection.gate is not None:
+                return False
+            rooms.append(session.credit() - session.promised if member.ready and session.idle() else 0)
+        if sum(rooms) < count:
+            return False
+        self._here.update(given)
+        for member, places in zip(self.online, self._turns.deal(rooms, count), strict=True):
+            if places:
+                self._give_places(member, messages, places, [given[at] for at in places])
+        return True
+
+    def _give_places(
+        self, member: GroupMember, messages: GroupMessages, places: Sequence[int], entry_ids: Sequence[bytes]
+    ) -> None:
+        session, subscription = member.subscriber.session, member.subscription
+        assert session is not None
+        run = GroupRun(self, messages, places, entry_ids)
+        if (
+            not subscription.qos
+            or subscription.identifier
+            or not session.deliver_group_run(messages.run.pick(places), run)
+        ):
+            for place, entry_id in zip(places, entry_ids, strict=True):
+                self._give(member, *messages.entry(place, entry_id))
+
     def _let_wait(self, entry: GroupEntry) -> None:
         if self._anybody_for(entry):
             self._waiting.append(entry)
@@ -394,9 +437,18 @@ class Group:
         self._table.cluster.group_acknowledge(self.group_id, entry.entry_id, None)
         self.holding.less()
 
-    def hold(self, slot: AckSlot) -> bool:
-        """Keep back a publisher's acknowledgement while connected members have a long queue to do; False if not."""
-        return bool(self.online or self.nodes) and self.holding.hold(slot)
+    def done_run(self, entry_ids: Sequence[bytes]) -> None:
+        """The same for several."""
+        for entry_id in entry_ids if self._unread else ():
+            self._unread.pop(entry_id, None)
+        self._here.difference_update(entry_ids)
+        self._table.cluster.group_done(self.group_id, entry_ids)
+        self.holding.less(len(entry_ids))
+
+    def hold(self, slot: AckSlot, count: int = 1) -> bool:
+        """Keep back a publisher's acknowledgement, of `count` messages, while connected members have a long queue to
+        do; False if not."""
+        return bool(self.online or self.nodes) and self.holding.hold(slot, count)
 
     # -- to one member
 

@@ -20,20 +20,24 @@ class Holding:
     """The acknowledgements that wait for the members of one group. `depth` is the length of the group's queue, as well
     as it is known here."""
 
-    __slots__ = ("_held", "_table", "depth")
+    __slots__ = ("_held", "_room", "_table", "depth")
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._held: deque[AckSlot] = deque()
+        #: With how many messages each stands for.
+        self._held: deque[tuple[AckSlot, int]] = deque()
+        #: So many messages were done with that let none of them go yet: the first stands for more.
+        self._room = 0
         self.depth = 0
 
-    def hold(self, slot: AckSlot) -> bool:
-        """Keep back a publisher's acknowledgement while there is a long queue to do; False if not needed."""
+    def hold(self, slot: AckSlot, count: int = 1) -> bool:
+        """Keep back a publisher's acknowledgement, of `count` messages, while there is a long queue to do; False if not
+        needed."""
         if self.depth <= self._table.group_high_water:
             return False
         if not self._held:
             self._table.spawn(self._hold_a_while)
-        self._held.append(slot)
+        self._held.append((slot, count))
         return True
 
     async def _hold_a_while(self) -> None:
@@ -43,8 +47,20 @@ class Holding:
 
     def release(self) -> None:
         """Let all waiting acknowledgements go."""
+        self._room = 0
         while self._held:
-            self._held.popleft().settle(None)
+            self._held.popleft()[0].settle(None)
+
+    def _let_go(self, count: int) -> None:
+        """So many more messages may come."""
+        held = self._held
+        self._room += count
+        while held and held[0][1] <= self._room:
+            slot, count = held.popleft()
+            self._room -= count
+            slot.settle(None)
+        if not held:
+            self._room = 0
 
     def measured(self, depth: int) -> None:
         """What the store says now and then: publishers of all nodes share the room that is left."""
@@ -55,14 +71,13 @@ class Holding:
             self.release()
             return
         nodes = max(1, len(self._table.cluster.health().members))
-        for _ in range(min(len(self._held), max(0, self._table.max_group_queue - depth) // (2 * nodes))):
-            self._held.popleft().settle(None)
+        self._let_go(max(0, self._table.max_group_queue - depth) // (2 * nodes))
 
-    def less(self) -> None:
-        """A member here is done with an entry: one more may come."""
-        self.depth = max(0, self.depth - 1)
+    def less(self, count: int = 1) -> None:
+        """Members here are done with so many entries: as many more may come."""
+        self.depth = max(0, self.depth - count)
         if self._held:
             if self.depth <= self._table.group_high_water:
                 self.release()
             else:
-                self._held.popleft().settle(None)
+                self._let_go(count)

@@ -180,6 +180,7 @@ class Route:
         "counts",
         "delay",
         "entries",
+        "grouped",
         "groups",
         "live0",
         "nobody",
@@ -222,6 +223,8 @@ class Route:
             and not any(entry.no_local or entry.subscription_ids for entry in entries)
         )
         self.live0 = [entry.subscriber for entry in entries] if simple else None
+        #: All receivers are groups, and runs of QoS 1 packets may be handled as one.
+        self.grouped = bool(groups) and not (entries or nodes or delay is not None or refusal or counts)
         self._arrivals: tuple[list[Subscriber], list[Entry]] | None = None
         self._ephemeral: list[Entry] | None = None
 

@@ -24,6 +24,7 @@ from broker.extensions.slow import SlowSubscribers
 from broker.extensions.sys import SystemTopics
 from broker.extensions.topic_counts import TopicCounts
 from broker.gaps import Gaps
+from broker.group_messages import entry_of
 from broker.groups import Group
 from broker.guard import Guard, NoGuard
 from broker.limits.quiet import Quiet
@@ -35,7 +36,7 @@ from broker.recheck import Rechecking
 from broker.remote import ClusterSide
 from broker.session.machine import CLOSED
 from broker.session.quotas import Quotas
-from broker.session.session import GroupDelivery, Session, StoredDelivery
+from broker.session.session import GroupDelivery, GroupRun, Session, StoredDelivery
 from broker.session_side import SessionSide
 from broker.subscribing import Subscribing
 from broker.table import round_robin
@@ -226,10 +227,11 @@ class Server(ClusterSide):
         self._return_entries(session.take_group_entries())
         self.let_go(connection)
 
-    def _return_entries(self, entries: Iterable[GroupDelivery]) -> None:
+    def _return_entries(self, entries: Iterable[GroupDelivery | GroupRun]) -> None:
         by_group: dict[int, tuple[Group, list[GroupEntry]]] = {}
         for delivery in entries:
-            group, entry = delivery.group, delivery.entry
+            group = delivery.group
+            entry = entry_of(delivery) if isinstance(delivery, GroupRun) else delivery.entry
             assert isinstance(group, Group) and isinstance(entry, GroupEntry)
             by_group.setdefault(id(group), (group, []))[1].append(entry)
         for group, returned in by_group.values():

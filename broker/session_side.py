@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broker.ending import Ending
 from broker.errors import StoreUnavailable
+from broker.groups import Group
 from broker.message import Message
 from broker.routes import Subscriber
 from broker.session.session import GroupDelivery
@@ -61,6 +63,10 @@ class SessionSide(Ending):
 
     def group_done(self, entry: GroupDelivery) -> None:
         self._server.group_done(entry)
+
+    def group_run_done(self, group: object, entry_ids: Sequence[bytes]) -> None:
+        assert isinstance(group, Group)
+        group.done_run(entry_ids)
 
     def missing(self) -> None:
         if self.session is not None:

@@ -1,4 +1,5 @@
-"""Runs of QoS 1 packets whose receivers are all persistent sessions: one publication and one place for their PUBACKs.
+"""Runs of QoS 1 packets whose receivers are all persistent sessions, or all groups: one publication, and one place for
+their PUBACKs.
 
 A connected session gets the packets as they came, with packet ids of its own (`broker.codec.runs`).
 """
@@ -9,18 +10,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broker.dispatch import Delivery, make_target
+from broker.group_messages import GroupMessages
 from broker.message import Message
 from broker.routes import AckSlot, Entry, Route
 from broker.session.counted import encoding_of
 from broker.session.run import Run
-from cluster.api import Extension, Packets, Target
+from cluster.api import REFUSED_FULL, Extension, GroupTarget, Packets, Target
 
 if TYPE_CHECKING:
     from broker.dispatch import Dispatch
+    from broker.groups import Group
 
 
 def is_storable(route: Route) -> bool:
-    """Whether all receivers of a route without nodes are persistent sessions that want QoS 1."""
+    """Whether all receivers of a route without nodes are persistent sessions that want QoS 1, or groups."""
     return all(entry.subscriber.persistent and entry.qos for entry in route.entries)
 
 
@@ -72,11 +75,26 @@ class RunDelivery(Delivery):
 
     def stored(self) -> None:
         """As for a single message."""
+        slot = self.slot
         if self.error is None:
             for target, entry in zip(self.targets, self.entries, strict=True):
                 self._tell_all(entry, target)
-        if self.slot is not None:
-            self.slot.settle(self.error)
+            for group_target, group in zip(self.groups, self.route_groups, strict=True):
+                if group_target.depths:  # else `rematch` added it
+                    self._tell_group(group, group_target)
+                    if slot is not None and group_target.depths[-1] > 0 and group.hold(slot, self._run.count):
+                        slot = None
+        if slot is not None:
+            slot.settle(self.error)
+
+    def _tell_group(self, group: Group, target: GroupTarget) -> None:
+        for depth in target.depths:
+            if depth > 0:
+                group.holding.depth = depth
+            elif depth < 0:
+                reason = "group_queue_full" if depth == REFUSED_FULL else "group_gone"
+                self._dispatch.metrics.dropped[reason] += 1
+        group.offer_run(GroupMessages(self.message, self._run, self.payloads), target.entry_ids, target.chosen)
 
     def _tell_all(self, entry: Entry, target: Target) -> None:
         seqs = target.seqs

@@ -293,14 +293,20 @@ class GroupTarget:
 
     `entry` is set if this node is to give it to one of its members. `depth` is then the number of entries in the
     group's queue, or REFUSED_FULL (bound), REFUSED_GONE (no such group), 0 for a message id that the group had before.
+
+    Where the publication has `payloads`, there is one for each of `entry_ids` (b"" for what is not for this node),
+    `chosen` (`GroupEntry.member`) and `depths` instead.
     """
 
-    __slots__ = ("depth", "entry", "group_id")
+    __slots__ = ("chosen", "depth", "depths", "entry", "entry_ids", "group_id")
 
     def __init__(self, group_id: bytes) -> None:
         self.group_id = group_id
         self.entry: GroupEntry | None = None
         self.depth = 0
+        self.entry_ids: Sequence[bytes] = ()
+        self.chosen: Sequence[bytes] = ()
+        self.depths: Sequence[int] = ()
 
 
 class NodeTarget:
@@ -362,7 +368,7 @@ class Publication:
     Subclasses override `stored`, and those that were matched `rematch` and `wants`.
 
     With `payloads`, which have one length, it stands for so many messages that follow each other and are alike but for
-    that: at QoS 1, not retained, for sessions alone. Each of them is stored as it would be by itself.
+    that: at QoS 1, not retained, for sessions and groups alone. Each of them is stored as it would be by itself.
     """
 
     __slots__ = (
@@ -677,3 +683,6 @@ class Cluster(Protocol):
         """The entry is done with: remove it. With `keep_for`, a session id, it stays and is that session's for good.
         With `again` it goes to another member, before anything newer: perhaps on another node, perhaps here.
         Batched; `then`, if given, is called when the store has answered."""
+
+    def group_done(self, group_id: bytes, entry_ids: Sequence[bytes]) -> None:
+        """These entries are done with, oldest first: as `group_acknowledge` without `then` for each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Run:
     """`count` PUBLISH packets of QoS 1 as they came (see `broker.codec.runs`).
@@ -15,6 +17,15 @@ class Run:
         self.count = count
         self.id_at = id_at
         self.family = family
+
+    def pick(self, places: Sequence[int]) -> Run:
+        """Some of its packets, at least one."""
+        if len(places) == self.count:
+            return self
+        packets = self.packets
+        size = len(packets) // self.count
+        chosen = b"".join([packets[at * size : (at + 1) * size] for at in places])
+        return Run(chosen, len(places), self.id_at, self.family)
 
     def payloads(self) -> list[bytes]:
         """Those of the messages, in order."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from struct import Struct
 from typing import Protocol
 
 from broker.errors import ProtocolError
@@ -30,6 +31,10 @@ _LAST_PACKET_ID = 65535
 AHEAD_LIMIT = 1000
 _DUP = 8
 _QOS_MASK = 3
+
+#: An acknowledgement without a reason code: its first two bytes, and the packet id.
+_ACKNOWLEDGEMENT = Struct(">HH")
+_PUBACK = 0x4002
 
 
 class SessionOutput(Protocol):
@@ -66,6 +71,9 @@ class SessionStore(Protocol):
     def group_done(self, entry: GroupDelivery) -> None:
         """The receiver is done with a shared-subscription message."""
 
+    def group_run_done(self, group: object, entry_ids: Sequence[bytes]) -> None:
+        """The same for messages that came in runs."""
+
     def dropped(self, message: Message, reason: str) -> None:
         """A message will not be delivered to this session."""
 
@@ -98,6 +106,27 @@ class GroupDelivery:
         self.group = group
         self.entry = entry
         self.subscription_ids = subscription_ids
+
+
+class GroupRun:
+    """Messages of a shared subscription that came as a run, in the hands of one member.
+
+    `messages` knows what all of the run are, and `places` which of them these are. Their packet ids are those from
+    `first` on."""
+
+    __slots__ = ("entry_ids", "first", "group", "messages", "places")
+
+    def __init__(self, group: object, messages: object, places: Sequence[int], entry_ids: Sequence[bytes]) -> None:
+        self.group = group
+        self.messages = messages
+        self.places = places
+        self.entry_ids = entry_ids
+        self.first = 0
+
+    def only(self, packet_id: int) -> GroupRun:
+        """A run of the one with this packet id."""
+        at = packet_id - self.first
+        return GroupRun(self.group, self.messages, (self.places[at],), (self.entry_ids[at],))
 
 
 class Waiting:
@@ -177,7 +206,7 @@ class Session:
         self.inflight: dict[int, int] = {}
         #: packet id -> seq; negative until the store knows of the PUBREC
         self._releasing: dict[int, int] | None = None
-        self._group_entries: dict[int, GroupDelivery] | None = None
+        self._group_entries: dict[int, GroupDelivery | GroupRun] | None = None
         self._queue: deque[Waiting] | None = None
         self._queue_bytes = 0
         self._next_packet_id = 0
@@ -503,9 +532,34 @@ class Session:
         self._group_entries[packet_id] = delivery
         return True
 
-    def take_group_entries(self) -> list[GroupDelivery]:
-        """The connection ends: unacknowledged QoS 1 messages of groups, for other members, oldest first."""
-        entries = list(self._group_entries.values()) if self._group_entries else []
+    def deliver_group_run(self, run: Run, delivery: GroupRun) -> bool:
+        """Send messages of a group at QoS 1; False if nothing was done: `deliver_group` is to be called for each."""
+        first = self._next_group_id + 1
+        if first + run.count - 1 > _LAST_PACKET_ID:
+            first = SEQ_MODULUS + 1
+        taken = dict.fromkeys(range(first, first + run.count), 1)
+        if (
+            self.watch is not None
+            or not taken.keys().isdisjoint(self.inflight)
+            or (self._releasing and not taken.keys().isdisjoint(self._releasing))
+            or not self.output.send_run(run, first)
+        ):
+            return False
+        delivery.first = first
+        self.inflight.update(taken)
+        self._next_group_id = first + run.count - 1
+        if self._group_entries is None:
+            self._group_entries = {}
+        self._group_entries.update(dict.fromkeys(taken, delivery))
+        return True
+
+    def take_group_entries(self) -> list[GroupDelivery | GroupRun]:
+        """The connection ends: unacknowledged QoS 1 messages of groups, for other members, oldest first, each by
+        itself."""
+        entries = [
+            each.only(packet_id) if isinstance(each, GroupRun) else each
+            for packet_id, each in (self._group_entries or {}).items()
+        ]
         self._group_entries = None
         return entries
 
@@ -522,6 +576,31 @@ class Session:
         self._settle(packet_id, value)
         self._room(now_ms)
         return True
+
+    def acked_groups(self, data: bytes) -> int:
+        """As `acked` for each PUBACK that `data`, a multiple of four bytes, begins with, as long as they have no reason
+        code and are of messages of one group that came in runs; returns how many."""
+        entries = self._group_entries
+        if entries is None or self._queue or self.behind or self.watch is not None:
+            return 0
+        inflight = self.inflight
+        group: object = None
+        done: list[bytes] = []
+        for head, packet_id in _ACKNOWLEDGEMENT.iter_unpack(data):
+            run = entries.get(packet_id)
+            if head != _PUBACK or not isinstance(run, GroupRun):
+                break
+            if run.group is not group:
+                if done:
+                    break
+                group = run.group
+            del entries[packet_id], inflight[packet_id]
+            done.append(run.entry_ids[packet_id - run.first])
+        if done:
+            self.store.group_run_done(group, done)
+            if self.hungry:
+                self.store.has_room()
+        return len(done)
 
     def received(self, packet_id: int, reason_code: int, now_ms: int) -> bool:
         """PUBREC; False if nothing is in flight under that id (the caller answers PUBREL 0x92)."""
@@ -570,7 +649,9 @@ class Session:
             self.store.acknowledge(seq, self.sent_seq)
         elif self._group_entries is not None:
             delivery = self._group_entries.pop(packet_id, None)
-            if delivery is not None:
+            if isinstance(delivery, GroupRun):
+                self.store.group_run_done(delivery.group, (delivery.entry_ids[packet_id - delivery.first],))
+            elif delivery is not None:
                 self.store.group_done(delivery)
 
     def _room(self, now_ms: int) -> None:

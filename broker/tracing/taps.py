@@ -252,6 +252,12 @@ class TracedConnection(Connection):
         name = entry.group.name if isinstance(entry.group, Group) else ""
         self._note("queue", f"a message of {quoted(name)} is done", group=name)
 
+    def group_run_done(self, group: object, entry_ids: Sequence[bytes]) -> None:
+        super().group_run_done(group, entry_ids)
+        name = group.name if isinstance(group, Group) else ""
+        for _ in entry_ids:
+            self._note("queue", f"a message of {quoted(name)} is done", group=name)
+
     def hold(self, held: bool) -> None:
         super().hold(held)
         text = "not read: too many of its messages wait for the store" if held else "read again"

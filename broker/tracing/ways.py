@@ -41,8 +41,9 @@ class TracedDispatch(Dispatch):
     def route(self, topic: bytes) -> Route:
         """Topics that are followed do not take the direct way."""
         route = super().route(topic)
-        if route.live0 is not None and self.tracer.by_topic(topic):
+        if (route.live0 is not None or route.grouped) and self.tracer.by_topic(topic):
             route.live0 = None
+            route.grouped = False
         return route
 
     def frame_arrived(self, family: int, run: bytes, count: int = 1) -> None:

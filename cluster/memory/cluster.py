@@ -319,6 +319,11 @@ class MemoryCluster:
         """See `Cluster.group_acknowledge`."""
         self._batch.append(Call(GROUP_ACKNOWLEDGE, None, int(again), 0, then, group_id, entry_id, keep_for))
 
+    def group_done(self, group_id: bytes, entry_ids: Sequence[bytes]) -> None:
+        """See `Cluster.group_done`."""
+        for entry_id in entry_ids:
+            self.group_acknowledge(group_id, entry_id, None)
+
     def forward(self, nodes: Sequence[NodeTarget], family: int, run: bytes, count: int) -> None:
         """See `Cluster.forward`. There are no other nodes."""
 
@@ -369,14 +374,27 @@ class MemoryCluster:
 
     def _store_run(self, publication: Publication) -> None:
         known = publication.message
+        messages = [
+            Message(known.topic, payload, known.qos, False, b"", -1, known.accepted_at_ms, b"", known.publisher)
+            for payload in publication.payloads
+        ]
         for target in publication.targets:
             seqs: list[int] = []
-            for payload in publication.payloads:
-                message = Message(known.topic, payload, known.qos, False, accepted_at_ms=known.accepted_at_ms)
-                message.publisher = known.publisher
+            for message in messages:
                 self._enqueue(target, message, None)
                 seqs.append(target.seq)
             target.seqs = seqs
+        for group in publication.groups:
+            entry_ids: list[bytes] = []
+            chosen: list[bytes] = []
+            depths: list[int] = []
+            for message in messages:
+                self._enqueue_for_group(group, message, None)
+                entry, group.entry = group.entry, None
+                entry_ids.append(b"" if entry is None else entry.entry_id)
+                chosen.append(b"" if entry is None else entry.member)
+                depths.append(group.depth)
+            group.entry_ids, group.chosen, group.depths = entry_ids, chosen, depths
 
     def _enqueue(self, target: Target, message: Message, served: set[bytes] | None) -> None:
         if not target.qos:  # for sessions of other nodes

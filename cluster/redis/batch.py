@@ -55,6 +55,7 @@ class Batch:
         self._generations = generations
         #: See `publish.Stores`.
         self.group_stored = groups.stored
+        self.group_run_stored = groups.run_stored
         self._retained = retained
         self._wake = wake
         self.partitions = [

@@ -6,7 +6,7 @@ A call has a number, by which the store knows it if it is sent again: after a lo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from broker.errors import ClusterError, StoreUnavailable
@@ -27,9 +27,12 @@ _log = get_logger("cluster")
 _MAX_ENTRIES: Final = 1000
 
 
-#: What became of an entry (a kind), its group, its id, the session that keeps it, and who wants to know when the store
-#: has it. A plain tuple: there is one for each message.
-Settlement = tuple[int, bytes, bytes, bytes, "Then | None"]
+#: At most so many entries become one settlement.
+_MAX_JOINED: Final = 100
+
+#: What became of entries (a kind), their group, their ids, the session that keeps it, and who wants to know when the
+#: store has it. It is one entry, but for acknowledged ones that nobody wants to know of.
+Settlement = tuple[int, bytes, list[bytes], bytes, "Then | None"]
 
 #: Of one group: its queue's length (negative: gone), and entries for this node, flat.
 GroupAnswer = tuple[int, list[bytes]]
@@ -77,6 +80,15 @@ class GroupSettler:
         """Goes out with the next call."""
         self._waiting.append(settlement)
 
+    def acknowledge(self, group_id: bytes, entry_ids: Sequence[bytes]) -> None:
+        """The same for acknowledged ones, oldest first, that nobody wants to know of."""
+        if self._waiting:
+            kind, last, known, _, then = self._waiting[-1]
+            if last == group_id and kind == ACKNOWLEDGED and then is None and len(known) < _MAX_JOINED:
+                known += entry_ids
+                return
+        self._waiting.append((ACKNOWLEDGED, group_id, list(entry_ids), b"", None))
+
     def link_up(self) -> None:
         """On a new connection the call under way is sent again, and may have been executed before."""
         self._repeated = self._busy
@@ -96,9 +108,10 @@ class GroupSettler:
         groups: dict[bytes, tuple[list[bytes], list[bytes], list[bytes]]] = {}
         waiting = self._waiting
         last: bytes | None = None
-        while waiting and len(batch) < _MAX_ENTRIES:
+        count = 0
+        while waiting and count < _MAX_ENTRIES:
             each = waiting[0]
-            kind, group_id, entry_id, session_id, _ = each
+            kind, group_id, entry_ids, session_id, _ = each
             if group_id is not last:
                 found = groups.get(group_id)
                 if found is None:
@@ -108,7 +121,8 @@ class GroupSettler:
                 lists, last = found, group_id
             waiting.popleft()
             batch.append(each)
-            lists[kind].append(entry_id)
+            lists[kind] += entry_ids
+            count += len(entry_ids)
             if kind == KEPT:
                 lists[KEPT].append(session_id)
         self._busy = True

@@ -229,11 +229,22 @@ class Groups:
                     group.returned_early.add(entry_id)
             if entry_id in group.held:
                 group.held[entry_id] = True
+        settler = self._settler(group_id)
+        if kind == ACKNOWLEDGED and then is None:
+            settler.acknowledge(group_id, (entry_id,))
+        else:
+            settler.add((kind, group_id, [entry_id], keep_for, then))
+
+    def acknowledge_all(self, group_id: bytes, entry_ids: Sequence[bytes]) -> None:
+        """See `Cluster.group_done`."""
+        self._settler(group_id).acknowledge(group_id, entry_ids)
+
+    def _settler(self, group_id: bytes) -> GroupSettler:
         settler = self._settlers[partition_of(group_id, len(self._prefixes))]
-        settler.add((kind, group_id, entry_id, keep_for, then))
         if not settler.dirty:
             settler.dirty = True
             self._dirty.append(settler)
+        return settler
 
     def flush(self) -> None:
         """The end of a turn."""
@@ -254,6 +265,26 @@ class Groups:
             group.returned_early.remove(entry_id)
             return False
         return self._is_new(group_id, entry_id, True)
+
+    def run_stored(self, group_id: bytes, entry_ids: Sequence[bytes], depths: Sequence[int]) -> Sequence[bytes]:
+        """The same for several; returns them with b"" for what is not new."""
+        group = self._groups.get(group_id)
+        if (
+            group is None
+            or b"" in entry_ids
+            or group.early
+            or group.returned_early
+            or max(depths) > self._half_full
+            or not group.held.keys().isdisjoint(entry_ids)
+            or not group.done.isdisjoint(entry_ids)
+            or not group.done_before.isdisjoint(entry_ids)
+        ):
+            return [
+                entry_id if self.stored(group_id, entry_id, depth) else b""
+                for entry_id, depth in zip(entry_ids, depths, strict=True)
+            ]
+        group.held.update(dict.fromkeys(entry_ids, False))
+        return entry_ids
 
     def given(self, flat: Sequence[object], bodies: Sequence[bytes]) -> None:
         """Another call gave this node entries: the part of a partition stream's entry that is about groups, for each
@@ -319,21 +350,20 @@ class Groups:
         # These answers have all that this node holds: the stream may have told of it, or is about to.
         full: set[bytes] = {group_id for group_id, _ in answers} if repeated else set()
         groups = self._groups
-        for kind, group_id, entry_id, _, _ in batch:
+        for kind, group_id, entry_ids, _, _ in batch:
             group = groups.get(group_id)
             if group is None:
                 continue
             held = group.held
-            coming = held.get(entry_id)
             if kind == ACKNOWLEDGED:
-                group.done.add(entry_id)
-                if coming is not None:
+                group.done.update(entry_ids)
+            for entry_id in entry_ids:
+                coming = held.get(entry_id)
+                if coming is None:
+                    full.add(group_id)
+                elif kind == ACKNOWLEDGED or (kind == RETURNED and coming):
+                    # Else it was given to this node again before this answer.
                     del held[entry_id]
-            elif kind == RETURNED and coming:
-                # Else it was given to this node again before this answer.
-                del held[entry_id]
-            if coming is None:
-                full.add(group_id)
         for group_id, _ in answers:
             group = groups.get(group_id)
             if group is not None and len(group.done) >= _MAX_DONE:

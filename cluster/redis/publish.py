@@ -78,6 +78,10 @@ class Stores(Protocol):
         """A message came into a group's queue, or (`depth` <= 0) did not; `entry_id` if it is for a member here.
         False if this node has got that entry already."""
 
+    def group_run_stored(self, group_id: bytes, entry_ids: Sequence[bytes], depths: Sequence[int]) -> Sequence[bytes]:
+        """The same for several; returns those ids, with b"" for each that is not for a member here, or that this node
+        has got already."""
+
 
 class PartitionLane(Lane):
     """Messages for the sessions and groups of one partition, and delayed ones."""
@@ -184,10 +188,16 @@ class PartitionLane(Lane):
             and len(group_ids) < MAX_CALL_SESSIONS
         ):
             item, group = self.groups.popleft()
-            bodies.append(item.body)
             group_ids.add(group.group_id)
-            groups.append((group.group_id, len(bodies), self._index_of_id(item, ids)))
             self._group_pairs.append((item, group))
+            if item.bodies:
+                first = len(bodies) + 1
+                bodies += item.bodies
+                groups += [(group.group_id, at, 0) for at in range(first, len(bodies) + 1)]
+                size += len(item.bodies) * (len(item.bodies[0]) + _TARGET_BYTES)
+                continue
+            bodies.append(item.body)
+            groups.append((group.group_id, len(bodies), self._index_of_id(item, ids)))
             size += len(item.body) + _TARGET_BYTES
         if not bodies:
             return None
@@ -261,11 +271,21 @@ class PartitionLane(Lane):
 
     def _groups_stored(self, groups: list[tuple[Item, GroupTarget]], answers: Sequence[int | bytes]) -> None:
         stored = self._stores.group_stored
-        values = iter(answers)
-        for (item, group), entry_id, member, depth in zip(groups, values, values, values, strict=True):
-            group.depth = depth  # type: ignore[assignment]
-            if stored(group.group_id, entry_id, depth):  # type: ignore[arg-type]
-                group.entry = GroupEntry(entry_id, item.publication.message, b"", member)  # type: ignore[arg-type]
+        at = 0
+        for item, group in groups:
+            if item.bodies:
+                end = at + 3 * len(item.bodies)
+                entry_ids = answers[at:end:3]
+                group.chosen = answers[at + 1 : end : 3]  # type: ignore[assignment]
+                group.depths = depths = answers[at + 2 : end : 3]  # type: ignore[assignment]
+                group.entry_ids = self._stores.group_run_stored(group.group_id, entry_ids, depths)  # type: ignore[arg-type]
+                at = end
+            else:
+                entry_id, member, depth = answers[at : at + 3]
+                at += 3
+                group.depth = depth  # type: ignore[assignment]
+                if stored(group.group_id, entry_id, depth):  # type: ignore[arg-type]
+                    group.entry = GroupEntry(entry_id, item.publication.message, b"", member)  # type: ignore[arg-type]
             item.waiting -= 1
             if item.waiting == 0:
                 item.finished(item)

@@ -528,6 +528,10 @@ class RedisCluster:
         """See `Cluster.group_acknowledge`."""
         self._groups.acknowledge(group_id, entry_id, then, keep_for, again)
 
+    def group_done(self, group_id: bytes, entry_ids: Sequence[bytes]) -> None:
+        """See `Cluster.group_done`."""
+        self._groups.acknowledge_all(group_id, entry_ids)
+
     def flush(self) -> None:
         """See `Cluster.flush`."""
         self._batch.flush()
