@@ -55,19 +55,18 @@ class RunDelivery(Delivery):
         self._run = run
 
     def rematch(self) -> Extension | None:
-        """Sessions get it as a run; what is new beside them gets each message, and the publisher waits for that."""
+        """Sessions and groups get it as a run; other nodes get each message, and the publisher waits for that."""
         found = super().rematch()
-        if found is None or not (found.groups or found.nodes):
+        if found is None or not found.nodes:
             return found
-        # What `super` added stays there, so that it is known the next time, and is not looked at in `stored`.
-        groups = self.route_groups[len(self.route_groups) - len(found.groups) :]
-        route = Route(self._route.topic_name, self.message.topic, (), groups, found.nodes, counts=self._route.counts)
+        # What `super` added stays there, so that it is known the next time.
+        route = Route(self._route.topic_name, self.message.topic, (), (), found.nodes, counts=self._route.counts)
         self.slot = joint = _Joint(self.slot, len(self.payloads) + 1)
         for payload in self.payloads:
             self._dispatch.cluster.publish(
                 _Added(self._dispatch, self._message(payload), None, route, (), (), False, joint)
             )
-        return Extension(found.targets, (), ())
+        return Extension(found.targets, found.groups, ())
 
     def _message(self, payload: bytes) -> Message:
         known = self.message
@@ -80,10 +79,9 @@ class RunDelivery(Delivery):
             for target, entry in zip(self.targets, self.entries, strict=True):
                 self._tell_all(entry, target)
             for group_target, group in zip(self.groups, self.route_groups, strict=True):
-                if group_target.depths:  # else `rematch` added it
-                    self._tell_group(group, group_target)
-                    if slot is not None and group_target.depths[-1] > 0 and group.hold(slot, self._run.count):
-                        slot = None
+                self._tell_group(group, group_target)
+                if slot is not None and group_target.depths[-1] > 0 and group.hold(slot, self._run.count):
+                    slot = None
         if slot is not None:
             slot.settle(self.error)
 

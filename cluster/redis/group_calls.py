@@ -121,7 +121,7 @@ class GroupSettler:
                 lists, last = found, group_id
             waiting.popleft()
             batch.append(each)
-            lists[kind] += entry_ids
+            lists[kind].extend(entry_ids)
             count += len(entry_ids)
             if kind == KEPT:
                 lists[KEPT].append(session_id)
