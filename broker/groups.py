@@ -249,7 +249,7 @@ class Group:
         rooms: list[int] = []
         for member in self.online:
             connection, session = member.subscriber.connection, member.subscriber.session
-            if connection is None or session is None or connection.gate is not None:
+            if connection is None or session is None or connection.gate is not None or not member.subscription.qos:
                 return False
             rooms.append(session.credit() - session.promised if member.ready and session.idle() else 0)
         if sum(rooms) < count:
@@ -263,14 +263,10 @@ class Group:
     def _give_places(
         self, member: GroupMember, messages: GroupMessages, places: Sequence[int], entry_ids: Sequence[bytes]
     ) -> None:
-        session, subscription = member.subscriber.session, member.subscription
+        session = member.subscriber.session
         assert session is not None
         run = GroupRun(self, messages, places, entry_ids)
-        if (
-            not subscription.qos
-            or subscription.identifier
-            or not session.deliver_group_run(messages.run.pick(places), run)
-        ):
+        if member.subscription.identifier or not session.deliver_group_run(messages.run.pick(places), run):
             for place, entry_id in zip(places, entry_ids, strict=True):
                 self._give(member, *messages.entry(place, entry_id))
 

@@ -17,7 +17,17 @@ from cluster.api import (
     Attachment,
     GroupTarget,
 )
-from tests.kit.cluster_world import Answer, GroupHand, Maker, World, entry_order, message, served, target
+from tests.kit.cluster_world import (
+    Answer,
+    GroupHand,
+    Maker,
+    WaitingPublication,
+    World,
+    entry_order,
+    message,
+    served,
+    target,
+)
 
 
 async def group_of(
@@ -173,6 +183,64 @@ async def test_a_group_without_members_has_no_queue(make_cluster: Maker) -> None
         await group.members(visitor, persistent=False)
         assert [each.depth for each in await group.put(b"5")] == [1]
         assert group.payloads() == [b"2", b"3", b"5"]
+
+
+async def run_of(group: GroupHand, first: int, last: int) -> GroupTarget:
+    """Publishes these as one."""
+    run = WaitingPublication(message("a", b""), groups=[GroupTarget(group.group_id)])
+    run.payloads = [b"%03d" % number for number in range(first, last + 1)]
+    group.world.start(run)
+    await group.world.finished(run)
+    assert run.error is None
+    return run.groups[0]
+
+
+async def test_g14_a_run_is_stored_as_its_messages_would_be(make_cluster: Maker) -> None:
+    async with served(make_cluster(max_group_queue=12)) as world:
+        group, _ = await group_of(world, "mn", 3)
+        target = await run_of(group, 1, 4)
+        assert list(target.depths) == [1, 2, 3, 4]
+        assert all(target.entry_ids)
+        assert not any(target.chosen)
+        ids = list(target.entry_ids)
+        target = await run_of(group, 5, 14)
+        assert list(target.depths) == [*range(5, 13), REFUSED_FULL, REFUSED_FULL]
+        assert [bool(each) for each in target.entry_ids] == [True] * 2 + [False] * 8
+        ids += target.entry_ids[:2]
+        assert ids == sorted(set(ids), key=entry_order)
+        world.cluster.group_done(group.group_id, ids[:4])
+        world.cluster.group_done(group.group_id, ids[5:])
+        world.poller.wake()
+        assert await group.until(5) == [b"%03d" % number for number in range(7, 12)]
+        world.cluster.group_done(group.group_id, (ids[4], *(entry.entry_id for entry in group.entries)))
+        world.poller.wake()
+        assert await group.until(6) == [b"%03d" % number for number in range(7, 13)]
+        await group.settle(group.entries[5])
+        (last,) = await group.put(b"13")
+        assert last.depth == 1
+
+
+async def test_g14_runs_of_an_unknown_group_and_of_one_that_names_members(make_cluster: Maker) -> None:
+    async with served(make_cluster()) as world:
+        assert list((await run_of(GroupHand(world), 1, 3)).depths) == [REFUSED_GONE] * 3
+        group, members = await group_of(world, "mn", strategy=STICKY)
+        target = await run_of(group, 1, 3)
+        assert len(set(target.chosen)) == 1
+        assert target.chosen[0] in [member.ref.session_id for member in members]
+
+
+async def test_g14_runs_and_messages_between_them_keep_their_order(make_cluster: Maker) -> None:
+    async with served(make_cluster()) as world:
+        group, _ = await group_of(world, "m")
+        first = await run_of(group, 1, 3)
+        await group.put(b"004")
+        second = await run_of(group, 5, 7)
+        ids = [*first.entry_ids, group.entries[0].entry_id, *second.entry_ids]
+        assert ids == sorted(set(ids), key=entry_order)
+        for entry_id in ids:
+            world.cluster.group_acknowledge(group.group_id, entry_id, None, again=True)
+        world.poller.wake()
+        assert await group.until(8) == [b"004", *(b"%03d" % number for number in range(1, 8))]
 
 
 @pytest.mark.parametrize("how", ["unsubscribe", "end", "clean start"])

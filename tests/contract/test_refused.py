@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import cast
 
 import hiredis
+import msgpack
 import pytest
 import trio
 
@@ -247,7 +248,7 @@ def settler_of(link: HandLink) -> tuple[GroupSettler, list[tuple[list[bytes], bo
     told: list[tuple[list[bytes], bool]] = []
 
     def answered(batch: list[Settlement], _: list[tuple[bytes, GroupAnswer]], repeated: bool) -> None:
-        told.append(([entry_id for _, _, entry_id, *_ in batch], repeated))
+        told.append(([entry_id for _, _, entry_ids, *_ in batch for entry_id in entry_ids], repeated))
 
     member = membership.Membership("a", Keys("n", 1))
     return GroupSettler(b"p", cast(Link, link), member, answered), told
@@ -266,13 +267,13 @@ def test_g14_a_call_that_is_refused_keeps_its_number(refusal: Exception, broke: 
     link = HandLink()
     settler, told = settler_of(link)
     one, two = Answer(), Answer()
-    settler.add((RETURNED, b"g", b"1-1", b"", one))
+    settler.add((RETURNED, b"g", [b"1-1"], b"", one))
     settler.pump()
     if broke:
         settler.link_up()
     (call, then), *_ = link.commands
     then(refusal)
-    settler.add((RETURNED, b"g", b"1-2", b"", two))
+    settler.add((RETURNED, b"g", [b"1-2"], b"", two))
     settler.pump()
     assert len(link.commands) == 1
     settler.retry()
@@ -292,9 +293,43 @@ def test_what_will_never_be_done_is_told() -> None:
     link = HandLink()
     settler, told = settler_of(link)
     answer = Answer()
-    settler.add((ACKNOWLEDGED, b"g", b"1-1", b"", answer))
+    settler.add((ACKNOWLEDGED, b"g", [b"1-1"], b"", answer))
     settler.pump()
     link.commands[0][1](hiredis.ReplyError("ERR no such function"))
     assert [str(each) for each in answer.errors] == ["ERR no such function"]
     settler.retry()
     assert (len(link.commands), told) == (1, [])
+
+
+def test_what_nobody_asks_about_goes_out_in_its_order() -> None:
+    link = HandLink()
+    settler, told = settler_of(link)
+    answer = Answer()
+    settler.acknowledge(b"g", [b"1-1", b"1-2"])
+    settler.acknowledge(b"g", [b"1-3"])
+    settler.acknowledge(b"h", [b"2-1"])
+    settler.add((ACKNOWLEDGED, b"g", [b"1-4"], b"", answer))
+    settler.acknowledge(b"g", [b"1-5"])
+    settler.add((RETURNED, b"g", [b"1-6"], b"", None))
+    settler.pump()
+    [(call, then)] = link.commands
+    assert msgpack.unpackb(cast(bytes, call[-2]), raw=True) == [
+        [b"g", [b"1-1", b"1-2", b"1-3", b"1-4", b"1-5"], [b"1-6"], []],
+        [b"h", [b"2-1"], [], []],
+    ]
+    then([[0, []], [0, []]])
+    assert told == [([b"1-1", b"1-2", b"1-3", b"2-1", b"1-4", b"1-5", b"1-6"], False)]
+    assert answer.errors == [None]
+
+
+def test_g14_a_call_settles_a_bounded_number() -> None:
+    link = HandLink()
+    settler, told = settler_of(link)
+    ids = [b"1-%d" % number for number in range(3000)]
+    for at in range(0, 3000, 50):
+        settler.acknowledge(b"g", ids[at : at + 50])
+    settler.pump()
+    for number in range(3):
+        link.commands[number][1]([[0, []]])
+    assert [len(each) for each, _ in told] == [1000, 1000, 1000]
+    assert [entry_id for each, _ in told for entry_id in each] == ids

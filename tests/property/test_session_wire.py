@@ -319,6 +319,9 @@ class Broker:
     def group_done(self, entry: GroupDelivery) -> None:
         raise AssertionError("no groups here")
 
+    def group_run_done(self, group: object, entry_ids: Sequence[bytes]) -> None:
+        raise AssertionError("no groups here")
+
     def dropped(self, message: Message, reason: str) -> None:
         self.dropped_messages.append((message.payload, reason))
 

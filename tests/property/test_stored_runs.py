@@ -89,6 +89,9 @@ class Ends:
     def group_done(self, entry: GroupDelivery) -> None:
         self.log.append(("group", entry.entry))
 
+    def group_run_done(self, group: object, entry_ids: Sequence[bytes]) -> None:
+        self.log += [("group", entry_id) for entry_id in entry_ids]
+
     def missing(self) -> None:
         self.log.append(("missing",))
 

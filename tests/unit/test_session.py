@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from broker.codec.encode import encode
+from broker.codec.packets import Puback, Publish
 from broker.errors import ProtocolError
 from broker.message import Message
 from broker.session.encoding import Encoding
 from broker.session.run import Run
-from broker.session.session import AHEAD_LIMIT, SEQ_MODULUS, GroupDelivery, Session, StoredDelivery
+from broker.session.session import AHEAD_LIMIT, SEQ_MODULUS, GroupDelivery, GroupRun, Session, StoredDelivery
 
 NOW_MS = 1_000_000
 
@@ -64,6 +66,9 @@ class Ends:
 
     def group_done(self, entry: GroupDelivery) -> None:
         self.log.append(("group_done", entry.entry))
+
+    def group_run_done(self, group: object, entry_ids: Sequence[bytes]) -> None:
+        self.log += [("group_done", entry_id) for entry_id in entry_ids]
 
     def missing(self) -> None:
         self.log.append(("missing",))
@@ -589,8 +594,65 @@ def test_group_messages_without_answer_go_back_oldest_first() -> None:
     for name in (b"1-0", b"2-0", b"3-0"):
         session.deliver_group(_encoding(name), 1, _delivery(name))
     session.acked(SEQ_MODULUS + 2, NOW_MS)
-    assert [entry.entry for entry in session.take_group_entries()] == [b"1-0", b"3-0"]
+    left = session.take_group_entries()
+    assert [each.entry for each in left if isinstance(each, GroupDelivery)] == [b"1-0", b"3-0"]
     assert session.take_group_entries() == []
+
+
+def _group_run(first: int, count: int) -> tuple[Run, GroupRun]:
+    packet = encode(Publish("t", b"g", 1, False, False, 1), 5)
+    names = [b"%d-0" % (first + at) for at in range(count)]
+    return Run(packet * count, count, 5, 5), GroupRun(None, None, range(count), names)
+
+
+def _pubacks(*packet_ids: int) -> bytes:
+    return b"".join(encode(Puback(packet_id), 5) for packet_id in packet_ids)
+
+
+def test_a_run_of_a_group_without_answer_goes_back_oldest_first() -> None:
+    session, ends = _ends(persistent=False)
+    first = SEQ_MODULUS + 1
+    session.deliver_group(_encoding(b"g"), 1, _delivery(b"0-0"))
+    assert session.deliver_group_run(*_group_run(1, 3))
+    assert session.deliver_group_run(*_group_run(4, 3))
+    assert session.credit() == 3
+    assert _published(ends.taken()) == list(range(first, first + 7))
+    assert session.acked(first + 2, NOW_MS)
+    assert session.acked_groups(_pubacks(first + 4, first + 3, first + 6, first, first + 5)) == 3
+    assert ends.taken() == [("group_done", b"%d-0" % number) for number in (2, 4, 3, 6)]
+    assert session.credit() == 7
+    left = session.take_group_entries()
+    assert [each.entry_ids[0] if isinstance(each, GroupRun) else each.entry for each in left] == [
+        b"0-0",
+        b"1-0",
+        b"5-0",
+    ]
+    assert [each.places for each in left if isinstance(each, GroupRun)] == [(0,), (1,)]
+
+
+def test_packet_ids_of_runs_of_groups_wrap() -> None:
+    session, ends = _ends(window=20_000)
+    session._next_group_id = 65530
+    assert session.deliver_group_run(*_group_run(0, 5))
+    assert session.deliver_group_run(*_group_run(0, 5))
+    assert _published(ends.taken()) == [*range(65531, 65536), *range(SEQ_MODULUS + 1, SEQ_MODULUS + 6)]
+    session._next_group_id = 65528
+    assert not session.deliver_group_run(*_group_run(0, 5)), "some ids are in flight"
+    session._next_group_id = 65533
+    assert not session.deliver_group_run(*_group_run(0, 5))
+    assert len(session.inflight) == 10
+
+
+def test_what_is_no_plain_acknowledgement_of_a_run() -> None:
+    session, _ = _ends()
+    first = SEQ_MODULUS + 1
+    assert session.acked_groups(_pubacks(first)) == 0
+    session.deliver_group_run(*_group_run(0, 4))
+    assert session.acked_groups(_pubacks(first + 9, first)) == 0
+    assert session.acked_groups(bytes((0x50, 2)) + first.to_bytes(2, "big")) == 0
+    assert session.acked_groups(_pubacks(first, first)) == 1
+    session.behind = True
+    assert session.acked_groups(_pubacks(first + 1)) == 0
 
 
 def test_a_group_message_that_is_too_large() -> None:
