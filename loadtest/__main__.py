@@ -22,6 +22,7 @@ Put MQTT brokers under load, count exactly what is lost, repeated or reordered, 
   growth            how cost grows with connections, subscribers, payloads, filters and nodes
   memory            bytes that connections, subscriptions, routes and messages take
   routes            what subscribing costs a cluster, and how often it may be done
+  size              what a cluster takes for so many clients: computed, not measured
 
 `rookery-loadtest COMMAND --help` tells the options. --version prints the version.
 Exit status: 0 fine; 1 usage; 2 connection or protocol trouble; 3 loss, duplicates or reordering where the QoS
@@ -35,7 +36,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int] | None:
         from loadtest import command
 
         return {"run": command.run, "list": command.list_, "show": command.show}[name]
-    if name in ("compare", "report", "bench", "growth", "memory", "routes"):
+    if name in ("compare", "report", "bench", "growth", "memory", "routes", "size"):
         found: Callable[[Sequence[str]], int] = import_module(f"loadtest.{name}").main
         return found
     return None

@@ -1,4 +1,4 @@
-"""What things take in the store: `python -m tests.docs.sizing` prints the figures of docs/clustering.md.
+"""What things take in the store: `python -m tests.docs.sizing` prints the figures of docs/sizing.md.
 
 Sessions, subscriptions, queued and retained messages are made through the protocol by one node on a store of its own,
 and `used_memory` of the store is read before and after. Every figure is an average over many, so that the growth of

@@ -55,7 +55,7 @@ def test_states_of_readiness() -> None:
     assert said == {STARTING, JOINING, UNREACHABLE, FENCED, DRAINING, OVERLOADED.strip()}
 
 
-@pytest.mark.parametrize("page", ["monitoring.md", "troubleshooting.md", "clustering.md", "concepts.md"])
+@pytest.mark.parametrize("page", ["monitoring.md", "troubleshooting.md", "clustering.md", "sizing.md", "concepts.md"])
 def test_metrics_exist(page: str) -> None:
     known = {family.name for family in CATALOGUE}
     for name in re.findall(r"`(mqtt_\w+|process_\w+)(?:\{[^`]*)?`", (DOCS / page).read_text("utf-8")):
@@ -135,7 +135,7 @@ def test_requests_for_those_from_emqx() -> None:
 
 def test_sizes_in_the_store() -> None:
     """Measured anew, with less of everything; within a third, as the tables of the store grow by doubling."""
-    page = (DOCS / "clustering.md").read_text("utf-8")
+    page = (DOCS / "sizing.md").read_text("utf-8")
     rows = _rows(page, "Memory of the store")
     said = [int(row[1].split()[0]) for row in rows]
     assert len(said) == 4
@@ -144,6 +144,6 @@ def test_sizes_in_the_store() -> None:
 
 
 def test_pages_name_existing_files() -> None:
-    for page in (DOCS / "clustering.md", DOCS / "monitoring.md", ROOT / "README.md"):
+    for page in (DOCS / "clustering.md", DOCS / "sizing.md", DOCS / "monitoring.md", ROOT / "README.md"):
         for name in re.findall(r"`((?:deploy|tests|docs)/[\w./-]+)`", page.read_text("utf-8")):
             assert Path(ROOT / name).exists(), name
