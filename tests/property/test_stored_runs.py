@@ -104,7 +104,9 @@ class Ends:
 
 def state(session: Session) -> list[object]:
     hidden = {"output", "store", "watch"}
-    return [getattr(session, name) for name in Session.__slots__ if name not in hidden]
+    # Compiled, it has no `__slots__`.
+    values = [getattr(session, name) for name in dir(session) if name not in hidden and not name.startswith("__")]
+    return [value for value in values if not callable(value)]
 
 
 @given(st.integers(0, 2**32), st.integers(2, 40))
