@@ -25,6 +25,13 @@ class Others(trio.abc.Instrument):
         """A task will run."""
         self.woken = True
 
+    def readable(self) -> None:
+        """What another task waits for is there: it will be woken as soon as trio looks."""
+        self.woken = True
+
+    def writable(self) -> None:
+        """Never asked for."""
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         """What follows is seen."""

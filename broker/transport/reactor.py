@@ -212,7 +212,7 @@ class Reactor:
         """Serves until cancelled."""
         self._wheel_at = int(time.monotonic() / TICK_S)
         fd = self._epoll.fileno()
-        either = self._with_trio(fd)
+        trio_fd = trio_epoll() if self._lingers else None
         brisk = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tick)
@@ -230,23 +230,15 @@ class Reactor:
                 if self.turn_ended > began + LONG_S:
                     with self._others.watched():
                         await self._others.go_on(OTHERS_S)
-                elif either is not None:
+                elif trio_fd is not None:
                     brisk = brisk + 1 if began - ended < BRISK_S else 0
                     if brisk >= BRISK_WAKES:
-                        brisk = 0
-                        await self._linger(fd, either)
+                        turns = self.turns
+                        await self._linger(fd, trio_fd)
+                        # Where that was worth it, so it is after the next wake.
+                        brisk = BRISK_WAKES - 1 if self.turns >= turns + BRISK_WAKES else 0
 
-    def _with_trio(self, fd: int) -> select.epoll | None:
-        """What is ready when the descriptors here are, or those that trio waits for."""
-        trio_fd = trio_epoll() if self._lingers else None
-        if trio_fd is None:
-            return None
-        either = select.epoll()
-        either.register(fd, select.EPOLLIN)
-        either.register(trio_fd, select.EPOLLIN)
-        return either
-
-    async def _linger(self, fd: int, either: select.epoll) -> None:
+    async def _linger(self, fd: int, trio_fd: int) -> None:
         """Turns for what is ready, until another task has something to do or nothing comes for a while."""
         others = self._others
         with others.watched():
@@ -255,10 +247,15 @@ class Reactor:
             next_deadline_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
             end = time.monotonic() + min(LINGER_S, next_deadline_s)
             self.turn_ended = time.monotonic()
-            while self.turn_ended < end and not (others.woken or self._again or self._in_round):
-                ready = either.poll(min(BRISK_S, end - self.turn_ended))
-                if len(ready) != 1 or ready[0][0] != fd or not self._turn():
-                    break
+            # What trio waits for is waited for here, instead of the other way round: the kernel allows one of both.
+            trio.lowlevel.notify_closing(fd)
+            self.register(trio_fd, others)
+            try:
+                while self.turn_ended < end and not (others.woken or self._again or self._in_round):
+                    if not self._turn(min(BRISK_S, end - self.turn_ended)):
+                        break
+            finally:
+                self.unregister(trio_fd)
 
     def drop_clients(self) -> None:
         """Nothing is read from any client or sent to one any more."""
@@ -271,14 +268,15 @@ class Reactor:
         self._epoll.close()
         os.close(self._wake_fd)
 
-    def _turn(self) -> bool:
-        """One turn; False if there was nothing to do."""
+    def _turn(self, wait_s: float = 0.0) -> bool:
+        """One turn, where nothing else is to do once something is ready; False if there was nothing to do."""
+        events = [] if self._in_round else self._epoll.poll(wait_s, EVENTS_PER_ROUND)
         held = self._held = self.hold()
-        if held:  # whoever is left of the round is ready again, or has more work, when it is over
+        if held and self._in_round:  # whoever is left of it is ready again, or has more work, when that is over
             self._again[:0] = self._resuming
             self._in_round = False
-        if not self._in_round:
             events = self._epoll.poll(0, EVENTS_PER_ROUND)
+        if not self._in_round:
             if not events and (held or not (self._again or self._dirty)):  # dirty: since the hold, which is over
                 return False
             self._ready = iter(events)

@@ -116,7 +116,7 @@ class Groups:
         self._half_full = limits.max_group_queue // 2
         self._groups: dict[bytes, _Group] = {}
         self._settlers = [GroupSettler(prefix, link, member, self._settled) for prefix in keys.partitions]
-        self._dirty: list[GroupSettler] = []
+        self.dirty: list[GroupSettler] = []
         #: Groups over half of their bound; other nodes may empty them.
         self._over: set[bytes] = set()
         self._filled = trio.Event()
@@ -243,13 +243,13 @@ class Groups:
         settler = self._settlers[partition_of(group_id, len(self._prefixes))]
         if not settler.dirty:
             settler.dirty = True
-            self._dirty.append(settler)
+            self.dirty.append(settler)
         return settler
 
     def flush(self) -> None:
         """The end of a turn."""
-        if self._dirty:
-            dirty, self._dirty = self._dirty, []
+        if self.dirty:
+            dirty, self.dirty = self.dirty, []
             for settler in dirty:
                 settler.pump()
 

@@ -165,6 +165,8 @@ class Pipeline:
 
     def flush(self) -> None:
         """Writes the batch, if the socket takes it; the rest follows when there is room."""
+        if not (self._out or self._refused or self._unsafe):  # most turns have nothing for the store
+            return
         if self._refused:
             self._answer_refused()
         wire = self._wire

@@ -141,7 +141,9 @@ class RedisCluster:
             self._poller.wake,
             self._messages_dropped,
         )
-        #: See `Cluster`; for every message, so without a step in between.
+        #: See `Cluster`; for every message or turn, so without a step in between.
+        self.alone: Callable[[], bool] = self._member.alone
+        self.holds_lease: Callable[[], bool] = self._member.holds_lease
         self.publish: Callable[[Publication], None] = self._batch.publish
         self.now_ms: Callable[[], int] = self._member.now_ms
         self.forward: Callable[[Sequence[NodeTarget], int, bytes, int], None] = self._batch.nodes.forward
@@ -368,14 +370,6 @@ class RedisCluster:
         link = self._link
         return Telemetry(self._counters, link.unanswered, link.pending_bytes, self._member.lease_age_s(), link.short_s)
 
-    def alone(self) -> bool:
-        """See `Cluster.alone`."""
-        return self._member.alone()
-
-    def holds_lease(self) -> bool:
-        """See `Cluster.holds_lease`."""
-        return self._member.holds_lease()
-
     # Sessions
 
     async def attach(self, request: AttachRequest) -> Attachment:
@@ -533,17 +527,20 @@ class RedisCluster:
         self._groups.acknowledge_all(group_id, entry_ids)
 
     def flush(self) -> None:
-        """See `Cluster.flush`."""
+        """See `Cluster.flush`. For every turn: what has nothing to do is not called."""
         self._batch.flush()
         if self._attached.looks:
             self._arrivals.flush()
-        self._takeover.flush()
+        if self._takeover.later:
+            self._takeover.flush()
         if self._settling.due:
             self._settling.pump()
-        self._groups.flush()
+        if self._groups.dirty:
+            self._groups.flush()
         if self._outbox.due and self._member.holds_lease():
             self._outbox.pump()
-        self._versions.flush()
+        if self._versions.waiting:
+            self._versions.flush()
         self._link.flush()
         for feed in self._feeds:
             feed.flush()

@@ -51,7 +51,7 @@ class Takeover:
         #: Calls under way that may make, or end, this node's ownership.
         self._busy: dict[bytes, int] = {}
         #: Sessions to be asked for at the end of the turn.
-        self._later: list[str] = []
+        self.later: list[str] = []
         #: Those taken by force from a member that has not said that it knows, with client id and member.
         self._robbed: dict[bytes, tuple[str, bytes]] = {}
         self._robbery = trio.Event()
@@ -133,7 +133,7 @@ class Takeover:
         self._ended(identifier)
         if identifier in self._wanted:
             # Whoever called must first know that it has a session.
-            self._later.append(client_id)
+            self.later.append(client_id)
             self._wake()
 
     def detached(self, identifier: bytes) -> None:
@@ -145,8 +145,8 @@ class Takeover:
 
     def flush(self) -> None:
         """The end of a turn."""
-        if self._later:
-            later, self._later = self._later, []
+        if self.later:
+            later, self.later = self.later, []
             for client_id in later:
                 self._ask_broker(client_id)
 

@@ -72,7 +72,7 @@ class Versions:
         self._flying: dict[Item, None] = {}
         #: Those that wait, oldest first: a version that proves one proves all before it. They are counted from the
         #: first that ever was; `_proven` were answered, for those up to `_asked` a version was asked for.
-        self._waiting: deque[Waiting] = deque()
+        self.waiting: deque[Waiting] = deque()
         self._proven = 0
         self._asked = 0
         #: Versions that were read but not adopted yet, with the count of those that they prove.
@@ -84,15 +84,15 @@ class Versions:
         item.checked = True
         self._flying[item] = None
         if not item.publication.retain:
-            self._waiting.append(item)
+            self.waiting.append(item)
 
     def read(self, waiting: Waiting) -> None:
         """Tells it when a version that is read from now on is adopted."""
-        self._waiting.append(waiting)
+        self.waiting.append(waiting)
 
     def newest(self, then: Callable[[], object]) -> None:
         """As `read`, with a call."""
-        self._waiting.append(_Waiter(then))
+        self.waiting.append(_Waiter(then))
 
     async def caught_up(self, wake: Callable[[], None]) -> None:
         """Returns when a version that was read after the call is adopted."""
@@ -103,7 +103,7 @@ class Versions:
 
     def flush(self) -> None:
         """Asks for the version, once for all that came since."""
-        count = self._proven + len(self._waiting)
+        count = self._proven + len(self.waiting)
         if count > self._asked and self._link.up_for(self._key):
             self._asked = count
             self._link.command((b"GET", self._key), partial(self._answered, count))
@@ -126,7 +126,7 @@ class Versions:
         return self._tags.get(number) == tag
 
     def _prove(self, count: int) -> None:
-        flying, waiting = self._flying, self._waiting
+        flying, waiting = self._flying, self.waiting
         while self._proven < count:
             self._proven += 1
             each = waiting.popleft()
