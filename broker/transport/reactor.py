@@ -269,7 +269,7 @@ class Reactor:
         os.close(self._wake_fd)
 
     def _turn(self, wait_s: float = 0.0) -> bool:
-        """One turn, where nothing else is to do once something is ready; False if there was nothing to do."""
+        """One turn; False if there was nothing to do, also not within `wait_s` (waited for between rounds only)."""
         events = [] if self._in_round else self._epoll.poll(wait_s, EVENTS_PER_ROUND)
         held = self._held = self.hold()
         if held and self._in_round:  # whoever is left of it is ready again, or has more work, when that is over

@@ -234,6 +234,36 @@ async def test_other_tasks_do_not_wait_while_the_reactor_waits(lingering: Harnes
             await trio.lowlevel.checkpoint()
 
 
+async def test_nothing_is_served_that_comes_while_turns_are_held(lingering: Harness) -> None:
+    """`hold` is asked after the reactor has waited, not before: the lease may have ended meanwhile."""
+    busy = Endless(lingering.reactor)
+    pair = lingering.pair()
+    lingering.pairs.append(busy)
+    held = False
+    asked = trio.Event()
+
+    def hold() -> bool:
+        if held:
+            asked.set()
+        return held
+
+    lingering.reactor.hold = hold
+    with trio.fail_after(5):
+        while busy.served < BRISK_WAKES * 20:
+            await trio.lowlevel.checkpoint()
+        held = True
+        pair.peer.send(b"x")
+        await asked.wait()
+        served = busy.served
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        assert busy.served == served
+        assert pair.protocol.data == b""
+        held = False
+        while not pair.protocol.data or busy.served == served:
+            await trio.lowlevel.checkpoint()
+
+
 async def test_deadlines_are_kept_while_the_reactor_waits(lingering: Harness) -> None:
     pair = Endless(lingering.reactor)
     lingering.pairs.append(pair)
