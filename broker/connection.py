@@ -25,14 +25,13 @@ from broker.codec.packets import (
     V5,
     Acknowledgement,
 )
-from broker.codec.runs import run_length
+from broker.direct import PLAIN, Direct
 from broker.errors import MalformedPacket, PeerError, ProtocolError
-from broker.inbound import Inbound
 from broker.options.listener import Listener
-from broker.paced import PACKETS_PER_TURN, Paced
+from broker.paced import PACKETS_PER_TURN
 from broker.permitted import NOTHING
 from broker.reasons import reason_name
-from broker.routes import Route, Subscriber
+from broker.routes import Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
 from broker.session.machine import CLOSED, NEW, OPEN
 from broker.session.negotiation import Agreement
@@ -46,11 +45,8 @@ if TYPE_CHECKING:
 #: First bytes of acknowledgements; with two bytes behind them they are a packet id and success.
 _PLAIN_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))
 
-#: First bytes of packet ids from this on are of messages of shared subscriptions.
-_GROUP_IDS = 0xE0
 
-
-class Connection(Paced):
+class Connection(Direct):
     """A client's connection from accept to close. Implements `StreamProtocol`."""
 
     __slots__ = (
@@ -67,7 +63,6 @@ class Connection(Paced):
         "expiry_s",
         "finished",
         "has_will",
-        "inbound",
         "listener",
         "lost",
         "max_packet_size",
@@ -79,7 +74,6 @@ class Connection(Paced):
         self._asking = False
         self._answer: Answer | None = None
         self.agreement: Agreement | None = None
-        self.inbound: Inbound | None = None
         #: Another connection owns the session: nothing that is done here counts for it any more.
         self.lost = False
         self.expiry_s = 0
@@ -166,15 +160,13 @@ class Connection(Paced):
     def _process(self, data: bytes, budget: int) -> None:
         """Handle the complete packets in `data`, at most `budget`; keep the rest."""
         server = self._server
-        dispatch = server.dispatch
-        routes = dispatch.routes.entries
+        routes = server.dispatch.routes.entries
         machine = self.machine
         size = len(data)
         at = 0
-        direct = 0
         allowance = budget
         # The first packet may be one that there is an answer about: it takes the way on which that is used up.
-        allowed = self._allowed if self._answer is None else NOTHING
+        cleared = self._cleared if self._answer is None else NOTHING
         is_open = machine.state == OPEN
         try:
             if machine.state == NEW and data[0] != 0x10:
@@ -213,23 +205,22 @@ class Connection(Paced):
                     break
                 if head & 0xF0 == 0x30 and is_open:
                     count = 0
-                    if length > 2 and (head == 0x30 or (head == 0x32 and allowed is None)):
-                        body = start + 2 + (data[start] << 8 | data[start + 1])
-                        topic = data[start + 2 : body]
-                        route = routes.get(topic)
-                        if route is not None and (allowed is None or topic in allowed):
-                            way = self._run if head == 0x30 else self._run1
-                            count = way(route, data, at, body, end, budget)
+                    if length > 2 and head in PLAIN:
+                        count = self._run(routes, cleared, data, at, start, end, budget)
                     if count:
-                        direct += count if head == 0x30 else 0
                         budget -= count - 1
                         end = at + count * (end - at)
                     else:
                         self._publish(head, data, start, end)
                 elif is_open and length == 2 and head in _PLAIN_ACKS:
-                    count = self._acknowledgements(head >> 4, data, at, budget)
-                    budget -= count - 1
-                    end = at + 4 * count
+                    count = self._acknowledgements(head, data, at, budget)
+                    if count:
+                        budget -= count - 1
+                        end = at + 4 * count
+                    else:
+                        kind = head >> 4
+                        server.metrics.packets_received[kind] += 1
+                        self._acknowledgement(kind, data[start] << 8 | data[start + 1], 0)
                 else:
                     self._packet(head, data, start, end)
                     is_open = machine.state == OPEN
@@ -249,11 +240,6 @@ class Connection(Paced):
             self.fail(error)
         finally:
             server.reactor.handled += allowance - budget
-            if direct:
-                server.metrics.packets_received[PUBLISH] += direct
-                server.metrics.messages_received[0] += direct
-                if route is not None and route.live0:  # of the last message: it is for samples
-                    dispatch.passed = True
         if machine.state != CLOSED:
             self._keep(data, at, budget)
 
@@ -317,58 +303,6 @@ class Connection(Paced):
         assert inbound is not None
         inbound.publish(head, data[start + 2 : body], data, body, end)
         self._answer = None  # it was about this packet, whatever became of that
-
-    def _run(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
-        """The direct way of QoS 0 packets: the one in `data[at:end]`, and those behind it that are of its run, at most
-        `limit`. How many were handled; 0: they go another way. `body` is where the payload (MQTT 5: the properties)
-        begins."""
-        receivers = route.live0
-        family = 5 if self.version == V5 else 4
-        if receivers is None or body + family - 4 > end or (family == 5 and data[body]):
-            return 0
-        count = 1
-        if end < len(data):
-            count = run_length(data, at, end, data[at : body + family - 4], limit)
-            end = at + count * (end - at)
-        run = data[at:end]
-        dispatch = self._server.dispatch
-        if dispatch.forward_verbatim(receivers, route.topic, run, family, body - at, count) or route.nodes:
-            assert self.ref is not None
-            dispatch.forward_on(route, route.topic, run, family, body - at, count, self.ref.session_id)
-        return count
-
-    def _run1(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
-        """The same for QoS 1 packets whose receivers are all on other nodes, or all of them persistent sessions, or
-        all of them groups; `body` is where the packet id begins."""
-        family = 5 if self.version == V5 else 4
-        if route.live0 is None:
-            if not route.grouped:
-                return 0
-        elif bool(route.live0) == bool(route.nodes):
-            return 0
-        if body + family - 2 > end:
-            return 0
-        inbound = self.inbound
-        assert inbound is not None
-        limit = min(limit, inbound.run_room(route))
-        if limit <= 0:
-            return 0
-        count = 1 if end == len(data) else run_length(data, at, end, data[at:body], limit)
-        run = data[at : at + count * (end - at)]
-        return count if inbound.publish_run(route, run, count, family, body - at) else 0
-
-    def _acknowledgements(self, kind: int, data: bytes, at: int, budget: int) -> int:
-        """The plain acknowledgement that begins at `at`, and those behind it that may be taken note of in one go, at
-        most `budget`. How many it were."""
-        count = 0
-        if kind == PUBACK and data[at + 2] >= _GROUP_IDS:
-            session = self.session
-            assert session is not None
-            count = session.acked_groups(data[at : at + 4 * min(budget, (len(data) - at) // 4)])
-        self.metrics.packets_received[kind] += count or 1
-        if not count:
-            self._acknowledgement(kind, data[at + 2] << 8 | data[at + 3], 0)
-        return count or 1
 
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         session = self.session

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 from broker.codec.packets import V5
-from broker.codec.runs import split_run, topic_bounds, with_packet_ids
+from broker.codec.runs import split_run, topic_bounds
 from broker.errors import PeerError
 from broker.extensions import delayed
 from broker.message import Message
@@ -18,18 +18,9 @@ from broker.metrics import Metrics
 from broker.routes import AckSlot, Entry, Route, Subscriber
 from broker.session.counted import CountedEncoding, encoding_of
 from broker.session.encoding import Encoding
+from broker.session.run import Run
 from broker.table import Table, round_robin
-from cluster.api import (
-    REFUSED_FULL,
-    REFUSED_GONE,
-    Cluster,
-    Extension,
-    GroupTarget,
-    NodeTarget,
-    Packets,
-    Publication,
-    Target,
-)
+from cluster.api import REFUSED_FULL, REFUSED_GONE, Cluster, Extension, GroupTarget, NodeTarget, Publication, Target
 
 
 class Delivery(Publication):
@@ -428,39 +419,43 @@ class Dispatch(Table):
         elif session is not None:
             session.deliver(encoding, granted, message.retain and entry.retain_as_published, entry.subscription_ids)
 
-    def run_arrived(self, packets: Packets) -> None:
+    def run_published(self, route: Route, run: Run) -> None:
+        """Messages of a client here for the ephemeral sessions of a route `TO_CLIENTS`, which get them at their QoS."""
+        encodings: list[Encoding] = []
+        for entry in route.entries:
+            session = entry.subscriber.session
+            if session is None:
+                continue
+            if not session.deliver_run(run):
+                encodings = encodings or [Encoding(message) for message in run.messages()]
+                for encoding in encodings:
+                    session.deliver(encoding, run.qos, False, ())
+            self.passed = True
+
+    def run_arrived(self, run: Run) -> None:
         """QoS 1 packets of another node, for the ephemeral sessions here."""
-        run, count = packets.data, packets.count
-        start, body = topic_bounds(run)
-        topic = run[start:body]
-        route = self.routes.entries.get(topic)
+        route = self.routes.entries.get(run.topic)
         if route is None:
             try:
-                route = self.route(topic)
+                route = self.route(run.topic)
             except PeerError:
                 return
         if route.counts:
-            for message in packets.messages():
+            for message in run.messages():
                 self.arrived(message, True, ())
             return
         others: list[Entry] = []
         for entry in route.ephemeral():
-            subscriber = entry.subscriber
-            connection = subscriber.connection
-            session = subscriber.session
+            session = entry.subscriber.session
             if (
-                connection is not None
-                and session is not None
-                and connection.plain == packets.family
-                and entry.qos
-                and not (entry.subscription_ids or entry.no_local)
-                and (first := session.take_packet_ids(count))
+                session is None
+                or not entry.qos
+                or entry.subscription_ids
+                or entry.no_local
+                or not session.deliver_run(run)
             ):
-                connection.stream.write(with_packet_ids(run, count, body, first))
-                self.metrics.messages_sent[1] += count
-            else:
                 others.append(entry)
-        for message in packets.messages() if others else ():
+        for message in run.messages() if others else ():
             encoding = Encoding(message)
             for entry in others:
                 self._arrived_for(entry, message, encoding)

@@ -23,8 +23,9 @@ class Permissions(Protocol):
 
     #: Nothing is asked.
     unrestricted: bool
-    #: Topics that may be published to at QoS 0 without RETAIN, as far as known. The same object for good.
-    allowed0: dict[bytes, bool]
+    #: Per topic a bit for each QoS and retain that is known to be allowed: 1 << (2 * QoS + retain). The same object for
+    #: good.
+    cleared: dict[bytes, int]
     #: Called, if set, when rules of this client alone changed.
     changed: Callable[[], None] | None
 

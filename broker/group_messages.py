@@ -6,25 +6,23 @@ from collections.abc import Sequence
 
 from broker.message import Message
 from broker.session.encoding import Encoding
+from broker.session.ports import GroupRun
 from broker.session.run import Run
-from broker.session.session import GroupRun
 from cluster.api import GroupEntry
 
 
 class GroupMessages:
-    """What the messages of `run` are. `known` says what they have in common."""
+    """What the messages of `run` are."""
 
-    __slots__ = ("known", "payloads", "run")
+    __slots__ = ("payloads", "run")
 
-    def __init__(self, known: Message, run: Run, payloads: Sequence[bytes]) -> None:
-        self.known = known
+    def __init__(self, run: Run, payloads: Sequence[bytes]) -> None:
         self.run = run
         self.payloads = payloads
 
     def message(self, place: int) -> Message:
         """One of them."""
-        known = self.known
-        return Message(known.topic, self.payloads[place], 1, False, b"", -1, known.accepted_at_ms, b"", known.publisher)
+        return self.run.message(self.payloads[place])
 
     def entry(self, place: int, entry_id: bytes, member: bytes = b"") -> tuple[GroupEntry, Encoding]:
         """One of them, as an entry of a group's queue."""

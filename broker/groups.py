@@ -22,7 +22,8 @@ from broker.holding import Holding
 from broker.message import Message
 from broker.routes import AckSlot, GroupMember, Subscriber
 from broker.session.encoding import Encoding
-from broker.session.session import GroupDelivery, GroupRun, Session
+from broker.session.ports import GroupDelivery, GroupRun
+from broker.session.session import Session
 from cluster.api import (
     LOCAL,
     GroupEntry,

@@ -2,121 +2,26 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from broker.auth.api import BackendError
 from broker.clearance import CLEAR, DENIED, DENIED_BY_HOOK, UNKNOWN, Answer
-from broker.codec.packets import PUBACK, PUBCOMP, PUBLISH, PUBREC, V5
+from broker.codec.packets import PUBACK, PUBCOMP, PUBREC
 from broker.codec.publish import payload_format, scan_publish_properties
-from broker.codec.runs import plain_ids
 from broker.errors import MalformedPacket, PeerError, ProtocolError, StoreFull, StoreUnavailable
+from broker.inbound_runs import InboundRuns
 from broker.log import get_logger
 from broker.message import Message
 from broker.reasons import NO_MATCHING_SUBSCRIBERS, NOT_AUTHORIZED, QUOTA_EXCEEDED, SERVER_BUSY
-from broker.relay import relay
-from broker.routes import AckSlot, Route
+from broker.routes import Route
 from broker.session.machine import CLOSED
-from broker.stored_run import is_storable, store_run
-from cluster.api import Packets
-
-if TYPE_CHECKING:
-    from broker.connection import Connection
-    from broker.services import Services
+from broker.slots import PENDING, RECEIVED, RELEASING, RESUMED, Exactly, PublishSlot, RunSlot
 
 _log = get_logger("connection")
 
-#: Packets of QoS 1 that are handled as one: a run that turns out to be none is looked at again for each of its packets.
-RUN_MAX = 64
 
-_PENDING = 0
-_RESUMED = 1
-_RECEIVED = 2
-_RELEASING = 3
-
-
-class PublishSlot(AckSlot):
-    """The place of one PUBACK or PUBREC in the order of acknowledgements [MQTT-4.6.0-2], [MQTT-4.6.0-3]."""
-
-    __slots__ = ("_inbound", "again", "count", "done", "kind", "packet_id", "reason_code")
-
-    def __init__(self, inbound: Inbound, kind: int, packet_id: int, reason_code: int) -> None:
-        self._inbound = inbound
-        self.kind = kind
-        self.packet_id = packet_id
-        self.reason_code = reason_code
-        self.done = False
-        #: An older connection began with it.
-        self.again = False
-        #: So many packets are acknowledged.
-        self.count = 1
-
-    @property
-    def patient(self) -> bool:
-        """Without reason codes there is no way to refuse it, nor is there where it may be stored already.
-
-        Once the connection is gone nobody waits: the client sends it again."""
-        return self._inbound.patient(self.again)
-
-    def settle(self, error: Exception | None) -> None:
-        self._inbound.settled(self, error)
-
-
-class RunSlot(PublishSlot):
-    """The place of the PUBACKs of a run (see `broker.codec.runs`)."""
-
-    __slots__ = ("ids",)
-
-    def __init__(self, inbound: Inbound, ids: bytes) -> None:
-        super().__init__(inbound, PUBACK, 0, 0)
-        self.ids = ids
-        self.count = len(ids) // 2
-
-
-class Exactly:
-    """An inbound QoS 2 packet id: its message id and how far it got.
-
-    `counted`: its PUBLISH came on this connection, so it uses up the server's Receive Maximum.
-    """
-
-    __slots__ = ("counted", "message_id", "state")
-
-    def __init__(self, message_id: bytes, state: int) -> None:
-        self.message_id = message_id
-        self.state = state
-        self.counted = False
-
-
-class Inbound:
+class Inbound(InboundRuns):
     """What a client publishes: topic aliases, packet ids of QoS 2, acknowledgements that are due."""
 
-    __slots__ = (
-        "_acks",
-        "_aliases",
-        "_connection",
-        "_ids",
-        "_open",
-        "_server",
-        "_unanswered_max",
-        "_v5",
-        "held",
-    )
-
-    def __init__(self, connection: Connection, server: Services, resumed: Mapping[int, bytes]) -> None:
-        self._connection = connection
-        self._server = server
-        self._v5 = connection.version == V5
-        self._aliases: dict[int, bytes] | None = None
-        self._acks: deque[PublishSlot] | None = None
-        self._ids: dict[int, Exactly] | None = None
-        if resumed:
-            self._ids = {packet_id: Exactly(message_id, _RESUMED) for packet_id, message_id in resumed.items()}
-        self._unanswered_max = server.quotas.receive_maximum
-        #: PUBLISH packets of this connection without their PUBACK, PUBCOMP or refusing PUBREC.
-        self._open = 0
-        #: True while a version 3 publisher is not read from, because too much waits for the store.
-        self.held = False
+    __slots__ = ()
 
     def publish(self, head: int, topic: bytes, data: bytes, pos: int, end: int) -> None:
         """One PUBLISH; `data[pos:end]` is what follows the topic name."""
@@ -202,35 +107,6 @@ class Inbound:
         else:
             dispatch.publish(message, route, None)
 
-    def run_room(self, route: Route) -> int:
-        """How many packets `publish_run` may take at once; 0: none."""
-        server = self._server
-        if not server.quotas.maximum_qos or not (server.cluster.relays() if route.nodes else is_storable(route)):
-            return 0
-        return min(RUN_MAX, self._unanswered_max - self._open)
-
-    def publish_run(self, route: Route, run: bytes, count: int, family: int, ids_at: int) -> bool:
-        """A run of QoS 1 packets for other nodes alone, or for persistent sessions alone, which nobody has to look at;
-        `ids_at` is where the packet id is in each. False: they are handled one by one."""
-        if count == 1 and not route.nodes:
-            return False
-        server = self._server
-        ids = plain_ids(run, count, ids_at, self._v5)
-        if not ids:
-            return False
-        slot = RunSlot(self, ids)
-        subscriber = self._connection.subscriber
-        publisher = subscriber.session_id if subscriber is not None else b""
-        packets = Packets(family, run, count, server.cluster.now_ms(), publisher)
-        if route.nodes:
-            relay(server.dispatch, route, packets, slot)
-        else:
-            store_run(server.dispatch, route, packets, ids_at, slot)
-        self._append(slot)
-        server.metrics.packets_received[PUBLISH] += count
-        server.metrics.messages_received[1] += count
-        return True
-
     # -- what may be published
 
     def _clear(self, message: Message, route: Route, packet_id: int) -> Answer | None:
@@ -296,7 +172,7 @@ class Inbound:
     def _known(self, packet_id: int) -> bool:
         """A QoS 2 message that was cleared before, and is not published again."""
         entry = None if self._ids is None else self._ids.get(packet_id)
-        return entry is not None and entry.state != _RESUMED
+        return entry is not None and entry.state != RESUMED
 
     def _suspended(self, message: Message) -> None:
         self._server.metrics.dropped["store_unavailable"] += 1
@@ -346,12 +222,6 @@ class Inbound:
             slot.done = True
         self._append(slot)
 
-    def _append(self, slot: PublishSlot) -> None:
-        if self._acks is None:
-            self._acks = deque()
-        self._acks.append(slot)
-        self._open += slot.count
-
     def _check_window(self) -> None:
         if self._open >= self._unanswered_max:
             if self._v5:  # [MQTT-3.3.4-7] (the server's Receive Maximum)
@@ -373,10 +243,10 @@ class Inbound:
             ids = self._ids = {}
         entry = ids.get(packet_id)
         if entry is not None:
-            if entry.state == _RECEIVED:  # [MQTT-4.3.3-10]: a retry adds no copy
+            if entry.state == RECEIVED:  # [MQTT-4.3.3-10]: a retry adds no copy
                 self._connection.send_ack(PUBREC, packet_id, 0)
                 return
-            if entry.state != _RESUMED:
+            if entry.state != RESUMED:
                 return  # its PUBREC is under way
             message.message_id = entry.message_id
         else:
@@ -396,9 +266,9 @@ class Inbound:
             return
         retry = slot.again = entry is not None
         if entry is None:
-            entry = ids[packet_id] = Exactly(message.message_id, _PENDING)
+            entry = ids[packet_id] = Exactly(message.message_id, PENDING)
         else:
-            entry.state = _PENDING
+            entry.state = PENDING
         entry.counted = True
         self._append(slot)
         if not connection.persistent():
@@ -432,16 +302,16 @@ class Inbound:
         if entry is None or self._ids is None:
             connection.send_ack(PUBCOMP, packet_id, 0x92 if self._v5 else 0)  # [MQTT-4.3.3-11]
             return
-        if entry.state == _PENDING:
+        if entry.state == PENDING:
             raise ProtocolError(f"PUBREL for packet id {packet_id} before its PUBREC")
         if not connection.persistent():
             del self._ids[packet_id]
             self._open -= entry.counted
             connection.send_ack(PUBCOMP, packet_id, 0)
             return
-        if entry.state == _RELEASING:
+        if entry.state == RELEASING:
             return
-        entry.state = _RELEASING
+        entry.state = RELEASING
 
         def freed(error: Exception | None) -> None:
             if isinstance(error, StoreUnavailable):
@@ -487,9 +357,9 @@ class Inbound:
                 else:
                     entry = self._ids.get(slot.packet_id)
                     if entry is not None:
-                        entry.state = _RECEIVED
+                        entry.state = RECEIVED
             if isinstance(slot, RunSlot):
-                connection.send_acks(slot.ids, slot.reason_code)
+                connection.send_acks(slot.kind, slot.ids, slot.reason_code)
             else:
                 connection.send_ack(slot.kind, slot.packet_id, slot.reason_code)
         if not acks:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker.codec.encode import encode
-from broker.codec.packets import PUBACK, PUBREL, V5, Packet, Properties
-from broker.codec.runs import acknowledgements, with_packet_ids
+from broker.codec.packets import PUBREL, V5, Packet, Properties
+from broker.codec.runs import acknowledgements, packet_ids, with_packet_ids
 from broker.gate import Gate
 from broker.metrics import Metrics
 from broker.session.encoding import Encoding
@@ -20,7 +20,8 @@ _TOO_LARGE = "packet_too_large"
 class Output:
     """Implements `SessionOutput` and `Receiver` over a stream.
 
-    `plain` is 5 or 4 while QoS 0 packets of that version family may be written to `stream` unchanged, else 0.
+    `plain` is 5 or 4 while packets of that version family may be written to `stream` unchanged but for packet ids, else
+    0.
     """
 
     __slots__ = (
@@ -168,27 +169,21 @@ class Output:
             self.stream.write(bytes((head, 2, packet_id >> 8, packet_id & 255)))
         self.metrics.packets_sent[kind] += 1
 
-    def send_acks(self, ids: bytes, reason_code: int) -> None:
-        """PUBACK for a run, with ids as `plain_ids` gives them."""
-        count = len(ids) // 2
+    def send_acks(self, kind: int, ids: bytes, reason_code: int) -> None:
+        """PUBACK or PUBREC for a run, with ids as `plain_ids` gives them."""
         if reason_code:
-            for high, low in zip(ids[:count], ids[count:], strict=True):
-                self.send_ack(PUBACK, high << 8 | low, reason_code)
+            for packet_id in packet_ids(ids):
+                self.send_ack(kind, packet_id, reason_code)
         else:
-            self.stream.write(acknowledgements(ids, PUBACK << 4))
-            self.metrics.packets_sent[PUBACK] += count
+            self.stream.write(acknowledgements(ids, kind << 4))
+            self.metrics.packets_sent[kind] += len(ids) // 2
 
     def send_run(self, run: Run, first_id: int) -> bool:
         """Pass the packets of a run on with packet ids from `first_id` on; False: not as they are."""
-        if (
-            self._alias_out is not None
-            or self.gate is not None
-            or run.family != (5 if self.version == V5 else 4)
-            or (self._client_max and len(run.packets) > self._client_max * run.count)
-        ):
+        if self.plain != run.family:
             return False
-        self.stream.write(with_packet_ids(run.packets, run.count, run.id_at, first_id))
-        self.metrics.messages_sent[1] += run.count
+        self.stream.write(with_packet_ids(run.data, run.count, run.id_at, first_id))
+        self.metrics.messages_sent[run.qos] += run.count
         return True
 
     def send(self, packet: Packet) -> bool:
@@ -208,7 +203,7 @@ class Output:
         return True
 
     def update_plain(self) -> None:
-        """Whether QoS 0 packets may take the direct way; called when something of it changed."""
+        """Whether packets may take direct ways to this client; called when something of it changed."""
         simple = self._alias_out is None and not self._client_max and not self.stream.congested
         if self.gate is not None and not self.gate.open():
             simple = False

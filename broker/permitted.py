@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from broker.services import Services
 
 #: No topic takes the direct way.
-NOTHING: Final[Mapping[bytes, bool]] = MappingProxyType({})
+NOTHING: Final[Mapping[bytes, int]] = MappingProxyType({})
 
 
 class Permitted(Watched):
     """A connection with its rules, hooks and mountpoint; one without any has nothing of it looked at."""
 
-    __slots__ = ("_allowed", "guarded", "hooks", "mount", "permissions", "rechecks", "rules_version", "will_topic")
+    __slots__ = ("_cleared", "guarded", "hooks", "mount", "permissions", "rechecks", "rules_version", "will_topic")
 
     def __init__(self, stream: Stream, server: Services) -> None:
         super().__init__(stream, server)
@@ -35,8 +35,8 @@ class Permitted(Watched):
         self.hooks: PublishHooks | None = None
         #: Messages that it publishes are looked at.
         self.guarded = False
-        #: Topics whose messages take the direct way; None: all.
-        self._allowed: Mapping[bytes, bool] | None = None
+        #: Topics whose messages may take a direct way, with a bit for each QoS (see `Permissions.cleared`); None: all.
+        self._cleared: Mapping[bytes, int] | None = None
         #: What rules are asked about for its will.
         self.will_topic = b""
         #: How often its subscriptions were looked at again.
@@ -67,9 +67,9 @@ class Permitted(Watched):
     def choose_way(self) -> None:
         """Which of its messages take the direct way."""
         if self.mount is not None or self.hooks is not None:
-            self._allowed = NOTHING
+            self._cleared = NOTHING
         else:
-            self._allowed = None if self.permissions is None else self.permissions.allowed0
+            self._cleared = None if self.permissions is None else self.permissions.cleared
 
     def watch(self, topic_filter: str) -> None:
         """A subscription is about to be in force."""

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 from broker.dispatch import Delivery
 from broker.message import Message
 from broker.routes import AckSlot, Route
-from cluster.api import Extension, Packets, Publication
+from broker.session.run import Run
+from cluster.api import Extension, Publication
 
 if TYPE_CHECKING:
     from broker.dispatch import Dispatch
 
 
-def relay(dispatch: Dispatch, route: Route, packets: Packets, slot: AckSlot) -> None:
+def relay(dispatch: Dispatch, route: Route, run: Run, slot: AckSlot) -> None:
     """Sends them on their way; `slot.settle` is called later. Only where `Cluster.relays` is true."""
-    dispatch.cluster.publish(Relay(dispatch, route, packets, slot))
+    dispatch.cluster.publish(Relay(dispatch, route, run, slot))
 
 
 class Relay(Publication):
@@ -26,12 +27,11 @@ class Relay(Publication):
 
     __slots__ = ("_children", "_dispatch", "_route", "_run", "_slot")
 
-    def __init__(self, dispatch: Dispatch, route: Route, packets: Packets, slot: AckSlot) -> None:
-        message = Message(route.topic, b"", 1, False, b"", -1, packets.accepted_at_ms, b"", packets.publisher)
-        super().__init__(message, nodes=route.nodes, packets=packets)
+    def __init__(self, dispatch: Dispatch, route: Route, run: Run, slot: AckSlot) -> None:
+        super().__init__(run.message(b""), nodes=route.nodes, packets=run)
         self._dispatch = dispatch
         self._route: Route | None = route
-        self._run = packets
+        self._run = run
         self._slot = slot
         #: Publications of single packets that are not stored yet.
         self._children = 0

@@ -14,7 +14,8 @@ from broker.log import get_logger
 from broker.message import Message
 from broker.routes import AckSlot
 from broker.session.encoding import Encoding
-from cluster.api import GroupEntry, NodeRoute, Packets, Route, RouteChange, SessionRef, StoredSubscription, StoredWill
+from broker.session.run import Run
+from cluster.api import GroupEntry, NodeRoute, Route, RouteChange, SessionRef, StoredSubscription, StoredWill
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -117,7 +118,7 @@ class ClusterSide:
         """QoS 0 packets of another node."""
         self.dispatch.frame_arrived(family, run, count)
 
-    def deliver_packets(self, packets: Packets) -> None:
+    def deliver_packets(self, packets: Run) -> None:
         """QoS 1 packets of another node."""
         self.dispatch.remote_ms = packets.accepted_at_ms
         self.dispatch.run_arrived(packets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from broker.session.counted import TopicCount
 from broker.session.encoding import Encoding
@@ -17,11 +17,19 @@ if TYPE_CHECKING:
     from broker.transport.api import Stream
 
 
+#: Where a run of packets of QoS 1 or 2 goes: to ephemeral sessions here, to queues of persistent ones or of groups, to
+#: other nodes.
+NO_WAY: Final = 0
+TO_CLIENTS: Final = 1
+TO_QUEUES: Final = 2
+TO_NODES: Final = 3
+
+
 class Receiver(Protocol):
     """The connection of a subscriber, as far as delivery goes.
 
     `plain` is 5 or 4 (for versions 3.1 and 3.1.1) while QoS 0 packets of that family may be written to `stream` as
-    they are, and QoS 1 ones with other packet ids; 0 while something stands in the way (topic aliases, a small
+    they are, and others with packet ids of its own; 0 while something stands in the way (topic aliases, a small
     maximum packet size, a full output buffer, a gate that has to look at them). `sent_qos0` counts QoS 0 ones written
     directly.
     """
@@ -169,9 +177,10 @@ class RemoteNode:
 class Route:
     """All receivers of one topic, on all nodes.
 
-    `live0` lists the sessions if QoS 0 packets may be passed on unchanged to all. `nodes` are other nodes with
-    matching ephemeral sessions. `delay` is set for a topic that only says when and where to publish.
-    `refusal` is 0, or the reason code for clients that publish to the topic, and `text` why.
+    `live0` lists the sessions if QoS 0 packets may be passed on unchanged to all. At QoS 1 and 2, up to `run_qos`, runs
+    of packets that are not retained may take the way `run_way`; 0: none. `nodes` are other nodes with matching
+    ephemeral sessions. `delay` is set for a topic that only says when and where to publish. `refusal` is 0, or the
+    reason code for clients that publish to the topic, and `text` why.
     """
 
     __slots__ = (
@@ -180,12 +189,13 @@ class Route:
         "counts",
         "delay",
         "entries",
-        "grouped",
         "groups",
         "live0",
         "nobody",
         "nodes",
         "refusal",
+        "run_qos",
+        "run_way",
         "text",
         "topic",
         "topic_name",
@@ -223,10 +233,29 @@ class Route:
             and not any(entry.no_local or entry.subscription_ids for entry in entries)
         )
         self.live0 = [entry.subscriber for entry in entries] if simple else None
-        #: All receivers are groups, and runs of QoS 1 packets may be handled as one.
-        self.grouped = bool(groups) and not (entries or nodes or delay is not None or refusal or counts)
+        bare = delay is None and not refusal and not counts
+        if groups and bare and not entries and not nodes:
+            self.run_way, self.run_qos = TO_QUEUES, 1
+        else:
+            self.run_way, self.run_qos = self._way_of_runs() if simple else (NO_WAY, 0)
         self._arrivals: tuple[list[Subscriber], list[Entry]] | None = None
         self._ephemeral: list[Entry] | None = None
+
+    def _way_of_runs(self) -> tuple[int, int]:
+        """The one that all receivers have in common, and up to which QoS they get messages as these are."""
+        entries = self.entries
+        if not entries:
+            return (TO_NODES, 1) if self.nodes else (NO_WAY, 0)
+        granted = min(entry.qos for entry in entries)
+        kept = sum(entry.subscriber.persistent for entry in entries)
+        if self.nodes or not granted or kept not in (0, len(entries)):
+            return NO_WAY, 0
+        return (TO_QUEUES, 1) if kept else (TO_CLIENTS, granted)
+
+    def leave_direct_ways(self) -> None:
+        """Somebody follows the topic: each of its messages is looked at."""
+        self.live0 = None
+        self.run_way, self.run_qos = NO_WAY, 0
 
     def ephemeral(self) -> list[Entry]:
         """The ephemeral sessions here, for QoS 1 packets of another node."""

@@ -35,8 +35,9 @@ from broker.options.listener import Listener
 from broker.recheck import Rechecking
 from broker.remote import ClusterSide
 from broker.session.machine import CLOSED
+from broker.session.ports import GroupDelivery, GroupRun, StoredDelivery
 from broker.session.quotas import Quotas
-from broker.session.session import GroupDelivery, GroupRun, Session, StoredDelivery
+from broker.session.session import Session
 from broker.session_side import SessionSide
 from broker.subscribing import Subscribing
 from broker.table import round_robin

@@ -10,8 +10,9 @@ from broker.dispatch import Dispatch
 from broker.limits.quiet import Quiet
 from broker.metrics import Metrics
 from broker.session.effects import ContinueAuthentication
+from broker.session.ports import GroupDelivery
 from broker.session.quotas import Quotas
-from broker.session.session import GroupDelivery, Session
+from broker.session.session import Session
 from broker.transport.reactor import Reactor
 from cluster.api import Cluster
 

@@ -10,7 +10,7 @@ from broker.errors import StoreUnavailable
 from broker.groups import Group
 from broker.message import Message
 from broker.routes import Subscriber
-from broker.session.session import GroupDelivery
+from broker.session.ports import GroupDelivery
 from broker.transport.api import Stream
 from cluster.api import SessionRef
 

@@ -15,24 +15,17 @@ from broker.message import Message
 from broker.routes import AckSlot, Entry, Route
 from broker.session.counted import encoding_of
 from broker.session.run import Run
-from cluster.api import REFUSED_FULL, Extension, GroupTarget, Packets, Target
+from cluster.api import REFUSED_FULL, Extension, GroupTarget, Target
 
 if TYPE_CHECKING:
     from broker.dispatch import Dispatch
     from broker.groups import Group
 
 
-def is_storable(route: Route) -> bool:
-    """Whether all receivers of a route without nodes are persistent sessions that want QoS 1, or groups."""
-    return all(entry.subscriber.persistent and entry.qos for entry in route.entries)
-
-
-def store_run(dispatch: Dispatch, route: Route, packets: Packets, id_at: int, slot: AckSlot) -> None:
-    """Has them stored, and `slot.settle` is called later; `id_at` is where the packet id is in each. Only where the
-    route `is_storable`."""
-    message = Message(route.topic, b"", 1, False, b"", -1, packets.accepted_at_ms, b"", packets.publisher)
+def store_run(dispatch: Dispatch, route: Route, run: Run, slot: AckSlot) -> None:
+    """Has them stored, and `slot.settle` is called later."""
+    message = run.message(b"")
     targets = [make_target(entry, 1, message) for entry in route.entries]
-    run = Run(packets.data, packets.count, id_at, packets.family)
     dispatch.cluster.publish(RunDelivery(dispatch, message, run, route, targets, slot))
 
 
@@ -64,13 +57,9 @@ class RunDelivery(Delivery):
         self.slot = joint = _Joint(self.slot, len(self.payloads) + 1)
         for payload in self.payloads:
             self._dispatch.cluster.publish(
-                _Added(self._dispatch, self._message(payload), None, route, (), (), False, joint)
+                _Added(self._dispatch, self._run.message(payload), None, route, (), (), False, joint)
             )
         return Extension(found.targets, found.groups, ())
-
-    def _message(self, payload: bytes) -> Message:
-        known = self.message
-        return Message(known.topic, payload, 1, False, b"", -1, known.accepted_at_ms, b"", known.publisher)
 
     def stored(self) -> None:
         """As for a single message."""
@@ -92,7 +81,7 @@ class RunDelivery(Delivery):
             elif depth < 0:
                 reason = "group_queue_full" if depth == REFUSED_FULL else "group_gone"
                 self._dispatch.metrics.dropped[reason] += 1
-        group.offer_run(GroupMessages(self.message, self._run, self.payloads), target.entry_ids, target.chosen)
+        group.offer_run(GroupMessages(self._run, self.payloads), target.entry_ids, target.chosen)
 
     def _tell_all(self, entry: Entry, target: Target) -> None:
         seqs = target.seqs
@@ -107,7 +96,7 @@ class RunDelivery(Delivery):
                 self._dispatch.stored_ms = self.message.accepted_at_ms
                 return
         for seq, payload in zip(seqs, self.payloads, strict=True):
-            self.tell(entry, target, seq, encoding_of(self._message(payload), -1, self._route.counts))
+            self.tell(entry, target, seq, encoding_of(self._run.message(payload), -1, self._route.counts))
 
 
 class _Added(Delivery):

@@ -115,6 +115,9 @@ class Table:
 
     def set_persistent(self, subscriber: Subscriber, persistent: bool) -> None:
         """Whether the session outlives its connection; it may be another one than before."""
+        if persistent != subscriber.persistent:
+            for topic_filter in subscriber.subscriptions:
+                self.routes.invalidate(topic_filter)
         count = len(subscriber.subscriptions)
         self.counts[subscriber.persistent] -= count
         self.counts[persistent] += count

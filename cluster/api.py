@@ -16,8 +16,8 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
-from broker.codec.runs import split_run, topic_bounds
 from broker.message import Message
+from broker.session.run import Run
 from cluster.inspection import Inspection
 from cluster.registry import Registry
 from cluster.telemetry import Telemetry
@@ -332,28 +332,6 @@ class Extension:
         self.nodes = nodes
 
 
-class Packets:
-    """A run of QoS 1 PUBLISH packets of one client, as they came (see `broker.codec.runs`). `family` is 4 for MQTT 3,
-    or 5."""
-
-    __slots__ = ("accepted_at_ms", "count", "data", "family", "publisher")
-
-    def __init__(self, family: int, data: bytes, count: int, accepted_at_ms: int, publisher: bytes) -> None:
-        self.family = family
-        self.data = data
-        self.count = count
-        self.accepted_at_ms = accepted_at_ms
-        self.publisher = publisher
-
-    def messages(self) -> Iterator[Message]:
-        """Each by itself."""
-        start, end = topic_bounds(self.data)
-        topic = self.data[start:end]
-        payload_at = end + self.family - 2
-        for packet in split_run(self.data, self.count):
-            yield Message(topic, packet[payload_at:], 1, False, b"", -1, self.accepted_at_ms, b"", self.publisher)
-
-
 class Publication:
     """One message on its way into the store: into queues, into group queues, to other nodes, and into the retained set.
 
@@ -393,7 +371,7 @@ class Publication:
         deduplicate: bool = False,
         nodes: Sequence[NodeTarget] = (),
         delay_s: int = 0,
-        packets: Packets | None = None,
+        packets: Run | None = None,
     ) -> None:
         self.message = message
         self.packets = packets
@@ -447,7 +425,7 @@ class ClusterEvents(Protocol):
         """QoS 0 PUBLISH packets without properties, for the matching ephemeral sessions here; family 4 or 5. `count` of
         them, which differ in the payload alone (see `broker.codec.runs`)."""
 
-    def deliver_packets(self, packets: Packets) -> None:
+    def deliver_packets(self, packets: Run) -> None:
         """QoS 1 PUBLISH packets of a client of another node, for the matching ephemeral sessions here."""
 
     def deliver_stored(

@@ -99,12 +99,11 @@ class Permissions:
         "__weakref__",  # judges hold it weakly
         "_authorization",
         "_judges",
-        "_open0",
         "_opened",
         "_published",
         "_read",
-        "allowed0",
         "changed",
+        "cleared",
         "principal",
         "unrestricted",
     )
@@ -113,9 +112,6 @@ class Permissions:
         self.principal = principal
         #: Nothing need be asked.
         self.unrestricted = True
-        self._open0: Memory[bytes, bool] = Memory(len)
-        #: Topics that are known to be open for QoS 0 without retain.
-        self.allowed0 = self._open0.known
         self.changed: Callable[[], None] | None = None
         self._authorization = authorization
         #: The state of the sources when they were opened; None for one that is to be opened again at the next occasion.
@@ -124,6 +120,7 @@ class Permissions:
         self._judges: list[tuple[str, Judge, bool]] = []
         #: Per topic a bit for each QoS and retain that is known to be allowed; nothing is kept of what is not.
         self._published: Memory[bytes, int] = Memory(len)
+        self.cleared = self._published.known
         #: Here it is others who choose the topics, so refusals are kept too.
         self._read: Memory[bytes, bool] = Memory(len)
 
@@ -177,7 +174,6 @@ class Permissions:
 
     def _forget(self) -> None:
         # In place: others hold it.
-        self._open0.clear()
         self._published.clear()
         self._read.clear()
 
@@ -203,8 +199,6 @@ class Permissions:
             return None
         if steady and answer:
             self._published.put(topic, known | bit)
-            if bit == 1:
-                self._open0.put(topic, True)
         self._authorization.count(PUBLISH, "allow" if answer else "deny")
         return answer
 

@@ -1,7 +1,7 @@
 """Runs: PUBLISH packets that follow each other in one chunk and differ in packet id and payload alone.
 
 All packets of a run have the same first bytes (type and flags, remaining length, topic) and so the same size; no
-properties, neither DUP nor RETAIN, and QoS 0 or 1. A client that sends as fast as it may sends in runs, and most of
+properties, neither DUP nor RETAIN. A client that sends as fast as it may sends in runs, and most of
 what is to be done for a packet can be done once for its run. A packet alone is a run of one.
 """
 
@@ -36,18 +36,27 @@ def topic_bounds(packet: bytes) -> tuple[int, int]:
 
 
 def plain_ids(run: bytes, count: int, at: int, properties: bool) -> bytes:
-    """The packet ids of a run, all high bytes and then all low ones; `at` is where they begin in a packet. b"" if any
-    is 0 [MQTT-2.2.1-3] or, with `properties` (MQTT 5), if any packet has some."""
+    """The packet ids of a run, all high bytes and then all low ones; `at` is where they begin in a packet. Those of the
+    packets before the first of which the id is 0 [MQTT-2.2.1-3] or, with `properties` (MQTT 5), that has some."""
     size = len(run) // count
     high = run[at::size]
     low = run[at + 1 :: size]
-    if properties and run[at + 2 :: size].count(0) != count:
-        return b""
+    if properties:
+        lengths = run[at + 2 :: size]
+        if lengths.count(0) != count:
+            count -= len(lengths.lstrip(b"\0"))
     if 0 in low:
         for index in range(count):
             if not (high[index] or low[index]):
-                return b""
-    return high + low
+                count = index
+                break
+    return high[:count] + low[:count]
+
+
+def packet_ids(ids: bytes) -> list[int]:
+    """What `plain_ids` gives, as numbers."""
+    count = len(ids) // 2
+    return [high << 8 | low for high, low in zip(ids[:count], ids[count:], strict=True)]
 
 
 def with_packet_ids(run: bytes, count: int, at: int, first: int) -> bytes:
@@ -62,7 +71,7 @@ def with_packet_ids(run: bytes, count: int, at: int, first: int) -> bytes:
 
 
 def acknowledgements(ids: bytes, head: int) -> bytes:
-    """A PUBACK (`head` is its first byte) for each of the ids, as `plain_ids` gives them."""
+    """A PUBACK or PUBREC (`head` is its first byte) for each of the ids, as `plain_ids` gives them."""
     count = len(ids) // 2
     packets = bytearray((head, 2, 0, 0)) * count
     packets[2::4] = ids[:count]

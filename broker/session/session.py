@@ -14,259 +14,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from struct import Struct
-from typing import Protocol
 
 from broker.errors import ProtocolError
-from broker.message import Message
 from broker.session.counted import encoding_of
 from broker.session.encoding import Encoding
-from broker.session.run import Run
-
-#: Packet ids of queued messages wrap here; those above belong to the connection (shared groups).
-SEQ_MODULUS = 57344
-_LAST_PACKET_ID = 65535
+from broker.session.ports import GroupDelivery, GroupRun, StoredDelivery, Waiting
+from broker.session.runs import LAST_PACKET_ID, SEQ_MODULUS, Runs
 
 #: Messages sent before older ones, at most: then the queue is looked into.
 AHEAD_LIMIT = 1000
 _DUP = 8
 _QOS_MASK = 3
 
-#: An acknowledgement without a reason code: its first two bytes, and the packet id.
-_ACKNOWLEDGEMENT = Struct(">HH")
-_PUBACK = 0x4002
 
-
-class SessionOutput(Protocol):
-    """Where the packets of a session go. `version` is the protocol version."""
-
-    version: int
-
-    def room(self) -> bool:
-        """False while the connection's output buffer is over its bound: hold QoS > 0, drop QoS 0."""
-
-    def send_message(self, encoding: Encoding, flags: int, packet_id: int, subscription_ids: Sequence[int]) -> str:
-        """Returns "", or why the message was not sent: it is larger than the client accepts, or not for its eyes."""
-
-    def send_run(self, run: Run, first_id: int) -> bool:
-        """Sends a run of QoS 1 packets with packet ids from `first_id` on; False if they cannot be passed on as they
-        are, and nothing was done."""
-
-    def send_release(self, packet_id: int, reason_code: int) -> None:
-        """Send PUBREL."""
-
-
-class SessionStore(Protocol):
-    """What a session tells about its stored messages; see `cluster.api.Cluster`."""
-
-    def acknowledge(self, seq: int, sent_seq: int) -> None:
-        """Remove from the queue."""
-
-    def received(self, packet_id: int, seq: int, sent_seq: int) -> None:
-        """Move to releasing, then call `Session.release` with the packet id."""
-
-    def want_page(self, after_seq: int, limit: int) -> None:
-        """Fetch a page, then call `Session.page`."""
-
-    def group_done(self, entry: GroupDelivery) -> None:
-        """The receiver is done with a shared-subscription message."""
-
-    def group_run_done(self, group: object, entry_ids: Sequence[bytes]) -> None:
-        """The same for messages that came in runs."""
-
-    def dropped(self, message: Message, reason: str) -> None:
-        """A message will not be delivered to this session."""
-
-    def has_room(self) -> None:
-        """The window or the output buffer has room again: retained messages and groups may go on."""
-
-    def missing(self) -> None:
-        """A message came before an older one, which is to come another way: call `Session.look` if it does not."""
-
-
-class SessionWatch(Protocol):
-    """Is told, before it happens, of messages of a session that is followed."""
-
-    def waits(self, session: Session, message: Message) -> None:
-        """It is to wait in memory."""
-
-    def stored(self, session: Session, message: Message, seq: int) -> None:
-        """It is in the queue of the store; where it cannot be sent now, it waits there."""
-
-    def from_group(self, session: Session, message: Message, delivery: GroupDelivery) -> None:
-        """A shared subscription gives it to this session."""
-
-
-class GroupDelivery:
-    """A message of a shared subscription in the hands of one member."""
-
-    __slots__ = ("entry", "group", "subscription_ids")
-
-    def __init__(self, group: object, entry: object, subscription_ids: Sequence[int]) -> None:
-        self.group = group
-        self.entry = entry
-        self.subscription_ids = subscription_ids
-
-
-class GroupRun:
-    """Messages of a shared subscription that came as a run, in the hands of one member.
-
-    `messages` knows what all of the run are, and `places` which of them these are. Their packet ids are those from
-    `first` on."""
-
-    __slots__ = ("entry_ids", "first", "group", "messages", "places")
-
-    def __init__(self, group: object, messages: object, places: Sequence[int], entry_ids: Sequence[bytes]) -> None:
-        self.group = group
-        self.messages = messages
-        self.places = places
-        self.entry_ids = entry_ids
-        self.first = 0
-
-    def only(self, packet_id: int) -> GroupRun:
-        """A run of the one with this packet id."""
-        at = packet_id - self.first
-        return GroupRun(self.group, self.messages, (self.places[at],), (self.entry_ids[at],))
-
-
-class Waiting:
-    """A message of an ephemeral session that waits for the window."""
-
-    __slots__ = ("counts", "flags", "message", "subscription_ids")
-
-    def __init__(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> None:
-        self.message = encoding.message
-        self.counts = encoding.counts
-        self.flags = flags
-        self.subscription_ids = subscription_ids
-
-
-class StoredDelivery:
-    """A message of the store's queue on its way to a persistent session."""
-
-    __slots__ = ("encoding", "qos", "retain", "seq", "subscription_ids")
-
-    def __init__(self, seq: int, encoding: Encoding, qos: int, retain: bool, subscription_ids: Sequence[int]) -> None:
-        self.seq = seq
-        self.encoding = encoding
-        self.qos = qos
-        self.retain = retain
-        self.subscription_ids = subscription_ids
-
-
-class Session:
+class Session(Runs):
     """The sending side of one session on one connection."""
 
-    __slots__ = (
-        "_ahead",
-        "_asked_looks",
-        "_asked_top",
-        "_cursor",
-        "_dup_seq",
-        "_group_entries",
-        "_looks",
-        "_next_group_id",
-        "_next_packet_id",
-        "_paging",
-        "_queue",
-        "_queue_bytes",
-        "_releasing",
-        "_top",
-        "behind",
-        "closed",
-        "hungry",
-        "inflight",
-        "max_queue_bytes",
-        "max_queue_messages",
-        "output",
-        "persistent",
-        "promised",
-        "sent_seq",
-        "store",
-        "watch",
-        "window",
-    )
-
-    def __init__(
-        self,
-        output: SessionOutput,
-        store: SessionStore,
-        persistent: bool,
-        window: int,
-        max_queue_messages: int,
-        max_queue_bytes: int,
-    ) -> None:
-        self.output = output
-        self.store = store
-        self.persistent = persistent
-        self.window = window
-        self.max_queue_messages = max_queue_messages
-        self.max_queue_bytes = max_queue_bytes
-        #: packet id -> seq << 2 | QoS (seq 0 for messages without one)
-        self.inflight: dict[int, int] = {}
-        #: packet id -> seq; negative until the store knows of the PUBREC
-        self._releasing: dict[int, int] | None = None
-        self._group_entries: dict[int, GroupDelivery | GroupRun] | None = None
-        self._queue: deque[Waiting] | None = None
-        self._queue_bytes = 0
-        self._next_packet_id = 0
-        self._next_group_id = SEQ_MODULUS
-        #: All up to this seq were sent or are gone.
-        self._cursor = 0
-        #: Seqs beyond the next one that were sent already.
-        self._ahead: set[int] | None = None
-        #: The newest seq known, and what it was when a page was asked for.
-        self._top = 0
-        self._asked_top = 0
-        #: Looks into the queue that were wanted since it was last seen to its end, and likewise.
-        self._looks = 0
-        self._asked_looks = 0
-        self._dup_seq = 0
-        self._paging = False
-        #: True while a persistent session is fed by pages.
-        self.behind = False
-        self.sent_seq = 0
-        self.closed = False
-        #: Set while something outside waits for `SessionStore.has_room`.
-        self.hungry = False
-        #: Messages of groups that are being handed over to this session.
-        self.promised = 0
-        #: Set while somebody follows this session.
-        self.watch: SessionWatch | None = None
-
-    # -- the window
-
-    def credit(self) -> int:
-        """How many more messages may be sent now."""
-        if self.closed or not self.output.room():
-            return 0
-        return self.window - self.owed()
-
-    def owed(self) -> int:
-        """Messages that the receiver owes an answer for."""
-        releasing = self._releasing
-        return len(self.inflight) + (len(releasing) if releasing else 0)
-
-    @property
-    def newest_seq(self) -> int:
-        """The highest seq that this session was told of."""
-        return self._top
-
-    def waiting(self) -> int:
-        """Messages of an ephemeral session that wait in memory."""
-        return len(self._queue) if self._queue else 0
-
-    def oldest(self) -> int:
-        """Stays the same as long as the message does that the receiver has owed an answer for longest; 0: none."""
-        for packet_id, value in self.inflight.items():
-            return (value << 16 | packet_id) + 1
-        for packet_id in self._releasing or ():
-            return -packet_id
-        return 0
-
-    def idle(self) -> bool:
-        """Nothing waits behind the window: more may be offered."""
-        return not self.behind and not self._queue and self.credit() > self.promised
+    __slots__ = ()
 
     # -- ephemeral sessions
 
@@ -277,23 +41,6 @@ class Session:
             return self._wait(encoding, flags, subscription_ids)
         self._send_ephemeral(encoding, flags, subscription_ids)
         return True
-
-    def take_packet_ids(self, count: int) -> int:
-        """Packet ids for so many messages of QoS 1, which are sent at once and in flight now: the first of them; 0 if
-        something waits, or if they do not fit into the window."""
-        if self._queue or self.credit() < count:
-            return 0
-        first = self._next_packet_id + 1
-        if first + count > SEQ_MODULUS + 1:
-            first = 1
-        taken = dict.fromkeys(range(first, first + count), 1)
-        if not taken.keys().isdisjoint(self.inflight) or (
-            self._releasing and not taken.keys().isdisjoint(self._releasing)
-        ):
-            return 0
-        self.inflight.update(taken)
-        self._next_packet_id = first + count - 1
-        return first
 
     def _wait(self, encoding: Encoding, flags: int, subscription_ids: Sequence[int]) -> bool:
         message = encoding.message
@@ -374,33 +121,6 @@ class Session:
             self._ask_page()
         else:
             self._told(seq)
-
-    def stored_run(self, first: int, run: Run) -> bool:
-        """Live messages were stored at QoS 1 under the seqs from `first` on: send all if nothing stands in the way.
-        False if nothing was done, and `stored` is to be called for each."""
-        count = run.count
-        packet_id = 1 + first % SEQ_MODULUS
-        ids = range(packet_id, packet_id + count)
-        inflight = self.inflight
-        if (
-            self.behind
-            or self._ahead is not None
-            or first != self._cursor + 1
-            or self.watch is not None
-            or self.credit() < count
-            or first <= self._dup_seq
-            or packet_id + count > SEQ_MODULUS
-            or not inflight.keys().isdisjoint(ids)
-            or (self._releasing and not self._releasing.keys().isdisjoint(ids))
-            or not self.output.send_run(run, packet_id)
-        ):
-            return False
-        last = first + count - 1
-        inflight.update(zip(ids, range(first << 2 | 1, (last << 2 | 1) + 1, 4), strict=True))
-        self.sent_seq = max(self.sent_seq, last)
-        self._top = max(self._top, last)
-        self._cursor = last
-        return True
 
     def _told(self, seq: int) -> None:
         """One more is sent: the cursor moves, or has to wait for those between."""
@@ -516,11 +236,11 @@ class Session:
             self.watch.from_group(self, encoding.message, delivery)
         packet_id = self._next_group_id + 1
         while (
-            packet_id > _LAST_PACKET_ID
+            packet_id > LAST_PACKET_ID
             or packet_id in self.inflight
             or (self._releasing and packet_id in self._releasing)
         ):
-            packet_id = SEQ_MODULUS + 1 if packet_id >= _LAST_PACKET_ID else packet_id + 1
+            packet_id = SEQ_MODULUS + 1 if packet_id >= LAST_PACKET_ID else packet_id + 1
         self._next_group_id = packet_id
         refusal = self.output.send_message(encoding, qos << 1, packet_id, delivery.subscription_ids)
         if refusal:
@@ -530,27 +250,6 @@ class Session:
         if self._group_entries is None:
             self._group_entries = {}
         self._group_entries[packet_id] = delivery
-        return True
-
-    def deliver_group_run(self, run: Run, delivery: GroupRun) -> bool:
-        """Send messages of a group at QoS 1; False if nothing was done: `deliver_group` is to be called for each."""
-        first = self._next_group_id + 1
-        if first + run.count - 1 > _LAST_PACKET_ID:
-            first = SEQ_MODULUS + 1
-        taken = dict.fromkeys(range(first, first + run.count), 1)
-        if (
-            self.watch is not None
-            or not taken.keys().isdisjoint(self.inflight)
-            or (self._releasing and not taken.keys().isdisjoint(self._releasing))
-            or not self.output.send_run(run, first)
-        ):
-            return False
-        delivery.first = first
-        self.inflight.update(taken)
-        self._next_group_id = first + run.count - 1
-        if self._group_entries is None:
-            self._group_entries = {}
-        self._group_entries.update(dict.fromkeys(taken, delivery))
         return True
 
     def take_group_entries(self) -> list[GroupDelivery | GroupRun]:
@@ -576,31 +275,6 @@ class Session:
         self._settle(packet_id, value)
         self._room(now_ms)
         return True
-
-    def acked_groups(self, data: bytes) -> int:
-        """As `acked` for each PUBACK that `data`, a multiple of four bytes, begins with, as long as they have no reason
-        code and are of messages of one group that came in runs; returns how many."""
-        entries = self._group_entries
-        if entries is None or self._queue or self.behind or self.watch is not None:
-            return 0
-        inflight = self.inflight
-        group: object = None
-        done: list[bytes] = []
-        for head, packet_id in _ACKNOWLEDGEMENT.iter_unpack(data):
-            run = entries.get(packet_id)
-            if head != _PUBACK or not isinstance(run, GroupRun):
-                break
-            if run.group is not group:
-                if done:
-                    break
-                group = run.group
-            del entries[packet_id], inflight[packet_id]
-            done.append(run.entry_ids[packet_id - run.first])
-        if done:
-            self.store.group_run_done(group, done)
-            if self.hungry:
-                self.store.has_room()
-        return len(done)
 
     def received(self, packet_id: int, reason_code: int, now_ms: int) -> bool:
         """PUBREC; False if nothing is in flight under that id (the caller answers PUBREL 0x92)."""

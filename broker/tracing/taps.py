@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from broker.auth.api import READ
 from broker.codec.decode import decode
 from broker.codec.packets import CONNECT, KIND_NAMES, PUBACK, PUBCOMP, Packet, Publish
+from broker.codec.runs import packet_ids
 from broker.connection import Connection
 from broker.errors import PeerError
 from broker.gate import NOT_AUTHORIZED
@@ -25,7 +26,8 @@ from broker.routes import Subscriber
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED, OPEN
 from broker.session.negotiation import Agreement
-from broker.session.session import GroupDelivery, Session
+from broker.session.ports import GroupDelivery
+from broker.session.session import Session
 from broker.tracing.text import (
     acknowledgement_text,
     escaped,
@@ -117,7 +119,7 @@ class TracedConnection(Connection):
         """All of a client that is followed take the general way."""
         super().choose_way()
         if self._tap() is not None:
-            self._allowed = NOTHING
+            self._cleared = NOTHING
 
     def update_plain(self) -> None:
         super().update_plain()
@@ -157,6 +159,9 @@ class TracedConnection(Connection):
         shown["packet_bytes"] = end - start
         tap.add(traces, "packet", text, shown, "in", payload)
 
+    def _acknowledgements(self, head: int, data: bytes, at: int, budget: int) -> int:
+        return 0 if self._tap() is not None else super()._acknowledgements(head, data, at, budget)
+
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         tap = self._tap()
         if tap is not None and (traces := tap._tracer.taking(tap.traces)):
@@ -174,10 +179,9 @@ class TracedConnection(Connection):
             tap.add(traces, "packet" if sent else "drop", text if sent else f"{text}, too large", shown, "out")
         return sent
 
-    def send_acks(self, ids: bytes, reason_code: int) -> None:
-        count = len(ids) // 2
-        for high, low in zip(ids[:count], ids[count:], strict=True):
-            self.send_ack(PUBACK, high << 8 | low, reason_code)
+    def send_acks(self, kind: int, ids: bytes, reason_code: int) -> None:
+        for packet_id in packet_ids(ids):
+            self.send_ack(kind, packet_id, reason_code)
 
     def send_ack(self, kind: int, packet_id: int, reason_code: int) -> None:
         super().send_ack(kind, packet_id, reason_code)

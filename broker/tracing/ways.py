@@ -13,8 +13,9 @@ from broker.codec.runs import split_run, topic_bounds
 from broker.dispatch import Delivery, Dispatch
 from broker.message import Message
 from broker.routes import AckSlot, Route
+from broker.session.run import Run
 from broker.tracing.text import ITEMS_MAX, cut, escaped, message_shown, quoted, topic_text
-from cluster.api import REFUSED_FULL, Packets
+from cluster.api import REFUSED_FULL
 
 if TYPE_CHECKING:
     from broker.tracing.record import Trace
@@ -41,9 +42,8 @@ class TracedDispatch(Dispatch):
     def route(self, topic: bytes) -> Route:
         """Topics that are followed do not take the direct way."""
         route = super().route(topic)
-        if (route.live0 is not None or route.grouped) and self.tracer.by_topic(topic):
-            route.live0 = None
-            route.grouped = False
+        if (route.live0 is not None or route.run_qos) and self.tracer.by_topic(topic):
+            route.leave_direct_ways()
         return route
 
     def frame_arrived(self, family: int, run: bytes, count: int = 1) -> None:
@@ -55,7 +55,7 @@ class TracedDispatch(Dispatch):
         else:
             super().frame_arrived(family, run, count)
 
-    def run_arrived(self, packets: Packets) -> None:
+    def run_arrived(self, packets: Run) -> None:
         messages = packets.messages()
         first = next(messages)
         if self._followed(first)[0]:

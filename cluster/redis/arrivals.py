@@ -8,7 +8,8 @@ from typing import Protocol, cast
 
 from broker.log import get_logger
 from broker.message import Message
-from cluster.api import ClusterEvents, Packets, SessionRef
+from broker.session.run import Run
+from cluster.api import ClusterEvents, SessionRef
 from cluster.keys import partition_of
 from cluster.records import PUSHED_MESSAGE, PUSHED_RUN, queue_flags, unpack_body, unpack_push, unpack_stored
 from cluster.redis.feed import Entries
@@ -182,7 +183,7 @@ def _deliver(parts: Iterator[object], events: ClusterEvents) -> None:
         elif kind == PUSHED_RUN + 4 or kind == PUSHED_RUN + 5:
             data, count, accepted_at_ms, publisher = cast("tuple[bytes, int, int, bytes]", tuple(islice(parts, 4)))
             if data[0] & 6:
-                events.deliver_packets(Packets(kind - PUSHED_RUN, data, count, accepted_at_ms, publisher))
+                events.deliver_packets(Run(kind - PUSHED_RUN, data, count, accepted_at_ms, publisher))
             else:
                 frames(kind - PUSHED_RUN, data, count)
         elif kind == PUSHED_MESSAGE:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from broker.errors import StoreUnavailable
-from cluster.api import Extension, GroupTarget, NodeTarget, Packets, Publication, Target
+from broker.session.run import Run
+from cluster.api import Extension, GroupTarget, NodeTarget, Publication, Target
 from cluster.keys import Keys, partition_of
 from cluster.policy import ClusterLimits
 from cluster.records import pack_bodies, pack_body
@@ -148,7 +149,7 @@ class Batch:
                 (*(target.session_id for target in targets), *(group.group_id for group in groups)),
             )
 
-    def _relay(self, publication: Publication, packets: Packets) -> None:
+    def _relay(self, publication: Publication, packets: Run) -> None:
         item = Item(publication, b"", self._finished)
         item.waiting = 1 + len(publication.nodes)
         item.size = len(packets.data) + _TARGET_BYTES * packets.count

@@ -10,7 +10,8 @@ import trio
 
 from broker.codec.runs import split_run
 from broker.errors import ClusterError
-from cluster.api import NodeTarget, Packets
+from broker.session.run import Run
+from cluster.api import NodeTarget
 from cluster.keys import Keys
 from cluster.layout import RUNS
 from cluster.policy import MAX_CALL_BYTES
@@ -95,7 +96,7 @@ class NodeLane(Lane):
         if not self.dirty:
             self.touch()
 
-    def relay(self, packets: Packets, item: Item) -> None:
+    def relay(self, packets: Run, item: Item) -> None:
         """QoS 1 packets as they came; `item` is told when they are there."""
         chunk = self._last
         if chunk.size >= MAX_CALL_BYTES:
@@ -270,7 +271,7 @@ class Nodes:
         """See `Cluster.relays`."""
         return self._member.lowest_feature >= RUNS
 
-    def relay(self, targets: Sequence[NodeTarget], packets: Packets, item: Item) -> None:
+    def relay(self, targets: Sequence[NodeTarget], packets: Run, item: Item) -> None:
         """QoS 1 packets to each; `item` has to count an answer of each already."""
         for target in targets:
             self._lane(target.node).relay(packets, item)

@@ -11,16 +11,8 @@ import pytest
 import trio
 
 from broker.errors import SessionLost
-from cluster.api import (
-    HASH_TOPIC,
-    REFUSED_GONE,
-    ROUND_ROBIN,
-    Extension,
-    NodeTarget,
-    Packets,
-    StoredSubscription,
-    StoredWill,
-)
+from broker.session.run import Run
+from cluster.api import HASH_TOPIC, REFUSED_GONE, ROUND_ROBIN, Extension, NodeTarget, StoredSubscription, StoredWill
 from cluster.policy import ClusterLimits
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import Answer, GroupHand, WaitingPublication, World, message, served, target
@@ -161,7 +153,7 @@ async def test_g2_runs_for_the_sessions_of_another_node(store: RedisServer) -> N
         sent = []
         for number in range(0, 400, 4):
             packet = b"\x32\x09\x00\x01t\x00\x01%04d"
-            run = Packets(4, packet % number + packet % (number + 1) + packet % (number + 2), 3, 9, b"p" * 16)
+            run = Run(4, packet % number + packet % (number + 1) + packet % (number + 2), 3, 9, b"p" * 16)
             sent.append(one.start(WaitingPublication(message(), nodes=there, packets=run)))
             sent.append(one.start(WaitingPublication(message(payload=b"%04d" % (number + 3)), nodes=there)))
             if number % 40 == 0:
@@ -177,7 +169,7 @@ async def test_g2_runs_for_the_sessions_of_another_node(store: RedisServer) -> N
 async def test_g5_a_run_is_matched_again(store: RedisServer) -> None:
     async with two(store) as (one, other):
         at = await other.connect("c")
-        packets = Packets(4, b"\x32\x06\x00\x01t\x00\x01x", 1, 9, b"p" * 16)
+        packets = Run(4, b"\x32\x06\x00\x01t\x00\x01x", 1, 9, b"p" * 16)
         await other.subscribe(at, "t")
         publication = WaitingPublication(message(), nodes=[NodeTarget(member(other))], packets=packets)
         one.start(publication)

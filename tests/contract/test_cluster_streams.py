@@ -11,12 +11,12 @@ from typing import cast
 import pytest
 import trio
 
+from broker.session.run import Run
 from cluster.api import (
     REFUSED_GONE,
     Extension,
     NodeRoute,
     NodeTarget,
-    Packets,
     Publication,
     Route,
     SessionRef,
@@ -358,7 +358,7 @@ async def test_g15_a_full_stream_holds_publishers_up_until_its_node_is_overloade
             dropped = one.start(WaitingPublication(message(payload=b"dropped"), nodes=to))
             one.cluster.forward(to, 4, b"frame", 1)
             one.cluster.forward(to, 4, b"frameframe", 2)
-            run = Packets(4, b"\x32\x05\x00\x01t\x00\x01" * 3, 3, 0, b"")
+            run = Run(4, b"\x32\x05\x00\x01t\x00\x01" * 3, 3, 0, b"")
             relayed = one.start(WaitingPublication(message(), nodes=to, packets=run))
             await one.finished(dropped, relayed)
             assert (dropped.error, relayed.error) == (None, None)

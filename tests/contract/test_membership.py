@@ -12,8 +12,9 @@ import redis
 import trio
 
 from broker.errors import Fenced
+from broker.session.run import Run
 from cluster import layout
-from cluster.api import AttachRequest, NodeTarget, Packets, StoredSubscription
+from cluster.api import AttachRequest, NodeTarget, StoredSubscription
 from cluster.keys import Keys
 from cluster.policy import ClusterLimits
 from cluster.records import unpack_push
@@ -255,7 +256,7 @@ async def test_runs_go_to_nodes_that_know_them(place: Place) -> None:
         frame, numbered = b"\x30\x04\x00\x01tx", b"\x32\x06\x00\x01t\x00\x01x"
         there = [NodeTarget(membership_of(other).member)]
         stream = place.keys.node(membership_of(other).member) + b"in"
-        packets = Packets(4, numbered * 2, 2, 7, b"p" * 16)
+        packets = Run(4, numbered * 2, 2, 7, b"p" * 16)
         assert one.cluster.relays()
         with place.client() as client:
             one.cluster.forward(there, 4, frame * 2, 2)

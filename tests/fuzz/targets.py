@@ -19,8 +19,9 @@ from broker.message import Message
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
 from broker.session.encoding import Encoding
 from broker.session.machine import CLOSED, CONNECTING, NEW, OPEN, ConnectionMachine
+from broker.session.ports import GroupDelivery
 from broker.session.run import Run
-from broker.session.session import GroupDelivery, Session
+from broker.session.session import Session
 from broker.topics.names import check_topic_filter, check_topic_name, split_shared
 
 VERSIONS = (3, 4, 5)

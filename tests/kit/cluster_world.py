@@ -10,6 +10,7 @@ import trio
 
 from broker.codec.runs import split_run
 from broker.message import Message
+from broker.session.run import Run
 from cluster.api import (
     ROUND_ROBIN,
     Attachment,
@@ -21,7 +22,6 @@ from cluster.api import (
     GroupTarget,
     NodeRoute,
     NodeTarget,
-    Packets,
     Publication,
     Route,
     RouteChange,
@@ -103,7 +103,7 @@ class Events:
             self.frames.append((family, frame))
             self._note("frame")
 
-    def deliver_packets(self, packets: Packets) -> None:
+    def deliver_packets(self, packets: Run) -> None:
         self.delivered += [(message, True, []) for message in packets.messages()]
         self._note("packets")
 
@@ -197,7 +197,7 @@ class WaitingPublication(Publication):
         deduplicate: bool = False,
         nodes: Sequence[NodeTarget] = (),
         delay_s: int = 0,
-        packets: Packets | None = None,
+        packets: Run | None = None,
     ) -> None:
         super().__init__(message, list(targets), list(groups), retain, deduplicate, list(nodes), delay_s, packets)
         self.answers = 0

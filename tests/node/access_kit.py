@@ -34,7 +34,7 @@ class Rules:
         covers: Callable[[str], bool] = nothing,
     ) -> None:
         self.unrestricted = False
-        self.allowed0: dict[bytes, bool] = {}
+        self.cleared: dict[bytes, int] = {}
         self.changed: Callable[[], None] | None = None
         self.publish = publish
         self.read = read
@@ -57,8 +57,8 @@ class Rules:
         if topic in self.slow:
             return None
         allowed = self.publish(topic, qos, retain)
-        if allowed and not qos and not retain:
-            self.allowed0[topic] = True
+        if allowed:
+            self.cleared[topic] = self.cleared.get(topic, 0) | 1 << (2 * qos + retain)
         return allowed
 
     async def ask_publish(self, topic: bytes, qos: int, retain: bool) -> bool:
@@ -87,7 +87,7 @@ class Rules:
 
     async def renew(self) -> bool:
         self.renewed += 1
-        self.allowed0.clear()
+        self.cleared.clear()
         return True
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ from broker.codec.packets import (
 )
 from broker.codec.primitives import FrameBuffer
 from broker.config import Settings
+from broker.message import Message
 from broker.metrics import Metrics
 from broker.options.listener import Listener
 from broker.peer import Peer as Address
@@ -403,6 +404,20 @@ class World:
         [suback] = [packet for packet in packets if packet.kind == 9]  # messages may come before it [MQTT-3.8.4-1]
         peer.inbox.extend(packet for packet in packets if packet is not suback)
         return peer
+
+
+def count_general(world: World) -> list[int]:
+    """Counts the messages at QoS 1 and 2 that take the general way from now on, in the one element."""
+    dispatch = world.server.dispatch
+    publish = type(dispatch).publish
+    count = [0]
+
+    def counted(message: Message, *args: object, **options: object) -> bool:
+        count[0] += message.qos > 0
+        return publish(dispatch, message, *args, **options)  # type: ignore[arg-type]
+
+    dispatch.publish = counted  # type: ignore[method-assign]
+    return count
 
 
 @asynccontextmanager

@@ -92,7 +92,7 @@ async def test_a_run_is_what_its_packets_are(
     seed: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.abc.Clock
 ) -> None:
     all_, _ = await play(seed)
-    monkeypatch.setattr("broker.inbound.RUN_MAX", 0)
+    monkeypatch.setattr("broker.inbound_runs.RUN_MAX", 0)
     one, no_runs = await play(seed)
     assert not no_runs
     assert all_ == one

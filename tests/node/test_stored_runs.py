@@ -173,9 +173,9 @@ async def test_a_packet_id_0_in_a_run_is_an_error(version: int, autojump_clock: 
 def test_the_payloads_of_a_run() -> None:
     for family, version in ((5, V5), (4, V311)):
         packets = b"".join(encode(Publish("t/u", b"%03d" % at, 1, False, False, 9), version) for at in range(5))
-        assert Run(packets, 5, 7, family).payloads() == [b"%03d" % at for at in range(5)]
+        assert Run(family, packets, 5, 0, b"").payloads() == [b"%03d" % at for at in range(5)]
         empty = encode(Publish("t/u", b"", 1, False, False, 9), version) * 2
-        assert Run(empty, 2, 7, family).payloads() == [b"", b""]
+        assert Run(family, empty, 2, 0, b"").payloads() == [b"", b""]
 
 
 async def test_a_full_store_refuses_each_message_of_a_run(autojump_clock: trio.abc.Clock) -> None:

@@ -16,7 +16,7 @@ from broker.codec.packets import Disconnect, Puback, Publish
 from broker.config import Settings
 from broker.measuring.life import Measuring
 from broker.session.quotas import Quotas
-from cluster.api import Packets
+from broker.session.run import Run
 from tests.node.kit import World, serving
 
 
@@ -113,7 +113,7 @@ async def test_messages_of_other_nodes(autojump_clock: trio.abc.Clock) -> None:
         await world.settle()
         world.cluster.events.deliver_frame(5, b"\x30\x05\x00\x01a\x00x\x30\x05\x00\x01a\x00x", 2)
         run = b"\x32\x06\x00\x01a\x00\x01x\x32\x06\x00\x01a\x00\x02x"
-        world.cluster.events.deliver_packets(Packets(4, run, 2, 0, b""))
+        world.cluster.events.deliver_packets(Run(4, run, 2, 0, b""))
         await world.settle()
         assert [each.payload for each in await subscriber.publishes()] == [b"x"] * 6
         assert await _counts(office) == {"a": ([0, 0, 0], [6, 0, 0], 0)}

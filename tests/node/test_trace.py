@@ -36,11 +36,11 @@ from broker.message import Message
 from broker.options.authorization import RulesFile
 from broker.peer import Peer as Address
 from broker.session.quotas import Quotas
+from broker.session.run import Run
 from broker.session.session import Session
 from broker.tracing.record import BYTES_MAX, LINES_MAX, LINES_PER_S, Line, Spec, Trace
 from broker.tracing.text import escaped, quoted
 from broker.tracing.traces import KEEP_MS, RUNNING_MAX, TooMany
-from cluster.api import Packets
 from tests.node.kit import Peer, World, serving
 
 
@@ -194,7 +194,7 @@ async def test_afterwards_everything_is_as_before(autojump_clock: trio.abc.Clock
         client = await world.connect("c")
         server = world.server
         connection = server.clients["c"]
-        before = (connection._allowed, connection.plain)
+        before = (connection._cleared, connection.plain)
         for name, about in (("client_id", "c"), ("topic_filter", "#"), ("ip", "0.0.0.0/0")):
             begin(world, name, **{name: about})  # type: ignore[arg-type]
         assert type(connection) is not Connection and type(server.dispatch) is not Dispatch
@@ -204,7 +204,7 @@ async def test_afterwards_everything_is_as_before(autojump_clock: trio.abc.Clock
         await client.send(Pingreq())
         assert type(connection) is Connection and type(connection.session) is Session
         assert type(server.dispatch) is Dispatch and server.tracer is None
-        assert (connection._allowed, connection.plain) == before
+        assert (connection._cleared, connection.plain) == before
         assert not server.traces.taps and not server.traces.sessions
 
 
@@ -296,7 +296,7 @@ async def test_messages_of_other_nodes(autojump_clock: trio.abc.Clock) -> None:
         world.server.deliver_frame(4, b"\x30\x04\x00\x01tx")
         world.server.deliver_frame(5, b"\x30\x05\x00\x01t\x00y")
         world.server.deliver(Message(b"t", b"z", 1, False), True, ())
-        world.server.deliver_packets(Packets(4, b"\x32\x06\x00\x01t\x00\x011\x32\x06\x00\x01t\x00\x022", 2, 0, b""))
+        world.server.deliver_packets(Run(4, b"\x32\x06\x00\x01t\x00\x011\x32\x06\x00\x01t\x00\x022", 2, 0, b""))
         world.reactor.wake()
         assert await subscriber.payloads() == [b"x", b"y", b"z", b"1", b"2"]
         assert texts(trace, "route") == [f'"t" QoS {qos} came from another node' for qos in (0, 0, 1, 1, 1)]

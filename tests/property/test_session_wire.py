@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 
 from broker.message import Message
 from broker.session.encoding import Encoding
+from broker.session.ports import GroupDelivery, StoredDelivery
 from broker.session.run import Run
-from broker.session.session import SEQ_MODULUS, GroupDelivery, Session, StoredDelivery
+from broker.session.runs import SEQ_MODULUS
+from broker.session.session import Session
 
 PUBLISH, RELEASE = "PUBLISH", "PUBREL"
 ACK, RECEIVED, REFUSED, COMPLETE = "PUBACK", "PUBREC", "PUBREC 0x80", "PUBCOMP"

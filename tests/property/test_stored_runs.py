@@ -13,16 +13,17 @@ from broker.codec.packets import Publish
 from broker.codec.runs import acknowledgements, plain_ids, run_length, with_packet_ids
 from broker.message import Message
 from broker.session.encoding import Encoding
+from broker.session.ports import GroupDelivery, StoredDelivery
 from broker.session.run import Run
-from broker.session.session import SEQ_MODULUS, GroupDelivery, Session, StoredDelivery
+from broker.session.runs import SEQ_MODULUS
+from broker.session.session import Session
 from cluster.records import pack_bodies, pack_body
 
 
 def run_of(payloads: Sequence[bytes], first_id: int = 1, version: int = 5) -> Run:
     packets = [encode(Publish("t", each, 1, False, False, first_id + at), version) for at, each in enumerate(payloads)]
     data = b"".join(packets)
-    at = packets[0].index(b"\0\1t") + 3
-    return Run(data, len(packets), at, 5 if version == 5 else 4)
+    return Run(5 if version == 5 else 4, data, len(packets), 0, b"")
 
 
 @given(
@@ -37,11 +38,11 @@ def test_packets(size: int, count: int, first: int, given_id: int, version: int,
     payloads = [bytes([at]) * size for at in range(count)]
     run = run_of(payloads, first, version)
     assert run.payloads() == payloads
-    one = len(run.packets) // count
-    assert run_length(run.packets + rest, 0, one, run.packets[: run.id_at], 100) in (count, count + bool(rest))
-    ids = plain_ids(run.packets, count, run.id_at, version == 5)
+    one = len(run.data) // count
+    assert run_length(run.data + rest, 0, one, run.data[: run.id_at], 100) in (count, count + bool(rest))
+    ids = plain_ids(run.data, count, run.id_at, version == 5)
     assert acknowledgements(ids, 0x40) == b"".join(b"\x40\x02" + (first + at).to_bytes(2, "big") for at in range(count))
-    assert with_packet_ids(run.packets, count, run.id_at, given_id) == run_of(payloads, given_id, version).packets
+    assert with_packet_ids(run.data, count, run.id_at, given_id) == run_of(payloads, given_id, version).data
 
 
 @given(st.binary(max_size=300), st.lists(st.binary(min_size=40, max_size=40), min_size=1), st.integers(0, 300))

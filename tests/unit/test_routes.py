@@ -6,7 +6,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from broker.routes import Entry, RemoteNode, Route, Subscriber, Subscription, merge
+from broker.routes import (
+    NO_WAY,
+    TO_CLIENTS,
+    TO_NODES,
+    TO_QUEUES,
+    Entry,
+    RemoteNode,
+    Route,
+    Subscriber,
+    Subscription,
+    merge,
+)
+from broker.session.counted import TopicCount
 
 NO_LOCAL, AS_PUBLISHED = 4, 8
 
@@ -105,6 +117,50 @@ def test_qos0_packets_pass_unchanged_only_where_nothing_is_added(
         assert [subscriber.client_id for subscriber in route.live0] == ["other", "a"]
     else:
         assert route.live0 is None
+
+
+@pytest.mark.parametrize(
+    "subscriptions, run_qos",
+    [
+        ([(2, 0)], 1),
+        ([(1, 0)], 1),
+        ([(0, 0)], 0),
+        ([(0, 0), (1 | AS_PUBLISHED, 0)], 1),
+        ([(2, 7)], 0),
+        ([(2 | NO_LOCAL, 0)], 0),
+    ],
+)
+def test_who_gets_messages_at_their_own_qos(subscriptions: list[tuple[int, int]], run_qos: int) -> None:
+    other = Entry([Subscription(_subscriber("other"), 1, 0)])
+    route = Route("t", b"t", [other, _entry(*subscriptions)], [])
+    assert route.run_qos == run_qos
+    if run_qos:
+        assert [subscriber.client_id for subscriber in route.live0 or ()] == ["other", "a"]
+        route.leave_direct_ways()
+        assert (route.live0, route.run_way, route.run_qos) == (None, NO_WAY, 0)
+
+
+def test_the_way_of_runs() -> None:
+    """All receivers have it in common."""
+    here = Subscription(_subscriber("a"), 2, 0)
+    kept = Subscription(Subscriber(b"k", "kept", 1, True), 2, 0)
+    zero = Subscription(Subscriber(b"z", "zero", 1, True), 0, 0)
+    node = RemoteNode(b"b:1")
+    ways: dict[tuple[Subscription | RemoteNode, ...], tuple[int, int]] = {
+        (here,): (TO_CLIENTS, 2),
+        (kept,): (TO_QUEUES, 1),
+        (node,): (TO_NODES, 1),
+        (): (NO_WAY, 0),
+        (here, node): (NO_WAY, 0),
+        (kept, node): (NO_WAY, 0),
+        (here, kept): (NO_WAY, 0),
+        (kept, zero): (NO_WAY, 0),
+    }
+    for matched, way in ways.items():
+        route = merge("t", b"t", matched)
+        assert (route.run_way, route.run_qos) == way
+    for route in (merge("t", b"t", [here], refusal=0x87), merge("t", b"t", [here], counts=[TopicCount()])):
+        assert (route.run_way, route.run_qos) == (NO_WAY, 0)
 
 
 def test_each_other_node_is_there_once() -> None:

@@ -11,8 +11,10 @@ from broker.codec.packets import Puback, Publish
 from broker.errors import ProtocolError
 from broker.message import Message
 from broker.session.encoding import Encoding
+from broker.session.ports import GroupDelivery, GroupRun, StoredDelivery
 from broker.session.run import Run
-from broker.session.session import AHEAD_LIMIT, SEQ_MODULUS, GroupDelivery, GroupRun, Session, StoredDelivery
+from broker.session.runs import SEQ_MODULUS
+from broker.session.session import AHEAD_LIMIT, Session
 
 NOW_MS = 1_000_000
 
@@ -602,7 +604,7 @@ def test_group_messages_without_answer_go_back_oldest_first() -> None:
 def _group_run(first: int, count: int) -> tuple[Run, GroupRun]:
     packet = encode(Publish("t", b"g", 1, False, False, 1), 5)
     names = [b"%d-0" % (first + at) for at in range(count)]
-    return Run(packet * count, count, 5, 5), GroupRun(None, None, range(count), names)
+    return Run(5, packet * count, count, 0, b""), GroupRun(None, None, range(count), names)
 
 
 def _pubacks(*packet_ids: int) -> bytes:
@@ -618,7 +620,7 @@ def test_a_run_of_a_group_without_answer_goes_back_oldest_first() -> None:
     assert session.credit() == 3
     assert _published(ends.taken()) == list(range(first, first + 7))
     assert session.acked(first + 2, NOW_MS)
-    assert session.acked_groups(_pubacks(first + 4, first + 3, first + 6, first, first + 5)) == 3
+    assert session.acked_run(_pubacks(first + 4, first + 3, first + 6, first, first + 5)) == 3
     assert ends.taken() == [("group_done", b"%d-0" % number) for number in (2, 4, 3, 6)]
     assert session.credit() == 7
     left = session.take_group_entries()
@@ -646,13 +648,13 @@ def test_packet_ids_of_runs_of_groups_wrap() -> None:
 def test_what_is_no_plain_acknowledgement_of_a_run() -> None:
     session, _ = _ends()
     first = SEQ_MODULUS + 1
-    assert session.acked_groups(_pubacks(first)) == 0
+    assert session.acked_run(_pubacks(first)) == 0
     session.deliver_group_run(*_group_run(0, 4))
-    assert session.acked_groups(_pubacks(first + 9, first)) == 0
-    assert session.acked_groups(bytes((0x50, 2)) + first.to_bytes(2, "big")) == 0
-    assert session.acked_groups(_pubacks(first, first)) == 1
+    assert session.acked_run(_pubacks(first + 9, first)) == 0
+    assert session.acked_run(bytes((0x50, 2)) + first.to_bytes(2, "big")) == 0
+    assert session.acked_run(_pubacks(first, first)) == 1
     session.behind = True
-    assert session.acked_groups(_pubacks(first + 1)) == 0
+    assert session.acked_run(_pubacks(first + 1)) == 0
 
 
 def test_a_group_message_that_is_too_large() -> None:
