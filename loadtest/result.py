@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+KEPT = 0.98  # of the rate that was asked for: less is told
+GENERATOR_FULL_PERCENT, GENERATOR_LARGE_PERCENT, ALL_BUSY_PERCENT = 80, 35, 90
 
 #: Counts that have to be zero, but for those that a result allows.
 FAULTS = (
@@ -104,6 +106,8 @@ class Result:
     resident_kib: int | None = None
     generator_cpu_percent: float | None = None
     others_cpu_percent: float | None = None
+    busy_percent: float | None = None  # of all processors together, whoever used them: 100 is no time left
+    asked_per_s: float | None = None  # the rate of all streams together, where each of them has one
     series: list[Point] = field(default_factory=list)
     histogram: list[tuple[float, int]] = field(default_factory=list)  # of latency: (upper bound in ms, how many)
 
@@ -111,6 +115,23 @@ class Result:
     def faults(self) -> dict[str, int]:
         """The counts that had to be zero and are not."""
         return {name: n for name in FAULTS if name not in self.allowed and (n := int(getattr(self.counts, name)))}
+
+    @property
+    def permitted(self) -> dict[str, int]:
+        """What was lost, repeated or else, and may have been: the counts that are allowed and not zero."""
+        return {name: n for name in FAULTS if name in self.allowed and (n := int(getattr(self.counts, name)))}
+
+    @property
+    def rate_missed(self) -> bool:
+        """Whether less was sent in the window than `asked_per_s`."""
+        return self.asked_per_s is not None and (self.sent_per_s or 0.0) < KEPT * self.asked_per_s
+
+    @property
+    def generator_bound(self) -> bool:
+        """Whether the generator was, or may have been, what limited this run: the broker can do more."""
+        own = self.generator_cpu_percent or 0.0
+        contended = (self.busy_percent or 0.0) > ALL_BUSY_PERCENT and own > GENERATOR_LARGE_PERCENT
+        return own > GENERATOR_FULL_PERCENT or contended
 
     @property
     def status(self) -> int:
