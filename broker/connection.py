@@ -165,6 +165,7 @@ class Connection(Direct):
         size = len(data)
         at = 0
         allowance = budget
+        direct = 0
         # The first packet may be one that there is an answer about: it takes the way on which that is used up.
         cleared = self._cleared if self._answer is None else NOTHING
         is_open = machine.state == OPEN
@@ -208,19 +209,16 @@ class Connection(Direct):
                     if length > 2 and head in PLAIN:
                         count = self._run(routes, cleared, data, at, start, end, budget)
                     if count:
+                        if head == 0x30:
+                            direct += count
                         budget -= count - 1
                         end = at + count * (end - at)
                     else:
                         self._publish(head, data, start, end)
                 elif is_open and length == 2 and head in _PLAIN_ACKS:
-                    count = self._acknowledgements(head, data, at, budget)
-                    if count:
-                        budget -= count - 1
-                        end = at + 4 * count
-                    else:
-                        kind = head >> 4
-                        server.metrics.packets_received[kind] += 1
-                        self._acknowledgement(kind, data[start] << 8 | data[start + 1], 0)
+                    count = self._acknowledge(head, data, at, end, budget)
+                    budget -= count - 1
+                    end = at + 4 * count
                 else:
                     self._packet(head, data, start, end)
                     is_open = machine.state == OPEN
@@ -240,6 +238,9 @@ class Connection(Direct):
             self.fail(error)
         finally:
             server.reactor.handled += allowance - budget
+            if direct:
+                server.metrics.packets_received[PUBLISH] += direct
+                server.metrics.messages_received[0] += direct
         if machine.state != CLOSED:
             self._keep(data, at, budget)
 
@@ -303,6 +304,18 @@ class Connection(Direct):
         assert inbound is not None
         inbound.publish(head, data[start + 2 : body], data, body, end)
         self._answer = None  # it was about this packet, whatever became of that
+
+    def _acknowledge(self, head: int, data: bytes, at: int, end: int, budget: int) -> int:
+        """The plain acknowledgement in `data[at:end]`, and those behind it that may be taken note of in one go, at most
+        `budget`. How many it were."""
+        if end < len(data) and data[end] == head:
+            count = self._acknowledgements(head, data, at, budget)
+            if count:
+                return count
+        kind = head >> 4
+        self.metrics.packets_received[kind] += 1
+        self._acknowledgement(kind, data[end - 2] << 8 | data[end - 1], 0)
+        return 1
 
     def _acknowledgement(self, kind: int, packet_id: int, reason_code: int) -> None:
         session = self.session

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from broker.codec.packets import PUBCOMP, PUBLISH, PUBREL, V5
+from broker.codec.packets import PUBCOMP, PUBREL, V5
 from broker.codec.runs import run_length
 from broker.paced import Paced
-from broker.routes import Route
+from broker.routes import TO_NODES, Route
 from broker.transport.api import Stream
 
 if TYPE_CHECKING:
@@ -69,21 +69,22 @@ class Direct(Paced):
         if qos:
             inbound = self.inbound
             assert inbound is not None
+            same = data[at:body]
+            if not data.startswith(same, end) and route.run_way != TO_NODES:
+                return 0
             limit = min(limit, inbound.run_room(route, qos))
             if limit <= 0:
                 return 0
-            count = 1 if end == len(data) else run_length(data, at, end, data[at:body], limit)
+            count = run_length(data, at, end, same, limit)
             return inbound.publish_run(route, data[at : at + count * (end - at)], count, family, body - at)
         assert receivers is not None
         count = 1
-        if end < len(data):
-            count = run_length(data, at, end, data[at : body + family - 4], limit)
+        same = data[at : body + family - 4]
+        if data.startswith(same, end):
+            count = run_length(data, at, end, same, limit)
             end = at + count * (end - at)
         run = data[at:end]
-        server = self._server
-        dispatch = server.dispatch
-        server.metrics.packets_received[PUBLISH] += count
-        server.metrics.messages_received[0] += count
+        dispatch = self._server.dispatch
         if receivers:
             dispatch.passed = True
         if dispatch.forward_verbatim(receivers, route.topic, run, family, body - at, count) or route.nodes:
