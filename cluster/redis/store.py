@@ -414,6 +414,7 @@ class RedisCluster:
             attachment = await attach()
             if self.alone():
                 self._attached.attach(attachment.ref, 0)
+                self._attached.came(identifier)
                 return attachment
             self._takeover.began(identifier)  # as above
         except BaseException:
