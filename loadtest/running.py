@@ -204,14 +204,15 @@ class Run:
         self._empty_kib = resident_kb(tree(self.target.pids))
         before = Usage.now(engine, tree(self.target.pids))
         engine.open(clients)
-        left, deadline = len(clients), monotonic() + PATIENCE_S
+        patience_s = PATIENCE_S + (1 / self.scenario.connect_rate if self.scenario.connect_rate else 0)
+        left, deadline = len(clients), monotonic() + patience_s
         while engine.absent:
             await trio.sleep(STEP_S)
             if len(engine.absent) < left:
-                left, deadline = len(engine.absent), monotonic() + PATIENCE_S
+                left, deadline = len(engine.absent), monotonic() + patience_s
             elif monotonic() > deadline:
                 told = f": {engine.troubles[-1]}" if engine.troubles else ""
-                engine.fail(f"{left} of {len(clients)} clients got no answer for {PATIENCE_S:.0f} s{told}")
+                engine.fail(f"{left} of {len(clients)} clients got no answer for {patience_s:.0f} s{told}")
                 await trio.sleep_forever()
         took = engine.last_connected_ns / 1e9 - before.at
         self.result.connects_per_s = len(clients) / took if took > 0 else None

@@ -105,6 +105,11 @@ def _answering(port: int) -> Callable[[], Address | None]:
     return address
 
 
+def environment() -> dict[str, str]:
+    """Return what a broker gets of the environment: nothing that would configure a node."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ROOKERY_")}
+
+
 @contextmanager
 def _process(
     command: list[str], folder: Path, label: str, address: Callable[[], Address | None]
@@ -112,7 +117,9 @@ def _process(
     """Start a process, wait until it has an address, and end it with the block."""
     log_path = folder / f"{label}.log"
     with log_path.open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.PIPE, env=environment()
+        )
     try:
         deadline = monotonic() + START_S
         while (found := address()) is None:
@@ -302,7 +309,7 @@ def _lacking(**programs: tuple[str, ...]) -> Callable[[], str]:
 def _said(command: Sequence[str], pattern: str) -> str:
     """Return what a program says of its version, `unknown` if it does not."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, env=environment())
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     found = re.search(pattern, done.stdout + done.stderr)

@@ -28,7 +28,7 @@ BLOCKS = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in sorted(SECURITY.parent.glob("*.md"))
     for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL))
-    if "[[rule]]" not in block and "[project" not in block
+    if not any(sign in block for sign in ("[[rule]]", "[project", "[[also]]"))
 ]
 
 

@@ -166,3 +166,9 @@ def test_wrong_addresses(url: str, text: str) -> None:
 def test_several_addresses() -> None:
     found = resolve_all(["127.0.0.1:1,127.0.0.1:2", "127.0.0.1:3"])
     assert [address.port for address in found] == [1, 2, 3]
+
+
+def test_the_scenario_of_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "loadtest.md").read_text("utf-8")
+    [block] = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(parse(tomllib.loads(block), "docs", "loadtest.md").streams) == 2
