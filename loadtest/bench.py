@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         return status
     try:
         old = Record.read(options.figures) if options.figures.exists() else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         compare.stderr(f"loadtest: {options.figures}: {error}")
         return 2
     changes = record.changes(new, old)

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from loadtest import reading
 from loadtest.report import cell
 from loadtest.result import Report
 from loadtest.summary import CONNECT_CPU, CONNECTS, CPU, MEMORY, P99, RECEIVED, Figure, Row, ratio, rows
@@ -57,19 +57,8 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Record:
         """Read what `write` wrote; ValueError if it is something else."""
-        content = json.loads(path.read_text("utf-8"))
-        if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
-            raise ValueError(f"{path}: not a record of schema {SCHEMA}")
-        found = {name: _scenario(each) for name, each in content.pop("scenarios").items()}
-        return cls(**content, scenarios=found)
-
-
-def _scenario(content: Mapping[str, Any]) -> Scenario:
-    brokers = {
-        broker: {name: Median(**each) for name, each in figures.items()}
-        for broker, figures in content["brokers"].items()
-    }
-    return Scenario(content["title"], brokers)
+        found: Record = reading.value(reading.content(path, SCHEMA, "record"), cls, "record")
+        return found
 
 
 def figures_of(row: Row) -> list[Figure]:

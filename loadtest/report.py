@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         report = Report.read(options.file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         print(f"loadtest: {options.file}: {error}", file=sys.stderr)
         return 1
     show(report, markdown=options.markdown, html_path=options.html)

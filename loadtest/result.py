@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from loadtest import reading
+
 SCHEMA = 1
 KEPT = 0.98  # of the rate that was asked for: less is told
 GENERATOR_FULL_PERCENT, GENERATOR_LARGE_PERCENT, ALL_BUSY_PERCENT = 80, 35, 90
@@ -146,19 +148,9 @@ class Result:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Result:
-        """Return what `as_dict` gave; keys of a later version are left out."""
-        known = _known(cls, content)
-        known["counts"] = Counts(**_known(Counts, known.get("counts", {})))
-        for name in ("latency_ms", "ack_ms", "connect_ms", "pace_lag_ms"):
-            known[name] = Percentiles(**_known(Percentiles, known.get(name, {})))
-        known["series"] = [Point(**_known(Point, point)) for point in known.get("series", ())]
-        known["histogram"] = [(upper, count) for upper, count in known.get("histogram", ())]
-        return cls(**known)
-
-
-def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    names = {each.name for each in dataclasses.fields(kind)}
-    return {name: value for name, value in content.items() if name in names}
+        """Return what `as_dict` gave; keys of a later version are left out. ValueError if it is something else."""
+        found: Result = reading.value(content, cls, "result")
+        return found
 
 
 def now() -> str:
@@ -195,7 +187,5 @@ class Report:
     @classmethod
     def read(cls, path: Path) -> Report:
         """Read a report file; ValueError if it is none."""
-        content = json.loads(path.read_text("utf-8"))
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            raise ValueError(f"{path}: not a report of schema {SCHEMA}")
-        return cls([Result.from_dict(each) for each in content["results"]], content["machine"], content["started"])
+        report: Report = reading.value(reading.content(path, SCHEMA, "report"), cls, "report")
+        return report

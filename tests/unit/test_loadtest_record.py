@@ -36,10 +36,16 @@ def test_a_record_is_read_again(tmp_path: Path) -> None:
     assert (kept.value, kept.spread) == (111_700.0, 0.21)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"schema": 2}', "nonsense"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[]", "{}", '{"schema": 2}', "nonsense", '{"schema": 1}'),
+        '{"schema": 1, "recorded": "", "machine": {}, "runs": 1, "seconds": 1, "scenarios": []}',
+    ],
+)
 def test_what_is_no_record_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "f.json").write_text(content, "utf-8")
-    with pytest.raises(ValueError, match=r"not a record|Expecting value"):
+    with pytest.raises(ValueError, match=r"not a record|Expecting value|record: no recorded|scenarios: \[\] is not"):
         Record.read(tmp_path / "f.json")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +84,44 @@ def test_what_is_no_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "r.json").write_text(content, "utf-8")
     assert main([str(tmp_path / "r.json")]) == 1
     assert "r.json" in capsys.readouterr().err
+
+
+def _changed(*steps: str | int, to: Any) -> Any:
+    """A report with one value that is something else."""
+    found = report(drawn("p2p1", "rookery", 1000)).as_dict()
+    inner: Any = found
+    for step in steps[:-1]:
+        inner = inner[step]
+    inner[steps[-1]] = to
+    return found
+
+
+@pytest.mark.parametrize(
+    "steps, to, said",
+    [
+        (("results",), [1], "results[0]: 1 is no object"),
+        (("machine",), [1], "machine: [1] is not a list or an object"),
+        (("machine",), {"python": [3]}, "machine.python: [3] is not text or an integer"),
+        (("results", 0, "counts"), None, "counts: None is no object"),
+        (("results", 0, "settings"), None, "settings: None is not"),
+        (("results", 0, "received_per_s"), "many", "received_per_s: 'many' is not a number"),
+        (("results", 0, "seconds"), True, "seconds: True is not a number"),
+        (("results", 0, "counts", "lost"), 1.5, "counts.lost: 1.5 is not an integer"),
+        (("results", 0, "series", 0, "t"), float("nan"), "t: not a finite number"),
+        (("results", 0, "histogram", 0), [1, 2, 3], "histogram[0]: [1, 2, 3] is not"),
+        (("results", 0, "seconds"), 10**400, "seconds: not a finite number"),
+        (("results", 0, "interrupted"), 1, "interrupted: 1 is not true or false"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: tuple[str | int, ...], to: Any, said: str
+) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(_changed(*steps, to=to)), "utf-8")
+    assert main([str(tmp_path / "r.json")]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_keys_of_a_later_version_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(_changed("results", 0, "counts", "later", to={})), "utf-8")
+    assert main([str(tmp_path / "r.json")]) == 0
