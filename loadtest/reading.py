@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -44,13 +45,13 @@ def value(given: Any, kind: Any, where: str) -> Any:
 
 
 def _one_of(given: Any, kinds: tuple[Any, ...], where: str) -> Any:
-    for kind in kinds:
-        if (kind is type(None)) == (given is None):
-            try:
-                return value(given, kind, where)
-            except ValueError:
-                if kind is kinds[-1] or type(None) in kinds:
-                    raise
+    """Return what is of one of these types; of one type or null the trouble is told as that of the type."""
+    able = [kind for kind in kinds if (kind is type(None)) == (given is None)]
+    if len(able) == 1:
+        return value(given, able[0], where)
+    for kind in able:
+        with contextlib.suppress(ValueError):
+            return value(given, kind, where)
     raise ValueError(f"{where}: {given!r:.40} is not {' or '.join(_NAMES.get(each, str(each)) for each in kinds)}")
 
 
