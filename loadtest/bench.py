@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     changes = record.changes(new, old)
     print()
-    print(report.aligned(*record.table(changes), "markdown" if options.markdown else report.best_style()))
+    print(report.suiting(*record.table(changes), markdown=options.markdown))
     print("\n" + "\n".join(record.remarks(changes, new, old)))
     if not options.strict:
         return 0

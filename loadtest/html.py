@@ -10,7 +10,7 @@ from html import escape
 
 from loadtest.plots import STYLE, Bars, Plot, Series, as_table, bars_svg, number, svg
 from loadtest.result import FAULTS, Percentiles, Report, Result
-from loadtest.summary import CONNECTS, MEMORY, P99, RECEIVED, Figure, Row, by_scenario, ratio, rows
+from loadtest.summary import CONNECTS, MEMORY, P99, RECEIVED, Figure, Row, by_scenario, notes, ratio, rows, worded
 
 PER_DECADE = 12  # columns of a histogram
 MOST_POINTS = 240  # of a line
@@ -54,7 +54,7 @@ def _grid(caption: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> 
 
 def _kind(name: str, text: str) -> str:
     if name == "faults":
-        return ' class="left wrap"' if text == "none" else ' class="left wrap bad"'
+        return ' class="left wrap"' if text.startswith("none") else ' class="left wrap bad"'
     return ' class="left wrap"' if name in ("broker", "value") else ""
 
 
@@ -189,13 +189,28 @@ def _details(of_scenario: Sequence[Row]) -> list[str]:
 
 
 def _verdict(all_rows: Sequence[Row]) -> str:
+    """What is wrong; what was lost, repeated or out of order although that is permitted; or that nothing was."""
     faults = {name: sum(row.faults.get(name, 0) for row in all_rows) for name in FAULTS}
-    failed = [row for row in all_rows if row.failure]
-    told = [f"{count:,} {name.replace('_', ' ')}" for name, count in faults.items() if count]
-    told += [f"{row.title}, {row.broker}: {row.failure}" for row in failed]
-    if told:
-        return f'<p class="bad">{escape("; ".join(told))}</p>'
-    return "<p>Nothing was lost, repeated or out of order.</p>"
+    told = [worded(name, count) for name, count in faults.items() if count]
+    for row in all_rows:
+        failed = (
+            [f"{len(row.runs) - len(row.good)} of {len(row.runs)} runs failed"] if len(row.good) < len(row.runs) else []
+        )
+        troubles = [row.failure] if row.failure else [*failed, *([row.silent] if row.silent else [])]
+        told += [f"{row.title}, {row.broker}: {text}" for text in troubles]
+    permitted = [f"{row.title}, {row.broker}: {text}" for row in all_rows for text in row.permitted]
+    cut_short = [
+        f"{row.title}, {row.broker}: interrupted" for row in all_rows if any(run.interrupted for run in row.runs)
+    ]
+    missed = [f"{row.title}, {row.broker}: {row.missed}" for row in all_rows if row.missed]
+    parts = [f'<p class="bad">{escape("; ".join(told))}</p>'] if told else []
+    if not told and not any(row.permitted for row in all_rows):
+        received = sum(run.counts.received for row in all_rows for run in row.runs)
+        parts.append(
+            f"<p>{'Nothing was lost, repeated or out of order.' if received else 'No faults; no messages.'}</p>"
+        )
+    parts += [f"<p>{escape(text)}</p>" for text in (*permitted, *missed, *cut_short, *notes(all_rows))]
+    return "".join(parts)
 
 
 def page(report: Report, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

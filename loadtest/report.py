@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from loadtest import html
 from loadtest.result import Report, Result
-from loadtest.summary import FIGURES, NOISE_PERCENT, Row, brokers, by_scenario, ratio, rows
+from loadtest.summary import FIGURES, Row, brokers, by_scenario, notes, ratio, rows
 
 Style = Literal["text", "markdown", "rich"]
 
@@ -49,6 +52,7 @@ def ratios(row: Row, first: Row) -> tuple[float | None, float | None]:
 
 def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], style: Style = "text") -> str:
     """Return a table in columns: names to the left, numbers to the right."""
+    lines = [[plain(text) for text in line] for line in lines]
     if style == "rich":
         return _rich(head, lines)
     escaped = [[text.replace("|", "\\|") for text in line] for line in lines] if style == "markdown" else lines
@@ -83,17 +87,61 @@ def _rich(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    if not fits(head, lines, console.width):
+        return blocks(head, lines, console.width)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for index, name in enumerate(head):
         to_left = _is_text([line[index] for line in lines])
-        table.add_column(name, justify="left" if to_left else "right", overflow="fold")
+        least = longest_word([name, *(line[index] for line in lines)])
+        table.add_column(name, justify="left" if to_left else "right", overflow="fold", min_width=least)
     for line in lines:
-        styles = ["red" if name == "faults" and text != "none" else "" for name, text in zip(head, line, strict=True)]
+        styles = ["red" if faulty(name, text) else "" for name, text in zip(head, line, strict=True)]
         table.add_row(*(Text(text, style) for text, style in zip(line, styles, strict=True)))
-    console = Console()
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip("\n")
+
+
+def longest_word(texts: Iterable[str]) -> int:
+    """Return how wide a column of these texts has to be, so that no word is broken."""
+    return max((len(word) for text in texts for word in text.split()), default=1)
+
+
+def fits(head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> bool:
+    """Return whether a table that folds between words has room; a column has two spaces around it."""
+    return sum(longest_word(column) + 2 for column in zip(head, *lines, strict=True)) <= width
+
+
+def narrow(head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> str:
+    """Return a table in columns if it has room in so many, else as blocks."""
+    made = aligned(head, lines)
+    return made if all(len(line) <= width for line in made.splitlines()) else blocks(head, lines, width)
+
+
+def blocks(head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> str:
+    """Return each line of a table as a block of lines, for those who have no room for columns."""
+    label = max(len(name) for name in head)
+    parts = []
+    for line in lines:
+        told = textwrap.wrap(line[0], width, break_long_words=False) or [""]
+        for name, text in zip(head[1:], line[1:], strict=True):
+            first, rest = f"  {name:<{label}}  ", " " * (label + 4)
+            told += textwrap.wrap(
+                text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False
+            ) or [first.rstrip()]
+        parts.append("\n".join(told))
+    return "\n\n".join(parts)
+
+
+def faulty(name: str, text: str) -> bool:
+    """Return whether a cell tells of faults."""
+    return name == "faults" and not text.startswith("none")
+
+
+def plain(text: str) -> str:
+    """Return a text as a terminal may get it, whoever wrote it: in one line, nothing in it that the terminal obeys."""
+    return "".join("?" if unicodedata.category(sign)[0] == "C" else sign for sign in " ".join(text.split()))
 
 
 def best_style() -> Style:
@@ -103,16 +151,15 @@ def best_style() -> Style:
 
 def table(results: Iterable[Result], style: Style | None = None) -> str:
     """Return the table of medians, by default as suits standard output."""
-    return aligned(*cells(results), style or best_style())
+    return suiting(*cells(results)) if style is None else aligned(*cells(results), style)
 
 
-def noise(results: Iterable[Result]) -> str:
-    """Return a sentence about runs that other processes disturbed, empty if there are none."""
-    every = list(results)
-    disturbed = sum(row.disturbed for row in rows(every))
-    if not disturbed:
-        return ""
-    return f"In {disturbed} of {len(every)} runs other processes used over {NOISE_PERCENT:.0f} % of a processor."
+def suiting(head: Sequence[str], lines: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+    """Return a table as suits standard output, or as Markdown."""
+    style = "markdown" if markdown else best_style()
+    if style == "text" and sys.stdout.isatty():
+        return narrow(head, lines, shutil.get_terminal_size().columns)
+    return aligned(head, lines, style)
 
 
 def status(results: Iterable[Result]) -> int:
@@ -126,22 +173,35 @@ def about(report: Report) -> str:
     told = []
     for name, value in report.machine.items():
         told.append({"processors": f"{value} processors", "system": str(value)}.get(name, f"{name} {value}"))
-    return f"{', '.join(told)}; {report.started}"
+    return plain(f"{', '.join(told)}; {report.started}")
 
 
 def write_html(path: Path, report: Report) -> None:
     """Write the page of a report."""
-    path.write_text(html.page(report, *cells(report.results)), "utf-8")
+    path.write_text(html.page(report, *cells(report.results)), "utf-8", "replace")
 
 
-def show(report: Report, *, markdown: bool = False, html_path: Path | None = None) -> None:
-    """Print a report as a table, and write its page if one is wanted."""
+def show(
+    report: Report, *, markdown: bool = False, html_path: Path | None = None, json_path: Path | None = None
+) -> int:
+    """Print a report as a table, then write its files; returns the exit status, 2 at least if one cannot be written."""
     print(about(report) + "\n")
     print(table(report.results, "markdown" if markdown else None))
-    if told := noise(report.results):
-        print("\n" + told)
-    if html_path is not None:
-        write_html(html_path, report)
+    if told := notes(rows(report.results)):
+        print("\n" + "\n".join(told))
+    written = write(json_path, report.write) & write(html_path, lambda path: write_html(path, report))
+    return status(report.results) if written else max(2, status(report.results))
+
+
+def write(path: Path | None, by: Callable[[Path], object]) -> bool:
+    """Write a file that was asked for; says so and returns False if that is not possible."""
+    try:
+        if path is not None:
+            by(path)
+    except OSError as error:
+        print(f"rookery-loadtest: {path}: {error.strerror or error}", file=sys.stderr)
+        return False
+    return True
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -156,5 +216,4 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"loadtest: {options.file}: {error}", file=sys.stderr)
         return 1
-    show(report, markdown=options.markdown, html_path=options.html)
-    return status(report.results)
+    return show(report, markdown=options.markdown, html_path=options.html)

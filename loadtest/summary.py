@@ -108,18 +108,78 @@ class Row:
         return ordered[(len(ordered) - 1) // 2]
 
     @property
-    def remarks(self) -> str:
-        """Faults, failed and disturbed runs in words, `none` if there are none."""
+    def bound(self) -> int:
+        """Runs that the generator may have limited, not the broker."""
+        return sum(run.generator_bound for run in self.good)
+
+    @property
+    def permitted(self) -> list[str]:
+        """What was lost, repeated or else and may have been, with the reason."""
+        counts = {name: sum(run.permitted.get(name, 0) for run in self.runs) for name in FAULTS}
+        return [f"{worded(name, count)} ({self._reason(name)})" for name, count in counts.items() if count]
+
+    def _reason(self, name: str) -> str:
+        if name == "unacknowledged":
+            return "interrupted"
+        settings = self.typical.settings
+        also = settings.get("also")
+        streams = [settings, *(also if isinstance(also, list) else [])]
+        if name == "lost" and any(isinstance(each, dict) and each.get("qos") == 0 for each in streams):
+            return "QoS 0 permits it"
+        return "permitted: connections were cut"
+
+    @property
+    def silent(self) -> str:
+        """Says that nothing came though something was sent, or is empty."""
+        sent, received = (sum(getattr(run.counts, name) for run in self.good) for name in ("sent", "received"))
+        if sent and not received:
+            return f"nothing arrived of {sent:,} sent"
+        return "nothing arrived in the window" if sent and self.median(RECEIVED) == 0 else ""
+
+    @property
+    def missed(self) -> str:
+        """Says that the generator did not keep the rate, or is empty."""
+        run = next((run for run in self.good if run.rate_missed), None)
+        return f"rate not kept: {run.sent_per_s or 0:,.0f}/s sent of {run.asked_per_s or 0:,.0f}/s" if run else ""
+
+    @property
+    def troubles(self) -> list[str]:
+        """Faults and failed runs in words."""
         if self.failure:
-            return f"failed: {self.failure}"
-        told = [f"{count:,} {name.replace('_', ' ')}" for name, count in self.faults.items()]
+            return [f"failed: {self.failure}"]
+        told = [worded(name, count) for name, count in self.faults.items()]
         if failed := len(self.runs) - len(self.good):
             told.append(f"{failed} of {len(self.runs)} runs failed")
-        if self.disturbed:
-            told.append(f"{self.disturbed} of {len(self.runs)} runs disturbed")
-        if any(run.interrupted for run in self.runs):
-            told.append("interrupted")
-        return ", ".join(told) or "none"
+        return told + ([self.silent] if self.silent else [])
+
+    @property
+    def remarks(self) -> str:
+        """Faults in words, `none` without any; after a semicolon what else is to be known of the runs."""
+        notes = self.permitted
+        for count, what in ((self.disturbed, "disturbed"), (self.bound, "generator-bound")):
+            if count:
+                notes.append(f"{count} of {len(self.runs)} runs {what}" if len(self.runs) > 1 else what)
+        notes += [self.missed] if self.missed else []
+        notes += ["interrupted"] if any(run.interrupted for run in self.runs) else []
+        return "; ".join([", ".join(self.troubles) or "none", *notes])
+
+
+def worded(name: str, count: int) -> str:
+    """Return a count of faults in words."""
+    return f"{count:,} {name.replace('_', ' ')}"
+
+
+def notes(all_rows: Sequence[Row]) -> list[str]:
+    """Return sentences about what keeps figures from being those of the brokers."""
+    count, told = sum(len(row.runs) for row in all_rows), []
+    if disturbed := sum(row.disturbed for row in all_rows):
+        told.append(f"In {disturbed} of {count} runs other processes used over {NOISE_PERCENT:.0f} % of a processor.")
+    if bound := sum(row.bound for row in all_rows):
+        told.append(
+            f"In {bound} of {count} runs the generator may have been the limit (generator-bound): "
+            "the broker can do more than the rate says, and ratios to a slower one are understated."
+        )
+    return told
 
 
 def median(values: Sequence[float]) -> float | None:

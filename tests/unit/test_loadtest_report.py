@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.report import aligned, main, noise, status, table
+from loadtest import html
+from loadtest.report import Style, aligned, cells, main, narrow, show, status, table
+from loadtest.summary import notes, rows
 from tests.kit.load_results import drawn, report, result
 
 
@@ -57,8 +59,86 @@ def test_a_table_in_colours_says_the_same() -> None:
 
 
 def test_noise_is_told() -> None:
-    assert noise([result()]) == ""
-    assert noise([result(others=50.0), result()]) == "In 1 of 2 runs other processes used over 40 % of a processor."
+    assert notes(rows([result()])) == []
+    assert notes(rows([result(others=50.0), result()])) == [
+        "In 1 of 2 runs other processes used over 40 % of a processor."
+    ]
+
+
+def test_runs_that_the_generator_limited_are_marked() -> None:
+    own, busy, idle = result("own"), result("busy"), result("idle")
+    own.generator_cpu_percent = 85.0
+    busy.generator_cpu_percent, busy.busy_percent = 40.0, 95.0
+    idle.generator_cpu_percent, idle.busy_percent = 40.0, 60.0
+    assert [row.remarks for row in rows([own, busy, idle])] == [
+        "none; generator-bound",
+        "none; generator-bound",
+        "none",
+    ]
+    [told] = notes(rows([own, busy, idle]))
+    assert told.startswith("In 2 of 3 runs the generator may have been the limit")
+    assert "generator-bound" in html.page(report(own), *cells([own]))
+
+
+def test_what_may_be_lost_is_told_as_such() -> None:
+    run = result(settings={"qos": 0}, sent=10, expected=10, received=5, lost=5)
+    run.allowed = ["lost"]
+    assert rows([run])[0].remarks == "none; 5 lost (QoS 0 permits it)"
+    text = html.page(report(run), *cells([run]))
+    assert "5 lost (QoS 0 permits it)" in text
+    assert "Nothing was lost" not in text
+    assert 'class="bad"' not in text
+    cut = result(settings={"qos": 1}, sent=10, expected=10, received=10, duplicated=2)
+    cut.allowed = ["duplicated"]
+    assert rows([cut])[0].remarks == "none; 2 duplicated (permitted: connections were cut)"
+    fine = result(sent=10, expected=10, received=10)
+    assert "Nothing was lost" in html.page(report(fine), *cells([fine]))
+    assert "No faults; no messages." in html.page(report(result()), *cells([result()]))
+
+
+def test_that_nothing_arrived_is_seen() -> None:
+    run = result(rate=0.0, settings={"qos": 0}, sent=1000, expected=1000, lost=1000)
+    run.allowed = ["lost"]
+    assert rows([run])[0].remarks == "nothing arrived of 1,000 sent; 1,000 lost (QoS 0 permits it)"
+    assert 'class="bad">title of p2p1, rookery: nothing arrived of 1,000 sent' in html.page(report(run), *cells([run]))
+    late = result(rate=0.0, sent=10, expected=10, received=10)
+    assert rows([late])[0].remarks == "nothing arrived in the window"
+
+
+def test_a_rate_that_was_not_kept_is_told() -> None:
+    run = result(settings={"rate": 10_000.0}, sent=1, expected=1, received=1)
+    run.asked_per_s, run.sent_per_s = 10_000.0, 812.0
+    assert rows([run])[0].remarks == "none; rate not kept: 812/s sent of 10,000/s"
+    assert "rate not kept" in html.page(report(run), *cells([run]))
+
+
+def test_a_terminal_gets_nothing_that_it_obeys() -> None:
+    made = table([result(title="a\x1b[31mb\nc\x9b\u202e", failure="x\x07")], "text")
+    assert "a?[31mb c??" in made
+    assert "failed: x?" in made
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("style", ["rich", "text"])
+def test_narrow_terminals_break_no_words(monkeypatch: pytest.MonkeyPatch, width: int, style: Style) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    runs = [
+        drawn("p2p1", broker, 1000, title="publishers to subscribers, QoS 1") for broker in ("mosquitto", "rookery")
+    ]
+    head, lines = cells(runs)
+    made = table(runs, "rich") if style == "rich" else narrow(head, lines, width)
+    words = {word for line in [head[1:], *lines] for text in line for word in text.split()}
+    assert words <= set(made.split())
+    assert all(len(line) <= width for line in made.splitlines())
+
+
+def test_files_that_cannot_be_written_cost_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show(report(result()), html_path=tmp_path, json_path=tmp_path / "none" / "r.json") == 2
+    told = capsys.readouterr()
+    assert "title of p2p1" in told.out
+    assert "r.json: No such file" in told.err
+    assert "Is a directory" in told.err
+    assert show(report(result(lost=1)), html_path=tmp_path) == 3
 
 
 def test_status_is_the_worst() -> None:

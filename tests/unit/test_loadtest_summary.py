@@ -62,7 +62,7 @@ def test_faults_are_summed_and_allowed_ones_are_none() -> None:
 def test_disturbed_runs_are_marked() -> None:
     [row] = rows([result(others=41.0), result(others=40.0), result(others=None)])
     assert row.disturbed == 1
-    assert row.remarks == "1 of 3 runs disturbed"
+    assert row.remarks == "none; 1 of 3 runs disturbed"
 
 
 def test_the_drawn_run_is_one_of_median_rate() -> None:
