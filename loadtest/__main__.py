@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -56,13 +58,21 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     try:
         return found(arguments[1:])
+    except KeyboardInterrupt:
+        return 130
     except SystemExit as left:  # argparse leaves with 2 for usage, which means something else here
         return 1 if left.code == 2 else int(left.code or 0)
 
 
 def console() -> None:
     """Be the command `rookery-loadtest`."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has enough; what the end of Python would flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 if __name__ == "__main__":

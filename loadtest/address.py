@@ -45,13 +45,20 @@ class TlsOptions:
     insecure: bool = False
 
     def context(self) -> ssl.SSLContext:
-        """Return what connections are made with; OSError if a file is not as it should be."""
-        context = ssl.create_default_context(cafile=self.ca_file)
+        """Return what connections are made with; ValueError if a file is not as it should be."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            raise ValueError(f"--ca {self.ca_file}: {error.strerror or error}") from None
         if self.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if self.cert_file:
-            context.load_cert_chain(self.cert_file, self.key_file)
+            try:
+                context.load_cert_chain(self.cert_file, self.key_file)
+            except OSError as error:
+                files = " ".join(file for file in (self.cert_file, self.key_file) if file)
+                raise ValueError(f"--cert, --key {files}: {error.strerror or error}") from None
         return context
 
 
@@ -64,7 +71,7 @@ def resolve(url: str, options: TlsOptions | None = None) -> Address:
         raise ValueError(f"{url}: {parts.scheme}:// is unknown; give mqtt:// or mqtts://")
     if parts.username or parts.password:
         raise ValueError("no user and password in a URL, which others may see: --username, --password-file")
-    if not parts.hostname or parts.path.strip("/") or parts.query:
+    if not parts.hostname or parts.path.strip("/") or parts.query or parts.netloc.endswith(":") or parts.port == 0:
         raise ValueError(f"{url} is not mqtt://HOST:PORT")
     port = parts.port or PORTS[parts.scheme]
     try:

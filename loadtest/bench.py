@@ -1,7 +1,7 @@
 """`python -m loadtest bench`: a short run of what matters, beside mosquitto, and how it stands to the record.
 
 Changes are of ratios to mosquitto in the same run. Figures that fell by more than a tenth, and by more than the runs
-differ among each other, are marked; only with `--strict` they make the exit status 4.
+differ among each other, are marked; only with `--strict` they make the exit status 4. Runs that failed always count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest import compare, record, report
+from loadtest.arguments import output
 from loadtest.record import PATH, Record
 from loadtest.result import Report, now
 from loadtest.targets import BROKERS
@@ -30,8 +31,16 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     try:
         options.cases = compare.cases(options.scenarios, compare.window(options))
-    except ValueError as error:
+        options.old = Record.read(options.figures) if options.figures.exists() else None
+    except (OSError, ValueError) as error:
         parser.error(str(error))
+    if options.strict and not options.record and options.old is None:
+        parser.error(f"{options.figures}: there is no record, so that --strict has nothing to compare with")
+    if options.record:
+        try:
+            output(str(options.figures))
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
     return options
 
 
@@ -44,25 +53,16 @@ def main(arguments: Sequence[str]) -> int:
     results = compare.run(options.cases, brokers, options.repeat, compare.measure, compare.stderr)
     made = Report(results, started=started)
     made.machine.update(compare.versions(brokers))
-    if options.json is not None:
-        made.write(options.json)
-    report.show(made, markdown=options.markdown, html_path=options.html)
-    status = report.status(results)
-    new = record.record(made)
+    status = report.show(made, markdown=options.markdown, html_path=options.html, json_path=options.json)
+    new, old = record.record(made), options.old
     if options.record:
-        if status == 0:
-            new.write(options.figures)
+        if status == 0 and not report.write(options.figures, record.together(new, old).write):
+            return 2
         print(f"\n{options.figures} is {'written' if status == 0 else 'left as it was: not all runs were clean'}")
         return status
-    try:
-        old = Record.read(options.figures) if options.figures.exists() else None
-    except (OSError, ValueError) as error:
-        compare.stderr(f"loadtest: {options.figures}: {error}")
-        return 2
     changes = record.changes(new, old)
     print()
     print(report.suiting(*record.table(changes), markdown=options.markdown))
-    print("\n" + "\n".join(record.remarks(changes, new, old)))
-    if not options.strict:
-        return 0
-    return status or (FELL if any(change.verdict == "WORSE" for change in changes) else 0)
+    whole = status != 130
+    print("\n" + "\n".join(record.remarks(changes, new, old, whole=whole)))
+    return status or (FELL if options.strict and any(change.verdict == "WORSE" for change in changes) else 0)

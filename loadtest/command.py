@@ -12,6 +12,7 @@ from typing import Any
 
 from loadtest import report, scenario, targets
 from loadtest.address import Credentials, TlsOptions, resolve_all
+from loadtest.arguments import at_least, output, process_ids
 from loadtest.client import LoadError
 from loadtest.progress import MODES, Plain, watcher
 from loadtest.result import Report, Result, now
@@ -51,9 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--publish-to", **url, help="nodes for publishers, instead of --target")
     where.add_argument("--subscribe-to", **url, help="nodes for all others, instead of --target")
-    where.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes to start, on one store [%(default)s]")
+    where.add_argument(
+        "--nodes", type=at_least(1), default=1, metavar="N", help="nodes to start, on one store [%(default)s]"
+    )
     where.add_argument("--broker", metavar="NAME", help="what the report calls it [rookery, or target]")
-    where.add_argument("--pid", default="", metavar="LIST", help="its processes, if here: CPU and memory are measured")
+    where.add_argument(
+        "--pid",
+        type=process_ids,
+        default=(),
+        metavar="LIST",
+        help="its processes, if here: CPU and memory are measured",
+    )
     where.add_argument("--ca", metavar="FILE", help="certificates that are trusted, instead of the system's")
     where.add_argument("--cert", metavar="FILE", help="certificate of the clients")
     where.add_argument("--key", metavar="FILE", help="its key, if that is not in the same file")
@@ -67,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key; may be repeated")
     what.add_argument("--strict", action="store_true", help="loss is a fault with QoS 0, too")
     told = parser.add_argument_group("what is told")
-    told.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each; the table has medians")
-    told.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
-    told.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
+    told.add_argument("--repeat", type=at_least(1), default=1, metavar="N", help="runs of each; the table has medians")
+    told.add_argument("--json", type=output, metavar="FILE", help="write every run there")
+    told.add_argument("--html", type=output, metavar="FILE", help="write a page with plots there")
     told.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     told.add_argument("--progress", choices=MODES, default="auto", help="on standard error [%(default)s]")
     return parser
@@ -87,7 +96,11 @@ def _credentials(options: argparse.Namespace) -> Credentials:
     username = options.username or os.environ.get(USERNAME_VARIABLE)
     password = os.environ.get(PASSWORD_VARIABLE)
     if options.password_file is not None:
-        password = options.password_file.read_text("utf-8").removesuffix("\n")
+        try:
+            password = options.password_file.read_text("utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"--password-file {options.password_file}: {reason}") from None
     return Credentials(username, None if password is None else password.encode())
 
 
@@ -101,8 +114,7 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
         subscribe_to = resolve_all(options.subscribe_to or options.target, tls)
         if not (publish_to and subscribe_to):
             raise ValueError("give --target, or both --publish-to and --subscribe-to")
-        pids = tuple(int(pid) for pid in options.pid.split(",") if pid)
-        yield Target(options.broker or "target", publish_to, subscribe_to, pids, credentials)
+        yield Target(options.broker or "target", publish_to, subscribe_to, options.pid, credentials)
     else:
         with targets.rookery() if options.nodes == 1 else targets.rookery_nodes(options.nodes) as running:
             yield Target.of(options.broker or "rookery", running)
@@ -117,18 +129,22 @@ def _run(one: Scenario, target: Target, shown: Plain | None) -> Result:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run scenarios; returns the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    report_of = Report([])
+    """Run scenarios; returns the exit status. What was measured is told, whatever came afterwards."""
+    options = _parser().parse_args(arguments)
     results: list[Result] = []
+    made = Report(results)
+    status = 0
     try:
         shown = watcher(options.progress)
         every = [one for one in _scenarios(options) for _ in range(options.repeat)]
         with _target(options) as target:
             for number, one in enumerate(every, 1):
                 if shown is not None:
-                    print(f"{one.name}, run {number} of {len(every)}: {one.title}", file=sys.stderr, flush=True)
+                    print(
+                        f"{one.name}, run {number} of {len(every)}: {report.plain(one.title)}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 results.append(_run(one, target, shown))
                 _tell(results[-1])
                 if results[-1].interrupted:
@@ -137,21 +153,19 @@ def run(arguments: Sequence[str]) -> int:
         print(f"rookery-loadtest: {error}", file=sys.stderr)
         return 1
     except (LoadError, targets.TargetError, OSError) as error:
-        print(f"rookery-loadtest: {error}", file=sys.stderr)
-        return 2
+        print(f"rookery-loadtest: {report.plain(str(error))}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
-        return 130
-    report_of.results = results
-    if options.json is not None:
-        report_of.write(options.json)
-    report.show(report_of, markdown=options.markdown, html_path=options.html)
-    return 130 if any(result.interrupted for result in results) else report.status(results)
+        status = 130
+    if not results:
+        return status
+    return max(status, report.show(made, markdown=options.markdown, html_path=options.html, json_path=options.json))
 
 
 def _tell(result: Result) -> None:
     """Say in words what went wrong."""
     for text in [f"failed: {result.failure}"] if result.failure else result.messages:
-        print(f"{result.name}: {text}", file=sys.stderr)
+        print(report.plain(f"{result.name}: {text}"), file=sys.stderr)
 
 
 def list_(arguments: Sequence[str]) -> int:

@@ -13,9 +13,9 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from loadtest import report, summary, targets
+from loadtest.arguments import at_least, output
 from loadtest.client import LoadError
 from loadtest.result import Report, Result, now
 from loadtest.running import Target, run_once
@@ -83,7 +83,7 @@ def one(case: Case, broker: Broker, runner: Runner) -> Result:
     try:
         with broker.start(case.nodes) as running:
             result = runner(scenario, broker.name, running)
-    except (LoadError, TargetError, OSError) as error:
+    except (LoadError, TargetError, OSError, ValueError) as error:
         settings = dataclasses.asdict(scenario)
         result = Result(case.name, case.title, broker.name, [], settings, now(), failure=str(error) or repr(error))
     result.name, result.title, result.broker = case.name, case.title, broker.name
@@ -100,7 +100,10 @@ def run(wanted: Sequence[Case], brokers: Sequence[Broker], repeat: int, runner: 
                 say(f"{case.name} {broker.name}: left out, {reason}")
         for number in range(repeat):
             for broker in able:
-                result = one(case, broker, runner)
+                try:
+                    result = one(case, broker, runner)
+                except KeyboardInterrupt:  # while a broker starts or ends
+                    result = interrupted(case.name, case.title, broker.name)
                 results.append(result)
                 say(f"{case.name} {broker.name} {number + 1}/{repeat}: {told(result)}")
                 if result.interrupted:
@@ -108,10 +111,15 @@ def run(wanted: Sequence[Case], brokers: Sequence[Broker], repeat: int, runner: 
     return results
 
 
+def interrupted(name: str, title: str, broker: str) -> Result:
+    """Return what there is of a run that did not even begin."""
+    return Result(name, title, broker, [], {}, now(), failure="interrupted", interrupted=True)
+
+
 def told(result: Result) -> str:
     """Return a run in a line."""
     if result.failure:
-        return f"failed: {result.failure}"
+        return report.plain(f"failed: {result.failure}")
     [row] = summary.rows([result])
     wanted = ((row.rate, "/s"), (row.cost, " us of CPU"), (summary.P99, " ms p99"), (summary.MEMORY, " KiB/connection"))
     parts = [
@@ -158,11 +166,11 @@ def window(options: argparse.Namespace) -> dict[str, object]:
 
 def common(parser: argparse.ArgumentParser, seconds: float | None, warmup: float | None, repeat: int) -> None:
     """Add the options that every comparison has."""
-    parser.add_argument("--repeat", type=int, default=repeat, help="runs of each [%(default)s]")
+    parser.add_argument("--repeat", type=at_least(1), default=repeat, help="runs of each [%(default)s]")
     parser.add_argument("--seconds", type=float, default=seconds, help="measured window of a run")
     parser.add_argument("--warmup", type=float, default=warmup, help="seconds of load before the window")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write every run there")
+    parser.add_argument("--html", type=output, metavar="FILE", help="write a page with plots there")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
 
@@ -185,15 +193,25 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     common(parser, None, None, 3)
     options = parser.parse_args(arguments)
-    chosen = [name for name in options.brokers.split(",") if name]
+    chosen = list(dict.fromkeys(name for name in options.brokers.split(",") if name))
     if unknown := [name for name in chosen if name not in BROKERS]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(BROKERS)}")
     try:
-        options.brokers = [BROKERS[name] for name in chosen] + [targets.external(text) for text in options.target]
+        options.brokers = [BROKERS[name] for name in chosen] + [_resolved(text) for text in options.target]
+        if len({broker.name for broker in options.brokers}) < max(1, len(options.brokers)):
+            raise ValueError("give --brokers or --target, each name once")
         options.cases = cases(options.scenarios, window(options))
     except ValueError as error:
         parser.error(str(error))
     return options
+
+
+def _resolved(text: str) -> Broker:
+    """Return a broker that runs already, whose hosts are known; ValueError if one is not."""
+    broker = targets.external(text)
+    with broker.start(broker.most_nodes) as running:
+        Target.of(broker.name, running)
+    return broker
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -203,9 +221,9 @@ def main(arguments: Sequence[str]) -> int:
     allow_files()
     started = now()
     results = run(options.cases, brokers, options.repeat, measure, stderr)
+    if not results:
+        stderr("loadtest: nothing was measured: every broker or scenario was left out")
+        return 2
     made = Report(results, started=started)
     made.machine.update(versions(brokers))
-    if options.json is not None:
-        made.write(options.json)
-    report.show(made, markdown=options.markdown, html_path=options.html)
-    return report.status(results)
+    return report.show(made, markdown=options.markdown, html_path=options.html, json_path=options.json)

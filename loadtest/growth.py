@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from loadtest import compare, html, report
+from loadtest.arguments import at_least, output, output_folder
 from loadtest.caller import PATIENCE_S, Caller, Way
 from loadtest.client import LoadError
 from loadtest.plots import Plot, Series, number, standalone, svg
@@ -210,9 +211,27 @@ def attempt(axis: Axis, point: Point) -> Result:
     try:
         return run(axis, point)
     except (LoadError, TargetError, OSError) as error:
-        name = f"{axis.name}/{point.series}/{point.x}"
-        settings = {"axis": axis.name, "series": point.series, "x": point.x, "each": {}}
-        return Result(name, axis.title, "rookery", [], settings, now(), failure=str(error) or repr(error))
+        return _untold(axis, point, str(error) or repr(error))
+
+
+def _untold(axis: Axis, point: Point, failure: str) -> Result:
+    """Return why there is nothing of a point."""
+    settings = {"axis": axis.name, "series": point.series, "x": point.x, "each": {}}
+    name = f"{axis.name}/{point.series}/{point.x}"
+    return Result(name, axis.title, "rookery", [], settings, now(), failure=failure)
+
+
+def _read(path: Path) -> Report:
+    """Read recorded runs; ValueError if they are none of this command."""
+    made = Report.read(path)
+    for result in made.results:
+        settings = result.settings
+        each = settings.get("each")
+        if not (isinstance(settings.get("series"), str) and isinstance(settings.get("x"), int)) or not (
+            isinstance(each, dict) and all(isinstance(value, int | float) for value in each.values())
+        ):
+            raise ValueError(f"{result.name} is no run of `growth`")
+    return made
 
 
 def _each(row: Row) -> Mapping[str, float]:
@@ -263,18 +282,25 @@ def plots(axis: Axis, of_axis: Sequence[Row]) -> dict[str, Plot]:
     )
 
 
-def show(chosen: Sequence[Axis], results: Sequence[Result], svg_folder: Path | None) -> None:
-    """Print a Markdown table for each axis, and write its plots."""
+def _of(axis: Axis, every: Sequence[Row]) -> list[Row]:
+    return [row for row in every if row.typical.settings.get("axis") == axis.name]
+
+
+def show(chosen: Sequence[Axis], results: Sequence[Result]) -> None:
+    """Print a Markdown table for each axis."""
     every = rows(results)
     for axis in chosen:
-        of_axis = [row for row in every if row.typical.settings.get("axis") == axis.name]
-        if not of_axis:
-            continue
-        print(f"\n**{axis.title}**\n\n{report.aligned(*table(axis, of_axis), 'markdown')}")
-        for name, plot in plots(axis, of_axis).items() if svg_folder is not None else ():
-            assert svg_folder is not None
-            svg_folder.mkdir(parents=True, exist_ok=True)
-            (svg_folder / name).write_text(standalone(svg(plot), plot.title), "utf-8")
+        if of_axis := _of(axis, every):
+            print(f"\n**{axis.title}**\n\n{report.aligned(*table(axis, of_axis), 'markdown')}")
+
+
+def draw(chosen: Sequence[Axis], results: Sequence[Result], folder: Path) -> None:
+    """Write the plots of each axis."""
+    every = rows(results)
+    for axis in chosen:
+        if of_axis := _of(axis, every):
+            for name, plot in plots(axis, of_axis).items():
+                (folder / name).write_text(standalone(svg(plot), plot.title), "utf-8")
 
 
 def page(chosen: Sequence[Axis], made: Report) -> str:
@@ -282,8 +308,7 @@ def page(chosen: Sequence[Axis], made: Report) -> str:
     sections = []
     every = rows(made.results)
     for axis in chosen:
-        of_axis = [row for row in every if row.typical.settings.get("axis") == axis.name]
-        if of_axis:
+        if of_axis := _of(axis, every):
             sections.append((axis.title, list(plots(axis, of_axis).values()), table(axis, of_axis)))
     return html.document("How the cost of a message grows", report.about(made), sections)
 
@@ -295,7 +320,11 @@ def measure(chosen: Sequence[Axis], options: argparse.Namespace) -> list[Result]
         for point in axis.points:
             scenario = replace(point.scenario, seconds=options.seconds, warmup=options.warmup)
             for _ in range(options.repeat):
-                result = attempt(axis, replace(point, scenario=scenario))
+                try:
+                    result = attempt(axis, replace(point, scenario=scenario))
+                except KeyboardInterrupt:  # while a broker starts or ends
+                    result = _untold(axis, point, "interrupted")
+                    result.interrupted = True
                 results.append(result)
                 print(f"{result.name}: {compare.told(result)}", file=sys.stderr, flush=True)
                 if result.interrupted:
@@ -308,30 +337,35 @@ def main(arguments: Sequence[str]) -> int:
     known = [axis.name for axis in axes(1)]
     parser = argparse.ArgumentParser(prog="python -m loadtest growth", description=__doc__)
     parser.add_argument("axes", nargs="*", metavar="AXIS", help=f"of: {' '.join(known)}; all if none is named")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each point [%(default)s]")
-    parser.add_argument("--seconds", type=float, default=3.0, help="measured window of a run [%(default)s]")
-    parser.add_argument("--warmup", type=float, default=1.0, help="seconds of load before the window [%(default)s]")
-    parser.add_argument("--most", type=int, default=1_000_000, help="leave out what is larger [%(default)s]")
-    parser.add_argument("--svg", type=Path, metavar="FOLDER", help="write the plots there")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
+    parser.add_argument("--repeat", type=at_least(1), default=1, help="runs of each point [%(default)s]")
+    parser.add_argument("--seconds", type=at_least(0.1), default=3.0, help="measured window of a run [%(default)s]")
+    parser.add_argument(
+        "--warmup", type=at_least(0.0), default=1.0, help="seconds of load before the window [%(default)s]"
+    )
+    parser.add_argument("--most", type=at_least(1), default=1_000_000, help="leave out what is larger [%(default)s]")
+    parser.add_argument("--svg", type=output_folder, metavar="FOLDER", help="write the plots there")
+    parser.add_argument("--html", type=output, metavar="FILE", help="write a page with plots there")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write every run there")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show these runs instead of measuring")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.axes if name not in known]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     chosen = [axis for axis in axes(options.most) if not options.axes or axis.name in options.axes]
     if options.source is not None:
-        made = Report.read(options.source)
+        try:
+            made = _read(options.source)
+        except (OSError, ValueError) as error:
+            print(f"loadtest: {options.source}: {error}", file=sys.stderr)
+            return 1
     else:
         compare.allow_files()
         started = now()
         results = measure(chosen, options)
         made = Report(results, started=started)
         made.machine.update(compare.versions([BROKERS["rookery"]]))
-    if options.json is not None:
-        made.write(options.json)
     print(report.about(made))
-    show(chosen, made.results, options.svg)
-    if options.html is not None:
-        options.html.write_text(page(chosen, made), "utf-8")
-    return report.status(made.results)
+    show(chosen, made.results)
+    written = report.write(options.svg, lambda folder: draw(chosen, made.results, folder))
+    written &= report.write(options.json, made.write)
+    written &= report.write(options.html, lambda path: path.write_text(page(chosen, made), "utf-8", errors="replace"))
+    return report.status(made.results) if written else max(2, report.status(made.results))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from broker.codec.packets import Disconnect, Publish
 from loadtest import compare, report
+from loadtest.arguments import at_least, output
 from loadtest.caller import CONNACK, PUBACK, Caller, Way
 from loadtest.client import LoadError
 from loadtest.growth import redis_info
@@ -237,16 +238,18 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, print, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest memory", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {' '.join(PARTS)}; all if none is named")
-    parser.add_argument("--connections", type=int, default=5000, help=f"idle ones, {MOST_TLS} over TLS [%(default)s]")
-    parser.add_argument("--things", type=int, default=50_000, help="subscriptions, routes [%(default)s]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--connections", type=at_least(1), default=5000, help=f"idle ones, {MOST_TLS} over TLS [%(default)s]"
+    )
+    parser.add_argument("--things", type=at_least(1), default=50_000, help="subscriptions, routes [%(default)s]")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(PARTS)}")
     if options.connections < 1 or options.things < HELD * 2:
         parser.error(f"at least 1 connection and {HELD * 2} things")
     compare.allow_files()
-    found, failed = [], False
+    found, failed, stopped = [], False, False
     for name in options.parts or PARTS:
         try:
             for figure in PARTS[name](options):
@@ -255,6 +258,9 @@ def main(arguments: Sequence[str]) -> int:
         except (LoadError, TargetError, OSError) as error:
             failed = True
             print(f"{name}: {str(error) or repr(error)}", file=sys.stderr)
+        except KeyboardInterrupt:
+            stopped = True
+            break
     made = Report([], started=now())
     made.machine.update(compare.versions([BROKERS["rookery"]]))
     print(report.about(made))
@@ -262,5 +268,8 @@ def main(arguments: Sequence[str]) -> int:
     print(report.aligned(["bytes for each", "in", "bytes", "measured with"], lines, "markdown"))
     if options.json is not None:
         content = {"machine": made.machine, "started": made.started, "figures": [asdict(each) for each in found]}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    return 2 if failed else 0
+        written = report.write(
+            options.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        )
+        failed |= not written
+    return 130 if stopped else 2 if failed else 0

@@ -7,8 +7,9 @@ one of the two runs had no mosquitto the figures themselves are, and that is sai
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from loadtest import reading
@@ -19,6 +20,7 @@ from loadtest.summary import CONNECT_CPU, CONNECTS, CPU, MEMORY, P99, RECEIVED, 
 SCHEMA = 1
 PATH = Path(__file__).parent / "figures.json"
 LIMIT = 0.10  # what is worse by more is marked
+MOST_NOISE = 1.0  # twice as bad is worse, however far the runs were apart
 OURS, BASE = "rookery", "mosquitto"
 
 _FIGURES = {figure.name: figure for figure in (RECEIVED, CONNECTS, CPU, CONNECT_CPU, P99, MEMORY)}
@@ -38,6 +40,7 @@ class Scenario:
 
     title: str
     brokers: Mapping[str, Mapping[str, Median]]
+    recorded: str = ""  # if that was at another time than the rest of the record
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ def record(report: Report) -> Record:
     return Record(report.started, report.machine, runs, round(seconds, 1), kept)
 
 
+def together(new: Record, old: Record | None) -> Record:
+    """Return a record of what was measured now, and of the scenarios of an older record that were not."""
+    if old is None:
+        return new
+    kept = {name: replace(each, recorded=each.recorded or old.recorded) for name, each in old.scenarios.items()}
+    return replace(new, scenarios={**kept, **new.scenarios})
+
+
 def _short(value: float) -> float:
     """Four digits that count: more would be noise in every diff."""
     return float(f"{value:.4g}")
@@ -102,7 +113,7 @@ class Change:
     then: float | None
     relative: bool
     value: float | None  # this broker's, now
-    noise: float  # spread of the runs, the largest of what takes part
+    noise: float  # spread of the runs, the largest of what takes part, `MOST_NOISE` at most
 
     @property
     def gain(self) -> float | None:
@@ -125,7 +136,9 @@ class Change:
         if self.gain is None:
             return "not recorded" if self.now is not None else "not measured"
         if self.worse:
-            return "WORSE" if -self.gain > self.noise else "worse, within the noise"
+            # How much more it costs, or would have to be to be as fast: what a spread is measured in, too.
+            more = 1 / (1 + self.gain) - 1 if self.gain > -1 else math.inf
+            return "WORSE" if more > self.noise else "worse, within the noise"
         if self.gain > LIMIT:
             return "better" if self.gain > self.noise else "better, within the noise"
         return "same"
@@ -149,7 +162,8 @@ def changes(now: Record, then: Record | None) -> list[Change]:
             relative = base_now is not None and (base_then is not None or ours_then is None)
             if relative:
                 medians += [base_now, base_then]
-            noise = max((each.spread or 0.0 for each in medians if each is not None), default=0.0)
+            apart = max((each.spread or 0.0 for each in medians if each is not None), default=0.0)
+            noise = min(apart, MOST_NOISE)
             found.append(
                 Change(
                     scenario.title,
@@ -192,12 +206,14 @@ def table(found: Sequence[Change]) -> tuple[list[str], list[list[str]]]:
     return head, lines
 
 
-def remarks(found: Iterable[Change], now: Record, then: Record | None) -> list[str]:
-    """Return what a reader has to know about the comparison."""
+def remarks(found: Iterable[Change], now: Record, then: Record | None, *, whole: bool = True) -> list[str]:
+    """Return what a reader has to know about the comparison; not `whole` if it was interrupted."""
     changed = list(found)
+    told = [] if whole else ["Interrupted: this is not all that was to be measured."]
     if then is None:
-        return ["There is no record yet: `make bench-record` makes one."]
-    told = [f"Recorded {then.recorded} ({_named(then.machine)}; medians of {then.runs} x {then.seconds:g} s)."]
+        return [*told, "There is no record yet: `make bench-record` makes one."]
+    told.append(f"Recorded {then.recorded} ({_named(then.machine)}; medians of {then.runs} x {then.seconds:g} s).")
+    told += [f"Recorded {each.recorded}: {each.title}." for each in then.scenarios.values() if each.recorded]
     if any(not change.relative and change.then is not None for change in changed):
         told.append(
             f"Without {BASE} in both runs figures are compared as they are: on another machine, or beside other work, "
@@ -206,7 +222,7 @@ def remarks(found: Iterable[Change], now: Record, then: Record | None) -> list[s
     worse = [change for change in changed if change.verdict == "WORSE"]
     for change in worse:
         told.append(f"WORSE by more than {100 * LIMIT:.0f} %: {change.title}, {change.figure.label}.")
-    if not worse:
+    if not worse and whole and changed:
         told.append(f"Nothing fell by more than {100 * LIMIT:.0f} % and the noise.")
     missing = [each.title for name, each in then.scenarios.items() if name not in now.scenarios]
     if missing:

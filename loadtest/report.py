@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from loadtest import html
+from loadtest.arguments import output
 from loadtest.result import Report, Result
 from loadtest.summary import FIGURES, Row, brokers, by_scenario, notes, ratio, rows
 
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print a recorded report; returns its exit status, 1 if there is none."""
     parser = argparse.ArgumentParser(prog="python -m loadtest report", description="Show a recorded report again.")
     parser.add_argument("file", type=Path, metavar="FILE.json", help="what --json wrote")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page there")
+    parser.add_argument("--html", type=output, metavar="FILE", help="write the page there")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args(arguments)
     try:

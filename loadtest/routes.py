@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import monotonic
 
 from broker.codec.packets import Subscribe, SubscriptionRequest
 from loadtest import compare, report
+from loadtest.arguments import at_least, output
 from loadtest.caller import SUBACK, Caller, Way
 from loadtest.client import LoadError
 from loadtest.growth import redis_counts
@@ -84,13 +84,14 @@ def measure(sessions: str, nodes: int, count: int) -> Cost:
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest routes", description=__doc__)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 3], help="nodes on one Redis [1 3]")
-    parser.add_argument("--count", type=int, default=20_000, help="SUBSCRIBE packets of each run [%(default)s]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--nodes", type=at_least(1), nargs="+", default=[1, 3], help="nodes on one Redis [1 3]")
+    parser.add_argument("--count", type=at_least(1), default=20_000, help="SUBSCRIBE packets of each run [%(default)s]")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
     if min(options.nodes) < 1 or max(options.nodes) > CLIENTS or options.count < 1:
         parser.error(f"1 to {CLIENTS} nodes, and at least one SUBSCRIBE")
     found: list[Cost] = []
+    status = 0
     try:
         for sessions in ("ephemeral", "persistent"):
             for nodes in options.nodes:
@@ -98,7 +99,11 @@ def main(arguments: Sequence[str]) -> int:
                 print(found[-1], file=sys.stderr, flush=True)
     except (LoadError, TargetError, OSError) as error:
         print(f"routes: {str(error) or repr(error)}", file=sys.stderr)
-        return 2
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    if not found:
+        return status
     made = Report([], started=now())
     made.machine.update(compare.versions([BROKERS["rookery"]]))
     print(report.about(made))
@@ -110,5 +115,6 @@ def main(arguments: Sequence[str]) -> int:
     print(report.aligned(head, lines, "markdown"))
     if options.json is not None:
         content = {"machine": made.machine, "started": made.started, "costs": [asdict(each) for each in found]}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    return 0
+        if not report.write(options.json, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")):
+            return status or 2
+    return status

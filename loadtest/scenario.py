@@ -196,6 +196,14 @@ def _properties(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
+def _number(text: str) -> float | str:
+    """Read what TOML does not call a number, `.2`; what is none remains a text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def override(text: str) -> tuple[str, Any]:
     """Read `key=value` of a command line: TOML, or a text without its quotes."""
     name, equals, value = text.partition("=")
@@ -205,7 +213,7 @@ def override(text: str) -> tuple[str, Any]:
     try:
         found = tomllib.loads(f"it = {value}")["it"]
     except tomllib.TOMLDecodeError:
-        found = value
+        found = _number(value) if name in keys() and keys()[name].type == "float" else value
     if name in keys() and keys()[name].type == "str" and not isinstance(found, str):
         found = value
     return name, found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from loadtest import report
+from loadtest.arguments import at_least
 
 #: Of the table of docs/sizing.md, which has more of them: microseconds of CPU, and bytes. Messages are single ones.
 CONNECT_US, CONNECT_TLS_US = 110.0, 740.0
@@ -94,17 +95,17 @@ def need(fleet: Fleet) -> Need:
 def main(arguments: Sequence[str]) -> int:
     """Compute, print, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtest size", description=__doc__)
-    parser.add_argument("--connections", type=int, required=True)
+    parser.add_argument("--connections", type=at_least(0), required=True)
     parser.add_argument("--transport", choices=CONNECTION_BYTES, default="tcp")
-    parser.add_argument("--subscriptions", type=float, default=1.0, help="of each client [%(default)s]")
+    parser.add_argument("--subscriptions", type=at_least(0.0), default=1.0, help="of each client [%(default)s]")
     parser.add_argument("--stored", action="store_true", help="sessions outlive connections")
-    parser.add_argument("--messages", type=float, default=0.0, help="delivered a second, by all [%(default)s]")
+    parser.add_argument("--messages", type=at_least(0.0), default=0.0, help="delivered a second, by all [%(default)s]")
     parser.add_argument("--qos", choices=("0", "1"), default="1")
-    parser.add_argument("--payload", type=int, default=100, help="bytes [%(default)s]")
-    parser.add_argument("--retained", type=int, default=0, help="messages")
-    parser.add_argument("--waiting", type=int, default=0, help="messages that wait in queues")
-    parser.add_argument("--churn", type=float, default=0.0, help="clients that connect and subscribe, a second")
-    parser.add_argument("--memory", type=int, default=4 << 30, help="bytes of a node [4 GiB]")
+    parser.add_argument("--payload", type=at_least(0), default=100, help="bytes [%(default)s]")
+    parser.add_argument("--retained", type=at_least(0), default=0, help="messages")
+    parser.add_argument("--waiting", type=at_least(0), default=0, help="messages that wait in queues")
+    parser.add_argument("--churn", type=at_least(0.0), default=0.0, help="clients that connect and subscribe, a second")
+    parser.add_argument("--memory", type=at_least(1), default=4 << 30, help="bytes of a node [4 GiB]")
     found = need(Fleet(**vars(parser.parse_args(arguments))))
     print("Computed from constants that were measured on one machine (docs/sizing.md); nodes use a core each.")
     lines = [

@@ -276,6 +276,14 @@ def host_port(text: str) -> Address:
     return host.strip("[]"), int(port)
 
 
+def process_ids(text: str) -> tuple[int, ...]:
+    """Read a list of process ids with commas between; ValueError if one is none."""
+    for pid in (texts := [each.strip() for each in text.split(",") if each.strip()]):
+        if not (pid.isascii() and pid.isdigit() and int(pid)):
+            raise ValueError(f"{pid!r} is not a process id")
+    return tuple(int(pid) for pid in texts)
+
+
 def external(text: str) -> Broker:
     """Read NAME=URL[,URL...][;PID,...] of a broker that runs already, one URL for each node; ValueError if it is none.
 
@@ -286,7 +294,7 @@ def external(text: str) -> Broker:
     addresses = tuple(_address(url) for url in urls.split(",") if url)
     if not name or not addresses:
         raise ValueError(f"{text!r} is not NAME=URL")
-    running = _across(Running(addresses, tuple(int(pid) for pid in processes.split(",") if pid)))
+    running = _across(Running(addresses, process_ids(processes)))
     one = Running(addresses[:1], running.pids)
     return Broker(name, lambda nodes: nullcontext(running if nodes > 1 else one), most_nodes=len(addresses))
 
@@ -294,7 +302,7 @@ def external(text: str) -> Broker:
 def _address(url: str) -> Address:
     """Read mqtt://HOST:PORT, tcp://HOST:PORT or HOST[:PORT]."""
     parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-    if parts.scheme not in ("mqtt", "tcp") or not parts.hostname:
+    if parts.scheme not in ("mqtt", "tcp") or not parts.hostname or parts.netloc.endswith(":") or parts.port == 0:
         raise ValueError(f"{url!r} is not mqtt://HOST:PORT")
     return parts.hostname, parts.port or 1883
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loadtest.record import PATH, Change, Record, changes, record, remarks, table
-from loadtest.result import Result
-from loadtest.summary import CPU, RECEIVED
+from loadtest.record import PATH, Change, Record, changes, record, remarks, table, together
+from loadtest.result import Percentiles, Result
+from loadtest.summary import CPU, P99, RECEIVED
 from tests.kit.load_results import report, result
 
 
@@ -136,3 +137,40 @@ def test_the_table_of_changes() -> None:
         ["title of a", "CPU us/message", "4.0", "0.40", "0.50", "+25 %", "0 %", "better"],
     ]
     assert json.dumps(lines)
+
+
+@pytest.mark.parametrize(
+    "now, then, verdict", [(1.9, 1.0, "worse, within the noise"), (2.1, 1.0, "WORSE"), (9.0, 1.0, "WORSE")]
+)
+def test_no_noise_hides_what_is_twice_as_bad(now: float, then: float, verdict: str) -> None:
+    wide = (1.0, 5.0, 9.0)
+
+    def made(p99: float) -> Record:
+        runs = [result("a", broker, settings={"rate": 10}) for broker in ("mosquitto", "rookery") for _ in wide]
+        for number, run in enumerate(runs):
+            spread = wide[number % 3] / 5 if run.broker == "mosquitto" else 1.0
+            run.latency_ms = Percentiles(10, p99=spread * (1.0 if run.broker == "mosquitto" else p99))
+        return _record(*runs)
+
+    [change] = [each for each in changes(made(now), made(then)) if each.figure is P99]
+    assert change.noise == 1.0
+    assert change.verdict == verdict
+
+
+def test_a_record_of_some_scenarios_keeps_the_others() -> None:
+    old = _record(result("a"), result("b"))
+    new = replace(_record(result("b", rate=7.0)), recorded="later")
+    found = together(new, old)
+    assert list(found.scenarios) == ["a", "b"]
+    assert (found.recorded, found.scenarios["a"].recorded, found.scenarios["b"].recorded) == ("later", old.recorded, "")
+    assert found.scenarios["b"] == new.scenarios["b"]
+    assert f"Recorded {old.recorded}: title of a." in remarks([], new, found)
+    assert together(new, None) == new
+    assert together(replace(new, recorded="last"), found).scenarios["a"].recorded == old.recorded
+
+
+def test_an_interrupted_comparison_does_not_say_that_all_is_well() -> None:
+    then = _both(100)
+    told = " ".join(remarks(changes(then, then), then, then, whole=False))
+    assert "Interrupted" in told
+    assert "Nothing fell" not in told
