@@ -25,13 +25,14 @@ from broker.codec.packets import (
     V5,
     Acknowledgement,
 )
+from broker.codec.primitives import remaining_length_at
 from broker.direct import PLAIN, Direct
 from broker.errors import MalformedPacket, PeerError, ProtocolError
 from broker.options.listener import Listener
 from broker.paced import PACKETS_PER_TURN
 from broker.permitted import NOTHING
 from broker.reasons import reason_name
-from broker.routes import Subscriber
+from broker.routes import Route, Subscriber
 from broker.session.effects import ChangeSubscriptions, ContinueAuthentication, Effect, Finish, Open, Send
 from broker.session.machine import CLOSED, NEW, OPEN
 from broker.session.negotiation import Agreement
@@ -160,15 +161,19 @@ class Connection(Direct):
     def _process(self, data: bytes, budget: int) -> None:
         """Handle the complete packets in `data`, at most `budget`; keep the rest."""
         server = self._server
-        routes = server.dispatch.routes.entries
+        dispatch = server.dispatch
+        routes = dispatch.routes.entries
         machine = self.machine
         size = len(data)
         at = 0
         allowance = budget
         direct = 0
+        #: What the QoS 0 message before had: only then it is worth to look for a run.
+        last: Route | None = None
         # The first packet may be one that there is an answer about: it takes the way on which that is used up.
         cleared = self._cleared if self._answer is None else NOTHING
         is_open = machine.state == OPEN
+        family = 5 if self.version == V5 else 4
         try:
             if machine.state == NEW and data[0] != 0x10:
                 raise ProtocolError("the first packet is not CONNECT")  # [MQTT-3.1.0-1]
@@ -177,22 +182,7 @@ class Connection(Direct):
                 length = data[at + 1]
                 start = at + 2
                 if length & 128:
-                    length &= 127
-                    shift = 7
-                    while True:
-                        if start >= size:
-                            length = -1
-                            break
-                        byte = data[start]
-                        start += 1
-                        length |= (byte & 127) << shift
-                        if not byte & 128:
-                            if not byte:  # [MQTT-1.5.5-1]
-                                raise MalformedPacket("the remaining length is longer than it need be")
-                            break
-                        shift += 7
-                        if shift > 21:
-                            raise MalformedPacket("the remaining length has more than four bytes")
+                    length, start = remaining_length_at(data, at)
                     if length < 0:
                         break
                 end = start + length
@@ -207,7 +197,21 @@ class Connection(Direct):
                 if head & 0xF0 == 0x30 and is_open:
                     count = 0
                     if length > 2 and head in PLAIN:
-                        count = self._run(routes, cleared, data, at, start, end, budget)
+                        body = start + 2 + (data[start] << 8 | data[start + 1])
+                        topic = data[start + 2 : body]
+                        route = routes.get(topic)
+                        if route is None or not (cleared is None or cleared.get(topic, 0) >> (head & 6) & 1):
+                            pass
+                        elif head != 0x30:
+                            count = self._run(route, data, at, body, end, budget)
+                        elif route is last:
+                            count = self._run0(route, data, at, body, end, budget)
+                        elif route.live0 is not None and (
+                            body < end and not data[body] if family == 5 else body <= end
+                        ):  # as `_run0`, without its call
+                            count, last, frame = 1, route, data[at:end]
+                            if dispatch.forward_verbatim(route.live0, topic, frame, family, body - at) or route.nodes:
+                                self._forward_on(route, frame, 1, family, body - at)
                     if count:
                         if head == 0x30:
                             direct += count
@@ -222,6 +226,7 @@ class Connection(Direct):
                 else:
                     self._packet(head, data, start, end)
                     is_open = machine.state == OPEN
+                    family = 5 if self.version == V5 else 4
                 budget -= 1
                 if self._busy or machine.state == CLOSED:
                     if self._asking:  # it comes again, once there is an answer
@@ -241,6 +246,8 @@ class Connection(Direct):
             if direct:
                 server.metrics.packets_received[PUBLISH] += direct
                 server.metrics.messages_received[0] += direct
+                if last is not None and last.live0:  # of one of them: it is for samples
+                    dispatch.passed = True
         if machine.state != CLOSED:
             self._keep(data, at, budget)
 

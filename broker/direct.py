@@ -7,7 +7,6 @@ run before it, and the general way takes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from broker.codec.packets import PUBCOMP, PUBREL, V5
@@ -33,64 +32,51 @@ class Direct(Paced):
         super().__init__(stream, server)
         self.inbound: Inbound | None = None
 
-    def _run(
-        self,
-        routes: Mapping[bytes, Route],
-        cleared: Mapping[bytes, int] | None,
-        data: bytes,
-        at: int,
-        start: int,
-        end: int,
-        limit: int,
-    ) -> int:
-        """The packet in `data[at:end]` with a first byte of `PLAIN`, and those behind it that are of its run, at most
-        `limit`: how many were handled; 0: they go another way. `cleared` are the topics that may be published to
-        (see `Permitted`), `start` is where the remaining length ends."""
-        body = start + 2 + (data[start] << 8 | data[start + 1])
-        topic = data[start + 2 : body]
-        route = routes.get(topic)
-        if route is None:
-            return 0
+    def _run0(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
+        """The QoS 0 packet in `data[at:end]`, and those behind it that are of its run, at most `limit`: how many were
+        handled; 0: they go another way. `body` is where the topic ends. The caller counts them."""
         receivers = route.live0
-        qos = data[at] >> 1 & 3
-        if (qos and qos > route.run_qos) or not (qos or receivers is not None):
-            return 0
-        if cleared is not None and not cleared.get(topic, 0) >> 2 * qos & 1:
-            return 0
-        after = body + 2 if qos else body  # the packet id
+        family = 4
         if self.version == V5:
             family = 5
-            if after >= end or data[after]:
+            if body >= end or data[body]:
                 return 0
-        else:
-            family = 4
-            if after > end:
-                return 0
-        if qos:
-            inbound = self.inbound
-            assert inbound is not None
-            same = data[at:body]
-            if not data.startswith(same, end) and route.run_way != TO_NODES:
-                return 0
-            limit = min(limit, inbound.run_room(route, qos))
-            if limit <= 0:
-                return 0
-            count = run_length(data, at, end, same, limit)
-            return inbound.publish_run(route, data[at : at + count * (end - at)], count, family, body - at)
-        assert receivers is not None
-        count = 1
-        same = data[at : body + family - 4]
-        if data.startswith(same, end):
-            count = run_length(data, at, end, same, limit)
-            end = at + count * (end - at)
-        run = data[at:end]
-        dispatch = self._server.dispatch
-        if receivers:
-            dispatch.passed = True
-        if dispatch.forward_verbatim(receivers, route.topic, run, family, body - at, count) or route.nodes:
-            assert self.ref is not None
-            dispatch.forward_on(route, route.topic, run, family, body - at, count, self.ref.session_id)
+        elif body > end:
+            return 0
+        if receivers is None:
+            return 0
+        count = run_length(data, at, end, data[at : body + family - 4], limit)
+        run = data[at : at + count * (end - at)]
+        if self._server.dispatch.forward_verbatim(receivers, route.topic, run, family, body - at, count) or route.nodes:
+            self._forward_on(route, run, count, family, body - at)
         return count
+
+    def _forward_on(self, route: Route, run: bytes, count: int, family: int, body_at: int) -> None:
+        assert self.ref is not None
+        self._server.dispatch.forward_on(route, route.topic, run, family, body_at, count, self.ref.session_id)
+
+    def _run(self, route: Route, data: bytes, at: int, body: int, end: int, limit: int) -> int:
+        """The same at QoS 1 and 2; `body` is where the packet id is."""
+        qos = data[at] >> 1 & 3
+        if qos > route.run_qos:
+            return 0
+        family = 4
+        if self.version == V5:
+            family = 5
+            if body + 2 >= end or data[body + 2]:
+                return 0
+        elif body + 2 > end:
+            return 0
+        inbound = self.inbound
+        assert inbound is not None
+        same = data[at:body]
+        if not data.startswith(same, end) and route.run_way != TO_NODES:
+            return inbound.publish_alone(route, same, data[body:end], family) if qos == 1 else 0
+        limit = min(limit, inbound.run_room(route, qos))
+        if limit <= 0:
+            return 0
+        count = run_length(data, at, end, same, limit)
+        return inbound.publish_run(route, data[at : at + count * (end - at)], count, family, body - at)
 
     def _acknowledgements(self, head: int, data: bytes, at: int, budget: int) -> int:
         """Take note of what begins at `at`: acknowledgements with this first byte, at most `budget`. How many it

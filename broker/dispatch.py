@@ -432,6 +432,27 @@ class Dispatch(Table):
                     session.deliver(encoding, run.qos, False, ())
             self.passed = True
 
+    def packet_published(self, route: Route, before: bytes, after: bytes, family: int, publisher: bytes) -> None:
+        """The same for a QoS 1 packet by itself; its packet id is between the two pieces."""
+        encoding: Encoding | None = None
+        for entry in route.entries:
+            subscriber = entry.subscriber
+            session = subscriber.session
+            if session is None:
+                continue
+            connection = subscriber.connection
+            if connection is not None and connection.plain == family:
+                packet_id = session.claim()
+                if packet_id:
+                    connection.stream.write_parts(before, packet_id.to_bytes(2, "big"), after)
+                    self.metrics.messages_sent[1] += 1
+                    continue
+            if encoding is None:
+                payload = after[1:] if family == V5 else after
+                encoding = Encoding(Message(route.topic, payload, 1, False, publisher=publisher))
+            session.deliver(encoding, 1, False, ())
+        self.passed = True
+
     def run_arrived(self, run: Run) -> None:
         """QoS 1 packets of another node, for the ephemeral sessions here."""
         route = self.routes.entries.get(run.topic)

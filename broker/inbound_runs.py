@@ -25,6 +25,9 @@ RUN_MAX: Final = 64
 #: An acknowledgement without a reason code: its first two bytes, and the packet id.
 _PLAIN: Final = Struct(">HH")
 _PUBREL: Final = 0x6202
+#: PUBACK without a reason code, up to its packet id; and what is none.
+_PUBACK: Final = b"\x40\x02"
+_NO_ID: Final = b"\0\0"
 
 #: One that `Inbound.publish_run` took: only its id matters.
 _TAKEN = Exactly(b"", RECEIVED)
@@ -73,6 +76,30 @@ class InboundRuns:
         if qos > server.quotas.maximum_qos:
             return 0
         return min(RUN_MAX, self._unanswered_max - self._open)
+
+    def publish_alone(self, route: Route, before: bytes, after: bytes, family: int) -> int:
+        """A QoS 1 packet that is not of a run, for clients here; `after` follows `before`, from its packet id on.
+        Returns 1, or 0 if it goes another way."""
+        server = self._server
+        packet_id = after[:2]
+        if (
+            route.run_way != TO_CLIENTS
+            or self._acks
+            or packet_id == _NO_ID
+            or not server.quotas.maximum_qos
+            or not server.cluster.alone()
+        ):
+            return 0
+        connection = self._connection
+        subscriber = connection.subscriber
+        publisher = subscriber.session_id if subscriber is not None else b""
+        server.dispatch.packet_published(route, before, after[2:], family, publisher)
+        connection.stream.write(_PUBACK + packet_id)
+        metrics = server.metrics
+        metrics.packets_sent[PUBACK] += 1
+        metrics.packets_received[PUBLISH] += 1
+        metrics.messages_received[1] += 1
+        return 1
 
     def publish_run(self, route: Route, data: bytes, count: int, family: int, ids_at: int) -> int:
         """Packets that look like a run, of a QoS that the route has a way for (`Route.run_way`), which nobody has to

@@ -59,6 +59,24 @@ def read_variable_byte_integer(data: bytes, pos: int, end: int) -> tuple[int, in
     raise MalformedPacket("packet ends inside a variable byte integer")
 
 
+def remaining_length_at(data: bytes, at: int) -> tuple[int, int]:
+    """The remaining length (over 127, or too many bytes for what it is) of the packet that begins at `at`, and where it
+    ends; -1 while bytes of it are missing."""
+    length = data[at + 1] & 127
+    shift = 7
+    for start in range(at + 2, min(at + 5, len(data))):
+        byte = data[start]
+        length |= (byte & 127) << shift
+        if not byte & 128:
+            if not byte:  # [MQTT-1.5.5-1]
+                raise MalformedPacket("the remaining length is longer than it need be")
+            return length, start + 1
+        shift += 7
+    if shift > 21:
+        raise MalformedPacket("the remaining length has more than four bytes")
+    return -1, at
+
+
 def read_two_byte_integer(data: bytes, pos: int, end: int) -> tuple[int, int]:
     """Read a big-endian 16-bit integer."""
     after = pos + 2

@@ -142,6 +142,24 @@ class Runs:
 
     # -- messages
 
+    def claim(self) -> int:
+        """The packet id of a QoS 1 message that the caller sends an ephemeral session at once, while `output` has room;
+        0: `deliver` is to be called."""
+        inflight = self.inflight
+        packet_id = self._next_packet_id + 1
+        if (
+            len(inflight) >= self.window
+            or self._queue
+            or self._releasing
+            or self.closed
+            or packet_id > SEQ_MODULUS
+            or packet_id in inflight
+        ):
+            return 0
+        self._next_packet_id = packet_id
+        inflight[packet_id] = 1
+        return packet_id
+
     def deliver_run(self, run: Run) -> bool:
         """Send the messages of a run to an ephemeral session; False if nothing was done: `deliver` is to be called for
         each."""
