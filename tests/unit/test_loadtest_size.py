@@ -58,3 +58,37 @@ def test_the_page_has_an_example_as_it_is_printed(capsys: pytest.CaptureFixture[
     assert example
     assert main(example[1].split()) == 0
     assert capsys.readouterr().out == example[2]
+
+
+def _figures(constant: str) -> tuple[list[float], list[float]]:
+    """Return the numbers of a row of the page's constants: of the column of nodes, of that of Redis."""
+    [line] = [line for line in PAGE.splitlines() if line.startswith(f"| {constant}")]
+    node, redis = (
+        [float(each.replace(",", "")) for each in re.findall(r"[\d,.]*\d", cell)] for cell in line.split("|")[2:4]
+    )
+    return node, redis
+
+
+def test_the_constants_are_those_of_the_page() -> None:
+    assert [round(each, -2) for each in _figures("idle connection")[0]] == list(size.CONNECTION_BYTES.values())
+    assert list(size.CONNECTION_BYTES) == ["tcp", "tls", "ws", "wss"]
+    assert round(max(_figures("route, on")[0]), -2) == size.ROUTE_BYTES
+    assert _figures("connect without TLS") == ([size.CONNECT_US], [size.CONNECT_REDIS_US])
+    assert _figures("TLS handshake")[0] == [size.CONNECT_TLS_US - size.CONNECT_US]
+    assert _figures("SUBSCRIBE of one filter")[1] == [size.ROUTE_REDIS_US, size.ROUTE_READ_US]
+    assert _figures("the same, stored session") == (
+        [size.ROUTE_OWN_US, size.ROUTE_OTHER_US],
+        [size.ROUTE_STORED_REDIS_US, size.ROUTE_READ_US],
+    )
+    for qos in ("0", "1"):
+        node, redis = _figures(f"QoS {qos}, node to node, single")
+        assert (*node, *redis) == size.MESSAGE_US[qos]
+    out, into, store = size.MESSAGE_US["stored"]
+    assert _figures("QoS 1 to a stored session, single") == ([out + into], [store])
+
+
+def test_the_formulas_are_those_of_the_page() -> None:
+    assert f"{size.NODE_BYTES // 10**6} MB + connections / nodes" in PAGE
+    assert f"sessions x {size.SESSION_BYTES} + subscriptions x {size.SUBSCRIPTION_BYTES}\n" in PAGE
+    assert f"queued messages x ({size.QUEUED_BYTES} + payload)" in PAGE
+    assert f"retained messages x ({size.RETAINED_BYTES} + payload)" in PAGE
