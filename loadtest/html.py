@@ -77,10 +77,10 @@ def _barred(plot: Bars) -> str:
 
 def columns(histogram: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
     """Return a histogram in columns that are equally wide on a logarithmic axis: (lower bound in ms, percent)."""
-    total = sum(count for _, count in histogram)
+    total = sum(count for _, count in histogram if count > 0)
     found: dict[int, int] = {}
     for upper, count in histogram:
-        if upper > 0:
+        if upper > 0 and count > 0:
             place = math.ceil(math.log10(upper) * PER_DECADE - 1e-9) - 1
             found[place] = found.get(place, 0) + count
     if not found:
@@ -91,8 +91,9 @@ def columns(histogram: Sequence[tuple[float, int]]) -> list[tuple[float, float]]
 
 def cumulative(histogram: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
     """Return how many percent took at most so many ms."""
-    total, so_far, points = sum(count for _, count in histogram), 0, []
-    for upper, count in sorted(histogram):
+    known = sorted((upper, count) for upper, count in histogram if count > 0)
+    total, so_far, points = sum(count for _, count in known), 0, []
+    for upper, count in known:
         so_far += count
         if upper > 0:
             points.append((upper, 100 * so_far / total))
@@ -126,7 +127,7 @@ def _plots(of_scenario: Sequence[Row]) -> list[str]:
         parts.append(_drawn(Plot(said, "s", "ms", latency, log_y=True)))
     if any(len({y for _, y in series.known}) > 1 for series in connected):
         parts.append(_drawn(Plot("Connections over time", "s", "open", connected)))
-    with_latency = [(broker, run) for broker, run in runs if run.histogram]
+    with_latency = [(broker, run) for broker, run in runs if any(upper > 0 and n > 0 for upper, n in run.histogram)]
     if len(with_latency) == 1:
         shape = Series("share", columns(with_latency[0][1].histogram))
         parts.append(_drawn(Plot("Latency: how often", "ms", "% of messages", [shape], log_x=True, filled=True)))

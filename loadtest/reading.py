@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import types
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+MOST = 1e18  # of numbers: nothing that is measured is larger
 _NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -65,13 +65,9 @@ def _plain(given: Any, kind: Any, where: str) -> Any:
 
 
 def _finite(given: float, where: str) -> None:
-    """Refuse what nothing can be computed with."""
-    try:
-        finite = math.isfinite(float(given))
-    except OverflowError:
-        finite = False
-    if not finite:
-        raise ValueError(f"{where}: not a finite number")
+    """Refuse what nothing can be computed with or drawn."""
+    if not abs(given) <= MOST:
+        raise ValueError(f"{where}: not a number up to {MOST:g}")
 
 
 @cache
