@@ -70,7 +70,7 @@ class Client:
         self.receive_maximum = 65_535
         self.since_ns = 0  # when it connected last
         self.session: bool | None = False  # whether the broker keeps one; None: not known
-        self._unanswered = 0  # SUBSCRIBE packets
+        self._unanswered: dict[int, int] = {}  # how many filters, by the packet identifier of their SUBSCRIBE
         self._pinged = False
         self._attempts = 0
         self._leaving = False
@@ -255,18 +255,24 @@ class Client:
             self.opened()
             return
         for at in range(0, len(self.filters), FILTERS_PER_PACKET):
-            self._unanswered += 1
             wanted = [SubscriptionRequest(each, self.qos) for each in self.filters[at : at + FILTERS_PER_PACKET]]
-            self.write(encode(Subscribe(self._unanswered, wanted), engine.version))
+            packet_id = len(self._unanswered) + 1
+            self._unanswered[packet_id] = len(wanted)
+            self.write(encode(Subscribe(packet_id, wanted), engine.version))
 
     def _suback(self, packet: Suback) -> None:
+        wanted = self._unanswered.pop(packet.packet_id, None)
+        if wanted is None:
+            self.wrong(f"SUBACK for packet identifier {packet.packet_id}, not in use")
+            return
+        if len(packet.reason_codes) != wanted:
+            self.wrong(f"SUBACK with {len(packet.reason_codes)} reason codes for {wanted} filters")
         for code in packet.reason_codes:
             if code != self.qos:
                 text = f"{self.client_id}: SUBSCRIBE answered by 0x{code:02x}"
                 self.engine.trouble("refused", text)
                 self.engine.fail(text)
                 return
-        self._unanswered -= 1
         if not self._unanswered:
             self.opened()
 
@@ -303,7 +309,7 @@ class Client:
         self.blocked = True
         self.out.clear()
         self._unsent = self._rest = b""
-        self._unanswered = 0
+        self._unanswered.clear()
 
     def close(self) -> None:
         """Send DISCONNECT, as far as the socket takes it, and end the connection."""
@@ -311,4 +317,6 @@ class Client:
         if self.socket is not None and self.connected and not self.blocked:
             self.out.append(encode(Disconnect(), self.engine.version))
             self.flush()
+        if self.socket is not None and not self.connected and not self.clean:
+            self.session = None  # it may have been made
         self.drop()

@@ -144,6 +144,14 @@ class Engine:
             self.absent.add(client)
             self._line.append(client)
 
+    def abandon(self) -> None:
+        """Let nobody connect any more who is not ready."""
+        self._line.clear()
+        self._timers = [timer for timer in self._timers if timer[2] == self._tick]
+        absent, self.absent = self.absent, set()
+        for client in absent:
+            client.close()
+
     def cut(self, clients: Iterable[Client], politely: bool, away_s: float) -> None:
         """End connections, and let their clients come back after `away_s`."""
         gone = [client for client in clients if client.socket is not None]

@@ -33,8 +33,13 @@ def tree(roots: Iterable[int]) -> list[int]:
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """Return the CPU seconds that `pids` have used, all threads, user and system."""
-    return sum(int(fields[11]) + int(fields[12]) for pid in pids if (fields := _stat(pid))) / _TICKS_PER_S
+    """Return the CPU seconds that `pids` have used, all threads and ended children, user and system."""
+    return sum(sum(map(int, fields[11:15])) for pid in pids if (fields := _stat(pid))) / _TICKS_PER_S
+
+
+def gone(pids: Iterable[int]) -> list[int]:
+    """Return those of `pids` that do not run (any more)."""
+    return [pid for pid in pids if not (fields := _stat(pid)) or fields[0] in "ZX"]
 
 
 def resident_kb(pids: Iterable[int]) -> int:

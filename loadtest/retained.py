@@ -25,6 +25,7 @@ class Storing(Traffic):
     def __init__(self, engine: Engine, stream: Stream, number: int, run_id: str, clean: bool) -> None:
         super().__init__(engine, stream, number, run_id, clean)
         self.audience = stream.subscribers
+        self.reading = False  # whether the subscribers come
         topics = [self.topic(i) for i in range(stream.publishers * stream.topics)]
         self.heads = [self.wire.head(topic) for topic in topics]
         self.numbers = {topic: i for i, topic in enumerate(topics)}
@@ -61,13 +62,14 @@ class Storing(Traffic):
             counts.acked += publisher.acked
             counts.unacknowledged += publisher.unacknowledged
         stored = sum(publisher.sent - len(publisher.refused) for publisher in self.publishers)
-        for reader in self.subscribers:
+        for reader in self.subscribers if self.reading else ():
             assert isinstance(reader, Reader)
             received = len(reader.seen) - reader.seen.count(0)
             counts.expected += stored
             counts.received += received
             counts.lost += max(stored - received, 0)
             counts.duplicated += reader.duplicated
+            counts.unacknowledged += reader.unreleased
 
     def overtaken(self, counts: Counts) -> None:
         counts.duplicated += sum(reader.duplicated for reader in self.subscribers if isinstance(reader, Reader))
@@ -88,7 +90,7 @@ class Storer(Publisher):
         count = min(len(self.topics) - self.sent, MOST_PER_TURN)
         if self.wire.qos:
             count = min(count, min(self.traffic.window, self.receive_maximum) - self.unacknowledged)
-        if count <= 0 or self.blocked or not self.ready:
+        if count <= 0 or self.blocked or not self.ready or not self.engine.sending:
             return
         first, now = self.sent, monotonic_ns()
         ids = self._packet_ids(count, first, now) if self.wire.qos else [b""] * count
@@ -121,24 +123,24 @@ class Reader(Subscriber):
     def _publishes(self, data: bytes, at: int, end: int) -> int:
         heads, seen, padding, properties = self._heads, self.seen, self.wire.padding, self.wire.properties
         packet_ids: list[bytes] = []
-        count = 0
+        count = repeated = 0
         for head, packet_id, props, number, sequence, _, rest in self.wire.struct.iter_unpack(memoryview(data)[at:end]):
             if sequence or number >= len(seen) or heads[number] != head or props != properties or rest != padding:
                 break
-            if seen[number]:
-                self.duplicated += 1
+            repeated += seen[number]
             seen[number] = 1
             count += 1
             packet_ids.append(packet_id)
-        self._arrived(count)
+        self._arrived(count, repeated)
         if packet_ids and self.qos:
             self._answer(packet_ids)
         return at + count * self.wire.stride
 
-    def _arrived(self, count: int) -> None:
+    def _arrived(self, count: int, repeated: int) -> None:
         if count:
             self.engine.latency.add(monotonic_ns() - self.since_ns, count)
-            self.engine.delivered += count
+            self.engine.delivered += count - repeated
+            self.duplicated += repeated
 
     def _counted(self, packet: Publish) -> None:
         number = self._topics.get(packet.topic_name)
@@ -148,6 +150,8 @@ class Reader(Subscriber):
         elif STAMP.unpack_from(payload)[:2] != (number, 0) or payload[STAMP.size :] != self.wire.padding:
             self.wrong(f"a changed payload, topic {packet.topic_name[:80]!r}")
         else:
-            self.duplicated += self.seen[number]
+            if packet.dup and not (packet.qos and self._resumed):
+                self.wrong(f"DUP is set though nothing was sent again, topic {packet.topic_name[:80]!r}")
+            self._check_properties(packet)
+            self._arrived(1, self.seen[number])
             self.seen[number] = 1
-            self._arrived(1)

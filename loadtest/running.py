@@ -16,9 +16,10 @@ from typing import Protocol
 import trio
 
 from loadtest.address import Address, Credentials, resolve
+from loadtest.cleaning import Cleaning
 from loadtest.client import Client, LoadError
 from loadtest.engine import Engine
-from loadtest.processes import resident_kb, tree
+from loadtest.processes import gone, resident_kb, tree
 from loadtest.result import Counts, Result, now
 from loadtest.retained import Storing
 from loadtest.sampling import Sampler, Usage
@@ -28,7 +29,7 @@ from loadtest.traffic import Traffic
 
 PATIENCE_S = 30.0  # while nobody gets connected
 STEP_S = 0.02
-CLEANING_S = 10.0
+LONGEST_DRAIN_S = 30.0  # or ten times `drain`, if that is more: a broker may dribble for ever
 SPARE_FILES = 64
 MANY = 1000  # clients: what one of fewer costs drowns in what the broker does besides
 OVERSEEN = 2000  # publishers: to look at more each second would cost too much
@@ -73,10 +74,12 @@ class Run:
         self._watcher = watcher
         urls = dict.fromkeys(str(node) for node in (*target.publish_to, *target.subscribe_to))
         self.result = Result(scenario.name, scenario.title, target.broker, [*urls], scenario.as_dict(), now())
-        self._measuring = trio.CancelScope()
-        self.engine.on_failure = self._measuring.cancel
+        self._loaded = False  # whether publishers were told to begin
+        self._ended = trio.CancelScope()  # of the phase that goes on: Ctrl-C, or a failure, ends it
+        self.engine.on_failure = self._end_phase
         self._idle: list[Client] = []
         self._empty_kib = 0
+        self._undrained = False  # whether the wait for the rest was interrupted
         self._waves: list[tuple[float, int]] = []  # of clients that come again: seconds until all had, how many
 
     def overtaken(self) -> Counts:
@@ -93,6 +96,8 @@ class Run:
 
     def populate(self) -> None:
         """Make the clients; LoadError if they are too many for this process."""
+        if missing := gone(self.target.pids):
+            raise LoadError(f"no process {missing[0]} is there to measure")
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         if self.clients > limit - SPARE_FILES:
             raise LoadError(f"{self.clients} clients, but a process may open {limit} files: raise ulimit -n")
@@ -113,32 +118,49 @@ class Run:
         """Run it. Interrupted, it ends early and tells what it found."""
         self.populate()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._signals, nursery.cancel_scope)
+            nursery.start_soon(self._signals)
             nursery.start_soon(self.engine.serve)
             nursery.start_soon(self._sample)
             if self._watcher is not None:
                 nursery.start_soon(self._watcher.watch, self)
-            with self._measuring:
+            with self._ended:
                 await self._measure()
             self.engine.stop()
-            if not self.engine.failure:
+            if not self._loaded:
+                self._give_up()
+            elif not self.engine.failure:
                 self._phase("drain", self.scenario.drain)
-                await self._drain()
+                with self._next_phase():
+                    await self._drain()
+                self._undrained = self._ended.cancelled_caught and not self.engine.failure
             self._finish()
-            with trio.move_on_after(CLEANING_S):
+            self._phase("clean")
+            with self._next_phase():
                 await self._clean()
             nursery.cancel_scope.cancel()
         self.engine.close()
         return self.result
 
-    async def _signals(self, everything: trio.CancelScope) -> None:
+    def _next_phase(self) -> trio.CancelScope:
+        self._ended = trio.CancelScope()
+        return self._ended
+
+    def _end_phase(self) -> None:
+        self._ended.cancel()
+
+    def _give_up(self) -> None:
+        """Connect nobody any more."""
+        ready = sum(client.ready for client in self._clients("all"))
+        self.engine.abandon()
+        if self.result.interrupted:
+            there = f"{ready} of {self.clients} clients were ready"
+            self.engine.troubles.append(f"interrupted before the first message, {there}: there are no figures")
+
+    async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for _ in signals:
-                if self.result.interrupted:
-                    self._finish()
-                    everything.cancel()
                 self.result.interrupted = True
-                self._measuring.cancel()
+                self._end_phase()
 
     async def _sample(self) -> None:
         while True:
@@ -159,7 +181,7 @@ class Run:
             await self._measure_traffic()
 
     async def _measure_traffic(self) -> None:
-        scenario, engine = self.scenario, self.engine
+        scenario = self.scenario
         self.sampler.began_s = monotonic()
         await self._connect([*self._clients("subscribers"), *self._clients("publishers"), *self._idle])
         self._phase("settle", scenario.settle)
@@ -169,7 +191,7 @@ class Run:
         shift = monotonic() - self.sampler.began_s
         self.sampler.points = [dataclasses.replace(point, t=round(point.t - shift, 3)) for point in self.sampler.points]
         self.sampler.began_s = monotonic()
-        engine.start()
+        self._start()
         self._phase("warmup", scenario.warmup)
         await trio.sleep(scenario.warmup)
         with self._window():
@@ -183,15 +205,20 @@ class Run:
     async def _measure_retained(self, storing: Storing) -> None:
         self.sampler.began_s = monotonic()
         await self._connect([*self._clients("publishers"), *self._idle])
-        self.engine.start()
+        self._start()
         self._phase("store", self.scenario.seconds)
         await self._until(lambda: storing.stored, self.scenario.seconds)
         await trio.sleep(self.scenario.settle)
         with self._window():
             self._phase("window", self.scenario.seconds)
+            storing.reading = True
             self.engine.open(storing.subscribers)
             await self._until(lambda: storing.complete, self.scenario.seconds)
         self._weigh()
+
+    def _start(self) -> None:
+        self._loaded = True
+        self.engine.start()
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         with trio.move_on_after(seconds):
@@ -202,7 +229,7 @@ class Run:
         engine = self.engine
         self._phase("connect")
         self._empty_kib = resident_kb(tree(self.target.pids))
-        before = Usage.now(engine, tree(self.target.pids))
+        before = Usage.now(engine, self.target.pids)
         engine.open(clients)
         patience_s = PATIENCE_S + (1 / self.scenario.connect_rate if self.scenario.connect_rate else 0)
         left, deadline = len(clients), monotonic() + patience_s
@@ -217,8 +244,8 @@ class Run:
         took = engine.last_connected_ns / 1e9 - before.at
         self.result.connects_per_s = len(clients) / took if took > 0 else None
         if self.target.pids and len(clients) >= MANY:
-            cpu = Usage.now(engine, tree(self.target.pids)).broker_s - before.broker_s
-            self.result.cpu_us_per_connect = cpu / len(clients) * 1e6
+            cpu_s = Usage.now(engine, self.target.pids).broker_since(before)
+            self.result.cpu_us_per_connect = None if cpu_s is None else cpu_s / len(clients) * 1e6
 
     def _clients(self, who: str) -> list[Client]:
         """Return the clients that `cut_who` means."""
@@ -229,7 +256,7 @@ class Run:
         return found + (self._idle if who in ("idle", "all") else [])
 
     def _weigh(self) -> None:
-        if self.target.pids:
+        if self.target.pids and not gone(self.target.pids):
             self.result.resident_kib = resident_kb(tree(self.target.pids))
             if self.clients >= MANY:
                 self.result.kib_per_connection = (self.result.resident_kib - self._empty_kib) / self.clients
@@ -257,17 +284,18 @@ class Run:
     async def _drain(self) -> None:
         """Wait until everything has arrived, or nothing does any more."""
         scenario = self.scenario
-        progress: tuple[int, ...] = ()
-        deadline = 0.0
+        patience = Patience(scenario.drain, max(10 * scenario.drain, LONGEST_DRAIN_S) + scenario.away, monotonic())
         while True:
             counts = self.engine.count()
             absent = len(self.engine.absent)
             if not (counts.lost or counts.unacknowledged or absent):
                 break
             found = (counts.received, counts.unacknowledged, absent)
-            if found != progress:
-                progress, deadline = found, monotonic() + scenario.drain + (scenario.away if absent else 0)
-            elif monotonic() > deadline:
+            if why := patience.ended(found, monotonic(), scenario.away if absent else 0.0):
+                if why is Patience.LONG:
+                    self.engine.troubles.append(
+                        f"still not at rest after {patience.longest_s:.0f} s: no longer awaited"
+                    )
                 break
             await trio.sleep(STEP_S * 2)
         await trio.sleep(STEP_S * 2)  # a repetition would come now
@@ -279,8 +307,13 @@ class Run:
         if engine.absent and not result.failure and not result.interrupted:
             engine.troubles.append(f"{len(engine.absent)} clients are not connected at the end")
         result.counts = engine.count()
+        if unreleased := sum(each.unreleased for traffic in engine.traffics for each in traffic.subscribers):
+            engine.troubles.append(f"{unreleased} messages of QoS 2 were received and never released (no PUBREL)")
         result.messages = list(engine.troubles)
         result.allowed = allowed(self.scenario, result)
+        if self._undrained:
+            result.allowed = sorted({*result.allowed, "lost", "unacknowledged"})
+            result.messages.append("interrupted while messages were on their way: not all of them were awaited")
         sampler = self.sampler
         result.latency_ms, result.ack_ms = sampler.latency.percentiles(), sampler.ack.percentiles()
         result.connect_ms, result.pace_lag_ms = sampler.connecting.percentiles(), sampler.pace_lag.percentiles()
@@ -289,24 +322,33 @@ class Run:
             result.connects_per_s = sum(count for _, count in self._waves) / sum(took for took, _ in self._waves)
 
     async def _clean(self) -> None:
-        """Leave nothing in the broker: neither retained messages nor sessions."""
-        engine = self.engine
-        for traffic in engine.traffics:
-            for subscriber in traffic.subscribers:
-                subscriber.close()
-            if isinstance(traffic, Storing) and traffic.publishers:
-                traffic.clear()
-                while any(each.out or each.blocked for each in traffic.publishers if each.socket is not None):
-                    await trio.sleep(STEP_S)
-        clients = self._clients("all")
-        for client in clients:
-            client.close()
-        if self.scenario.clean or engine.failure:
-            return
-        engine.absent.clear()
-        engine.open(Client(engine, each.client_id, each.node) for each in clients if each.session is not False)
-        while engine.absent:
-            await trio.sleep(STEP_S)
+        """Leave nothing in the broker; say what is left if it does not let us."""
+        self.engine.on_failure = lambda: None
+        cleaning = Cleaning(self.engine, self._clients("all"), self.scenario.clean)
+        try:
+            await cleaning.clean()
+        finally:
+            self.result.messages += cleaning.left()
+
+
+class Patience:
+    """How long what is on its way is awaited: `pause_s` while nothing of it comes, `longest_s` in all."""
+
+    STILL, LONG = "nothing comes", "it takes too long"
+
+    def __init__(self, pause_s: float, longest_s: float, now: float) -> None:
+        self.pause_s, self.longest_s = pause_s, longest_s
+        self._last = now + longest_s
+        self._found: tuple[int, ...] = ()
+        self._deadline = now + pause_s
+
+    def ended(self, found: tuple[int, ...], now: float, longer_s: float = 0.0) -> str:
+        """Look at what is there by now; return why it is enough, or nothing. A pause may be longer by `longer_s`."""
+        if now > self._last:
+            return self.LONG
+        if found != self._found:
+            self._found, self._deadline = found, now + self.pause_s + longer_s
+        return self.STILL if now > self._deadline else ""
 
 
 class _Window:
@@ -317,25 +359,27 @@ class _Window:
 
     def __enter__(self) -> None:
         run = self._run
-        self._pids = tree(run.target.pids)
         run.sampler.take()
         run.sampler.recording = True
-        self._before = Usage.now(run.engine, self._pids)
+        self._before = Usage.now(run.engine, run.target.pids)
 
     def __exit__(self, *_: object) -> None:
         run, before = self._run, self._before
-        after = Usage.now(run.engine, self._pids)
+        after = Usage.now(run.engine, run.target.pids)
         run.sampler.take()
         run.sampler.recording = False
         result = run.result
         took = max(after.at - before.at, 1e-6)
         result.seconds = took
-        delivered, broker_s = after.delivered - before.delivered, after.broker_s - before.broker_s
+        delivered, broker_s = after.delivered - before.delivered, after.broker_since(before)
         own_s = after.own_s - before.own_s
         if run.engine.traffics:
             result.sent_per_s, result.received_per_s = (after.sent - before.sent) / took, delivered / took
+            rates = [traffic.stream.rate for traffic in run.engine.traffics]
+            result.asked_per_s = sum(rates) if all(rates) and not isinstance(run.engine.traffics[0], Storing) else None
         result.generator_cpu_percent = own_s / took * 100
-        if run.target.pids:
+        result.busy_percent = (after.busy_s - before.busy_s) / took / (os.cpu_count() or 1) * 100
+        if run.target.pids and broker_s is not None:
             result.cpu_percent = broker_s / took * 100
             result.cpu_us_per_message = broker_s / delivered * 1e6 if delivered else None
             result.others_cpu_percent = max(after.busy_s - before.busy_s - own_s - broker_s, 0) / took * 100

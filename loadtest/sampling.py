@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from loadtest.engine import Engine
-from loadtest.processes import busy_s, cpu_s
+from loadtest.processes import busy_s, cpu_s, gone, tree
 from loadtest.result import Point
 from loadtest.tally import Histogram
 
@@ -65,7 +65,7 @@ class Usage:
     """CPU seconds of the broker, of the generator and of all, and the counts at a moment."""
 
     at: float
-    broker_s: float
+    broker_s: float | None  # None: some of its processes are gone
     own_s: float
     busy_s: float
     sent: int
@@ -73,6 +73,11 @@ class Usage:
 
     @classmethod
     def now(cls, engine: Engine, pids: Sequence[int]) -> Usage:
-        """Look."""
-        used = (cpu_s(pids), cpu_s([os.getpid()]), busy_s())
+        """Look; `pids` are the broker's processes without their children."""
+        broker_s = cpu_s(tree(pids))
+        used = (None if gone(pids) else broker_s, cpu_s([os.getpid()]), busy_s())
         return cls(monotonic(), *used, engine.sent, engine.delivered)
+
+    def broker_since(self, before: Usage) -> float | None:
+        """Return the CPU seconds of the broker since `before`, None if they are not known."""
+        return None if self.broker_s is None or before.broker_s is None else self.broker_s - before.broker_s

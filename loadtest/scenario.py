@@ -17,6 +17,9 @@ from loadtest.wire import MINIMUM_PAYLOAD
 
 FOLDER = Path(__file__).parent / "scenarios"
 LAYOUTS = ("p2p", "fanin", "fanout", "shared", "retained", "none")
+MOST_TEXT_BYTES = 65_535  # of a string in MQTT
+LONGEST_TOPIC_BYTES = 100  # of what stands behind the prefix, and more than that
+TIMES = ("settle", "warmup", "seconds", "drain")  # keys that say how long it is looked at, not at what
 PROPERTIES = ("content_type", "response_topic", "message_expiry_interval", "payload_format_indicator", "user")
 
 
@@ -130,13 +133,25 @@ def parse(content: Mapping[str, Any], name: str, where: str, overrides: Mapping[
         raise ScenarioError(f"{where}: also: give tables, [[also]]")
     checked = _checked(content, Scenario, where)
     checked |= _checked(overrides or {}, Scenario, "--set")
+    if "title" not in (overrides or {}):
+        checked["title"] = _told(checked.get("title", name), overrides or {}, content)
     streams = tuple(Stream(**_checked(each, Stream, f"{where}: [[also]]")) for each in also)
-    scenario = Scenario(**{"title": name, **checked, "name": name, "also": streams})
+    scenario = Scenario(**{**checked, "name": name, "also": streams})
     for stream in scenario.streams:
         _check_stream(stream, scenario, where)
     if not scenario.clients:
         raise ScenarioError(f"{where}: nobody connects: publishers, subscribers and idle are 0")
     return scenario
+
+
+def _told(title: str, overrides: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    """Return a title that says what is not as its file says."""
+    others = [(key, value) for key, value in overrides.items() if key not in TIMES and content.get(key) != value]
+    return f"{title} ({', '.join(f'{key} {_plain(value)}' for key, value in others)})" if others else title
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_stream(stream: Stream, scenario: Scenario, where: str) -> None:
@@ -156,6 +171,9 @@ def _check_stream(stream: Stream, scenario: Scenario, where: str) -> None:
         raise ScenarioError(f"{where}: properties: only with version = 5")
     if any(sign in stream.prefix for sign in "+#\0") or not stream.prefix:
         raise ScenarioError(f"{where}: prefix: {stream.prefix!r} is no topic name")
+    if stream.prefix.startswith("$"):
+        raise ScenarioError(f"{where}: prefix: {stream.prefix[:40]!r}: topics that begin with $ are the broker's own")
+    _check_text(stream.prefix, f"{where}: prefix", MOST_TEXT_BYTES - LONGEST_TOPIC_BYTES)
 
 
 def _checked(content: Mapping[str, Any], kind: type[Stream], where: str) -> dict[str, Any]:
@@ -193,6 +211,13 @@ def _properties(value: Any, where: str) -> dict[str, Any]:
         kind: type = {"message_expiry_interval": int, "payload_format_indicator": int, "user": dict}.get(name, str)
         if not isinstance(each, kind) or isinstance(each, bool):
             raise ScenarioError(f"{where}.{name}: {each!r} is not of type {kind.__name__}")
+        high = {"message_expiry_interval": 2**32 - 1, "payload_format_indicator": 1}.get(name)
+        if high is not None and not 0 <= value[name] <= high:
+            raise ScenarioError(f"{where}.{name}: {each} is not within 0 to {high}")
+        for text in [*each, *each.values()] if isinstance(each, dict) else [each]:
+            _check_text(str(text), f"{where}.{name}")
+    if any(sign in value.get("response_topic", "") for sign in "+#") or value.get("response_topic") == "":
+        raise ScenarioError(f"{where}.response_topic: {value['response_topic']!r} is no topic name")
     return dict(value)
 
 
@@ -202,6 +227,13 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _check_text(text: str, where: str, most: int = MOST_TEXT_BYTES) -> None:
+    if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ScenarioError(f"{where}: {text[:40]!r} has characters that MQTT does not permit")
+    if (size := len(text.encode())) > most:
+        raise ScenarioError(f"{where}: {size:,} bytes, but at most {most:,} are possible")
 
 
 def override(text: str) -> tuple[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PUBREL = 0x6202  # its first two bytes
 _ANSWERS = {1: encode_ack(PUBACK, 1)[:2], 2: encode_ack(PUBREC, 1)[:2]}  # to PUBLISH, by QoS
+_NO_ID = b"\0\0"
 _PUBCOMP = encode_ack(PUBCOMP, 1)[:2]
 
 
@@ -32,6 +33,12 @@ class Subscriber(Client):
         self.flows: dict[bytes, Flow] = {}  # by the head of the packets
         self._by_topic: dict[str, Flow] = {}
         self._held: set[bytes] = set()  # QoS 2: PUBREC sent, PUBREL awaited
+        self._resumed = False  # whether the session went on after a connection was lost
+
+    @property
+    def unreleased(self) -> int:
+        """Messages of QoS 2 that wait for PUBREL."""
+        return len(self._held)
 
     def expect(self, topic: str, number: int, history: History, shared: bool) -> None:
         """Be an audience, or one of a group that is one, of the publisher of this number."""
@@ -39,6 +46,7 @@ class Subscriber(Client):
         self.flows[self.wire.head(topic)] = self._by_topic[topic] = flow
 
     def greeted(self, session_present: bool) -> None:
+        self._resumed = session_present
         if not session_present:
             self._held.clear()
 
@@ -57,7 +65,7 @@ class Subscriber(Client):
         now = monotonic_ns()
         known = b""
         packet_ids: list[bytes] = []
-        count = stamp = same_stamp = 0
+        count = repeated = stamp = same_stamp = 0
         flow: Flow | None = None
         for head, packet_id, props, number, sequence, sent, rest in self.wire.struct.iter_unpack(
             memoryview(data)[at:end]
@@ -72,10 +80,10 @@ class Subscriber(Client):
                 break
             if quick and sequence == history.next:
                 history.next = sequence + 1
-            elif sequence < engine.sources[number].sent:
-                flow.arrived(sequence)
-            else:
+            elif sequence >= engine.sources[number].sent:
                 break
+            elif not flow.arrived(sequence):
+                repeated += 1
             if sent != stamp:
                 if same_stamp:
                     engine.latency.add(now - (stamp if stamp > since else since), same_stamp)
@@ -88,15 +96,18 @@ class Subscriber(Client):
             engine.latency.add(now - (stamp if stamp > since else since), same_stamp)
         if packet_ids:
             self._answer(packet_ids)
-        engine.delivered += count
+        engine.delivered += count - repeated
         return at + count * stride
 
     def _answer(self, packet_ids: list[bytes]) -> None:
+        """Acknowledge messages of one read: none of them was acknowledged when the broker sent the last one."""
+        used = set(packet_ids)
+        if len(used) != len(packet_ids) or (self._held and not self._held.isdisjoint(used)):
+            self.wrong("a packet identifier is in use twice")
+        if _NO_ID in used:
+            self.wrong("a message with packet identifier 0")
         if self.qos == 2:
-            before = len(self._held)
-            self._held.update(packet_ids)
-            if len(self._held) != before + len(packet_ids):
-                self.wrong("a packet identifier of QoS 2 is in use twice")
+            self._held |= used
         answer = _ANSWERS[self.qos]
         self.write(answer + answer.join(packet_ids))
 
@@ -109,7 +120,10 @@ class Subscriber(Client):
         return at
 
     def _release(self, packet_id: bytes) -> None:
-        self._held.discard(packet_id)
+        if packet_id in self._held:
+            self._held.discard(packet_id)
+        elif not self._resumed:
+            self.wrong(f"PUBREL for packet identifier {packet_id.hex()}, not in use")
         self.write(_PUBCOMP + packet_id)
 
     def packet(self, packet: Packet) -> None:
@@ -143,7 +157,17 @@ class Subscriber(Client):
         ):
             self.wrong(f"a changed payload, topic {packet.topic_name[:80]!r}")
             return
-        flow.arrived(sequence)
+        if packet.retain:
+            self.wrong(f"RETAIN is set though nothing was stored, topic {packet.topic_name[:80]!r}")
+        if packet.dup and not (packet.qos and (self._resumed or flow.shared)):
+            self.wrong(f"DUP is set though nothing was sent again, topic {packet.topic_name[:80]!r}")
+        self._check_properties(packet)
         engine.latency.add(monotonic_ns() - max(sent, self.since_ns))
-        engine.delivered += 1
+        engine.delivered += flow.arrived(sequence)
         engine.touched.add(engine.sources[number])
+
+    def _check_properties(self, packet: Publish) -> None:
+        """Count properties that are not those that were sent."""
+        changed = self.wire.changed(packet.properties)
+        if changed:
+            self.wrong(f"changed properties ({', '.join(changed)}), topic {packet.topic_name[:80]!r}")

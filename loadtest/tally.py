@@ -59,15 +59,16 @@ class Flow:
         self.reordered = 0
         self._last = -1
 
-    def arrived(self, sequence: int) -> None:
-        """Note the arrival of a message."""
+    def arrived(self, sequence: int) -> bool:
+        """Note the arrival of a message; False if it was there before."""
         last = self._last if self.shared else self.history.next - 1
         if not self.history.arrived(sequence):
-            return
+            return False
         if sequence < last:
             self.reordered += 1
         else:
             self._last = sequence
+        return True
 
 
 class Histogram:

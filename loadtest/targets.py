@@ -118,7 +118,13 @@ def _process(
     log_path = folder / f"{label}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.PIPE, env=environment()
+            command,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,  # Ctrl-C in a terminal is for the load tester, which then ends it
         )
     try:
         deadline = monotonic() + START_S

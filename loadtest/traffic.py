@@ -17,6 +17,8 @@ from loadtest.wire import Wire
 if TYPE_CHECKING:
     from loadtest.engine import Engine
 
+PACED_PER_TURN = 5000  # messages: a turn ends, however far behind its rate a stream is
+
 
 class Traffic:
     """The clients of `stream`; `number` tells streams of a run apart. Client i is at node i modulo their number."""
@@ -89,8 +91,9 @@ class Traffic:
         return self._start_ns + int(nth * self.interval_ns)
 
     def pace(self, now: int) -> int:
-        """Tell the publishers what is due by `now`; return when the next message is."""
-        while (due := self._start_ns + int(self._dued * self.interval_ns)) <= now:
+        """Tell the publishers what is due by `now`, but no more than a turn can bear; return when the next one is."""
+        enough = self._dued + PACED_PER_TURN
+        while (due := self._start_ns + int(self._dued * self.interval_ns)) <= now and self._dued < enough:
             publisher = self.publishers[self._dued % len(self.publishers)]
             publisher.due += 1
             self.engine.touched.add(publisher)
@@ -112,6 +115,7 @@ class Traffic:
                 counts.duplicated += history.duplicated
         for subscriber in self.subscribers:
             counts.reordered += sum(flow.reordered for flow in subscriber.flows.values())
+            counts.unacknowledged += subscriber.unreleased
 
     def overtaken(self, counts: Counts) -> None:
         """Add what is known to be wrong while messages are on their way."""

@@ -17,6 +17,8 @@ from broker.codec.properties import encode_properties
 
 STAMP = struct.Struct("!IIQ")
 MINIMUM_PAYLOAD = STAMP.size
+_NONE = Properties()
+_KEPT = ("payload_format_indicator", "content_type", "response_topic", "correlation_data")
 
 
 class Wire:
@@ -56,6 +58,18 @@ class Wire:
         packet = self._packet(topic)
         tail_bytes = (2 if self.qos else 0) + len(self.properties) + self.payload_bytes
         return packet[: len(packet) - tail_bytes]
+
+    def changed(self, found: Properties | None) -> list[str]:
+        """Return which properties of a message that came are not as they were sent; an expiry may have shrunk."""
+        sent, found = self._wanted or _NONE, found or _NONE
+        names = [name for name in _KEPT if getattr(found, name) != getattr(sent, name)]
+        if tuple(found.user_properties) != tuple(sent.user_properties):
+            names.append("user")
+        if sent.message_expiry_interval is not None and (
+            found.message_expiry_interval is None or found.message_expiry_interval > sent.message_expiry_interval
+        ):
+            names.append("message_expiry_interval")
+        return names
 
     def _packet(self, topic: str) -> bytes:
         publish = Publish(topic, bytes(self.payload_bytes), self.qos, self.retain, packet_id=1 if self.qos else 0)

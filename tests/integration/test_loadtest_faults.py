@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import socketserver
 import threading
@@ -11,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import trio
 
 from broker.codec.decode import decode
 from broker.codec.encode import encode
@@ -32,10 +34,11 @@ from broker.codec.packets import (
     Subscribe,
 )
 from broker.codec.primitives import FrameBuffer
+from loadtest import cleaning, running
 from loadtest.address import resolve
 from loadtest.client import LoadError
 from loadtest.result import Result
-from loadtest.running import Target, run_once
+from loadtest.running import Run, Target, run_once
 from loadtest.scenario import Scenario
 
 AT = 40  # the message that it happens to
@@ -57,6 +60,7 @@ class FakeBroker(socketserver.ThreadingTCPServer):
         self.held: Publish | None = None
         self.subscriber: Service | None = None
         self.sessions: set[str] = set()
+        self.connected: set[Service] = set()
 
 
 class Service(socketserver.BaseRequestHandler):
@@ -78,6 +82,7 @@ class Service(socketserver.BaseRequestHandler):
                     self.packet(decode(first_byte, body, 0, len(body), self.version, from_client=True))
         except OSError:
             pass
+        self.server.connected.discard(self)
 
     def send(self, packet: Packet) -> None:
         with self.lock:
@@ -87,9 +92,19 @@ class Service(socketserver.BaseRequestHandler):
         fault = self.server.fault
         if isinstance(packet, Connect):
             self.version = packet.protocol_version
+            if fault == "is mute":
+                return
+            if (fault == "has one place" and self.server.connected) or (
+                fault == "keeps sessions" and packet.clean_start
+            ):
+                self.request.shutdown(socket.SHUT_RDWR)
+                return
+            self.server.connected.add(self)
             present = packet.client_id in self.server.sessions or fault == "claims a session"
             if not packet.clean_start:
                 self.server.sessions.add(packet.client_id)
+            else:
+                self.server.sessions.discard(packet.client_id)
             self.send(Connack(present and fault != "forgets sessions", 0x87 if fault == "refuses" else 0))
         elif isinstance(packet, Subscribe):
             self.server.subscriber = self
@@ -101,7 +116,7 @@ class Service(socketserver.BaseRequestHandler):
             self.send(Pingresp())
         elif isinstance(packet, Acknowledgement) and packet.kind == PUBREL:
             self.send(Pubcomp(packet.packet_id))
-        elif isinstance(packet, Acknowledgement) and packet.kind == PUBREC:
+        elif isinstance(packet, Acknowledgement) and packet.kind == PUBREC and fault != "does not release":
             self.send(Pubrel(packet.packet_id))
 
     def publish(self, packet: Publish) -> None:
@@ -137,11 +152,17 @@ class Service(socketserver.BaseRequestHandler):
 
 @contextmanager
 def _broker(fault: str) -> Iterator[Target]:
+    with _server(fault) as (_, target):
+        yield target
+
+
+@contextmanager
+def _server(fault: str) -> Iterator[tuple[FakeBroker, Target]]:
     with FakeBroker(fault) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         nodes = (resolve(f"mqtt://127.0.0.1:{server.server_address[1]}"),)
-        yield Target("fake", nodes, nodes)
+        yield server, Target("fake", nodes, nodes)
         server.shutdown()
         thread.join()
 
@@ -217,3 +238,74 @@ def test_a_broker_that_is_not_there_ends_the_run() -> None:
 def test_more_clients_than_a_process_may_have() -> None:
     with _broker("") as target, pytest.raises(LoadError, match="raise ulimit -n"):
         run_once(replace(PAIR, idle=10_000_000), target)
+
+
+def test_messages_that_are_never_released_are_told() -> None:
+    result = _run("does not release", qos=2)
+    assert result.faults == {"unacknowledged": result.counts.received}
+    assert result.messages == [
+        f"{result.counts.received} messages of QoS 2 were received and never released (no PUBREL)"
+    ]
+
+
+class Interrupting:
+    """Presses Ctrl-C when a phase begins."""
+
+    def __init__(self, phase: str) -> None:
+        self._phase = phase
+        self._begun = trio.Event()
+
+    def phase(self, name: str, seconds: float) -> None:
+        if name == self._phase:
+            self._begun.set()
+
+    async def watch(self, run: Run) -> None:
+        await self._begun.wait()
+        signal.raise_signal(signal.SIGINT)
+
+
+def _interrupted(fault: str, phase: str, **keys: Any) -> Result:
+    with _broker(fault) as target:
+        result = run_once(replace(PAIR, **keys), target, Interrupting(phase))
+    assert result.interrupted
+    return result
+
+
+def test_an_interruption_while_clients_connect_ends_that() -> None:
+    result = _interrupted("is mute", "connect")
+    assert (result.counts.connects, result.faults, result.sent_per_s) == (0, {}, None)
+    assert result.messages == ["interrupted before the first message, 0 of 2 clients were ready: there are no figures"]
+
+
+def test_an_interruption_ends_the_wait_for_what_does_not_come() -> None:
+    result = _interrupted("loses", "drain", drain=3600)
+    assert (result.faults, result.permitted["lost"]) == ({}, 1)
+    assert "not all of them were awaited" in result.messages[-1]
+
+
+def test_messages_that_nobody_came_for_are_not_lost() -> None:
+    result = _interrupted("does not acknowledge", "store", layout="retained", topics=10_000, seconds=3600, drain=0.1)
+    assert (result.counts.expected, result.counts.lost) == (0, 0)
+
+
+def test_sessions_are_removed_after_a_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "PATIENCE_S", 0.5)
+    with _server("has one place") as (server, target):
+        result = run_once(replace(PAIR, clean=False), target)
+        assert "1 of 2 clients got no answer" in result.failure
+        assert not [text for text in result.messages if "may be left" in text]
+        assert server.sessions == set()
+
+
+def test_sessions_that_stay_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "PATIENCE_S", 0.5)
+    result = _run("keeps sessions", clean=False)
+    assert result.messages == ["2 sessions may be left in the broker"]
+    assert result.counts.sent > 0
+
+
+def test_a_rate_that_cannot_be_reached_is_told_and_does_not_hang() -> None:
+    result = _run("", qos=0, rate=1e7, seconds=0.3)
+    assert result.asked_per_s == 1e7
+    assert result.rate_missed
+    assert _run("", qos=0, rate=50.0, seconds=0.5).rate_missed is False

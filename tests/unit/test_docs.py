@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import pytest
 
 from broker.cli import cli
 from broker.config import SETTINGS, load
+from loadtest import scenario
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 
@@ -27,6 +29,7 @@ def test_defaults_with_reasons_are_the_defaults() -> None:
 BLOCKS = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in sorted(SECURITY.parent.glob("*.md"))
+    if path.name != "loadtest.md"  # those are scenarios, below
     for number, block in enumerate(re.findall(r"^```toml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL))
     if not any(sign in block for sign in ("[[rule]]", "[project", "[[also]]"))
 ]
@@ -38,6 +41,14 @@ def test_configurations_in_the_docs_are_valid(block: str, tmp_path: Path) -> Non
     path = tmp_path / "rookery.toml"
     path.write_text(block)
     assert load({"allow_anonymous": True}, {}, path).settings.config == path
+
+
+def test_scenarios_in_the_docs_can_be_run() -> None:
+    text = (SECURITY.parent / "loadtest.md").read_text()
+    blocks = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert scenario.parse(tomllib.loads(block), "mine", "mine.toml").clients
 
 
 COMMANDS = [

@@ -19,11 +19,14 @@ def test_what_is_permitted_is_told_apart_from_faults() -> None:
 
 @pytest.mark.parametrize(
     "asked, sent, missed",
-    [(None, 5.0, False), (100.0, 100.0, False), (100.0, 99.0, False), (100.0, 90.0, True), (100.0, None, True)],
+    [
+        *((None, 5.0, False), (100.0, 100.0, False), (100.0, 99.0, False), (100.0, 90.0, True), (100.0, None, False)),
+        *((1.0, 0.9, False), (1.0, 0.7, True), (100.0, 0.0, True)),
+    ],
 )
 def test_a_rate_that_was_not_kept(asked: float | None, sent: float | None, missed: bool) -> None:
     result = _result()
-    result.asked_per_s, result.sent_per_s = asked, sent
+    result.asked_per_s, result.sent_per_s, result.seconds = asked, sent, 10.0
     assert result.rate_missed is missed
 
 

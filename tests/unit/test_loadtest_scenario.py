@@ -44,6 +44,8 @@ def test_there_is_a_scenario_of_every_layout() -> None:
         ({**P2P, "layout": "ring"}, "x.toml: layout: 'ring' is none of p2p, fanin"),
         ({**P2P, "cut": 1.5}, "x.toml: cut: 1.5 is not within 0 to 1"),
         ({**P2P, "prefix": "a/#"}, "x.toml: prefix: 'a/#' is no topic name"),
+        ({**P2P, "prefix": "$SYS/a"}, "x.toml: prefix: '\\$SYS/a': topics that begin with \\$ are the broker's own"),
+        ({**P2P, "prefix": "a" * 66_000}, "x.toml: prefix: 66,000 bytes, but at most 65,435 are possible"),
         ({"publishers": 1}, "x.toml: subscribers: layout p2p needs at least 1"),
         ({"publishers": 2, "subscribers": 3}, "x.toml: subscribers: 3, but layout p2p needs as many as"),
         ({"layout": "none"}, "x.toml: nobody connects"),
@@ -54,6 +56,11 @@ def test_there_is_a_scenario_of_every_layout() -> None:
         ({**P2P, "layout": "retained", "also": [P2P]}, "layout retained stands alone"),
         ({**P2P, "properties": {"topic_alias": 1}}, "x.toml: properties.topic_alias: unknown property"),
         ({**P2P, "properties": {"content_type": 1}}, "x.toml: properties.content_type: 1 is not of type str"),
+        ({**P2P, "properties": {"message_expiry_interval": -1}}, "expiry_interval: -1 is not within 0 to 4294967295"),
+        ({**P2P, "properties": {"payload_format_indicator": 7}}, "payload_format_indicator: 7 is not within 0 to 1"),
+        ({**P2P, "properties": {"response_topic": "a/#"}}, "response_topic: 'a/#' is no topic name"),
+        ({**P2P, "properties": {"content_type": "x" * 66_000}}, "content_type: 66,000 bytes, but at most 65,535"),
+        ({**P2P, "properties": {"user": {"a": "b\0"}}}, r"user: 'b\\x00' has characters that MQTT does not permit"),
         ({**P2P, "version": 4, "properties": {"content_type": "x"}}, "x.toml: properties: only with version = 5"),
     ],
     ids=str,
@@ -84,6 +91,15 @@ def test_overrides_count_instead_of_the_file(tmp_path: Path) -> None:
     assert (found.name, found.qos, found.rate, found.publishers) == ("mine", 2, 10.0, 100)
     with pytest.raises(ScenarioError, match="--set: qos: 7 is none of"):
         load("p2p1", {"qos": 7})
+
+
+def test_titles_say_what_is_not_as_the_file_says() -> None:
+    assert load("p2p1", {"qos": 0, "publishers": 2, "subscribers": 2, "seconds": 1}).title == (
+        "p2p QoS 1, 100 pairs (qos 0, publishers 2, subscribers 2)"
+    )
+    assert load("p2p1", {"clean": False, "rate": 10.0}).title == "p2p QoS 1, 100 pairs (clean false, rate 10)"
+    assert load("p2p1", {"qos": 1, "warmup": 0.2}).title == "p2p QoS 1, 100 pairs"
+    assert load("p2p1", {"qos": 0, "title": "mine"}).title == "mine"
 
 
 @pytest.mark.parametrize(
