@@ -164,7 +164,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _tell(result: Result) -> None:
     """Say in words what went wrong."""
-    for text in [f"failed: {result.failure}"] if result.failure else result.messages:
+    failed = [f"failed: {result.failure}"] if result.failure else []
+    for text in [*failed, *(each for each in result.messages if each != result.failure)]:
         print(report.plain(f"{result.name}: {text}"), file=sys.stderr)
 
 

@@ -41,7 +41,7 @@ from loadtest.result import Result
 from loadtest.running import Run, Target, run_once
 from loadtest.scenario import Scenario
 
-AT = 40  # the message that it happens to
+AT = 12  # the message that it happens to
 PAIR = Scenario(
     name="pair", publishers=1, subscribers=1, qos=1, cap=8, settle=0, warmup=0, seconds=0.4, drain=0.4, size=40
 )
