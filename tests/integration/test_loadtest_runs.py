@@ -58,7 +58,8 @@ def test_scenarios_run_without_faults(rookery: Running, name: str, version: int)
         assert counts.received == counts.expected >= counts.sent > 0
         assert result.latency_ms.count > 0
         assert sum(count for _, count in result.histogram) == result.latency_ms.count
-        assert result.series[-1].connected == wanted.clients
+        if wanted.layout != "retained":  # which may take less than a point does
+            assert result.series[-1].connected == wanted.clients
     if wanted.qos:
         assert counts.acked >= counts.sent - 10  # mixed: its other stream, too
         assert result.ack_ms.count > 0 or wanted.layout == "retained"
