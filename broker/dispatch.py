@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from broker.codec.packets import V5
 from broker.codec.runs import split_run, topic_bounds
@@ -21,6 +22,9 @@ from broker.session.encoding import Encoding
 from broker.session.run import Run
 from broker.table import Table, round_robin
 from cluster.api import REFUSED_FULL, REFUSED_GONE, Cluster, Extension, GroupTarget, NodeTarget, Publication, Target
+
+if TYPE_CHECKING:
+    from broker.groups import Group
 
 
 class Delivery(Publication):
@@ -92,36 +96,44 @@ class Delivery(Publication):
         """Whether the session has a subscription that matches."""
         return self._dispatch.matches(self.message, target)
 
-    def stored(self) -> None:
-        """Acknowledge, and send what was stored to the sessions and members that are here."""
-        slot = self.slot
-        if self.error is not None:
-            if slot is not None:
-                slot.settle(self.error)
-            return
-        message = self.message
-        if not (self.targets or self.groups):
-            if slot is not None:
-                slot.settle(None)
-            return
-        encoding = self.encoding
+    def reached(self, target: Target) -> None:
+        """Send what was stored, if the session is here."""
+        assert isinstance(target, EntryTarget)
+        self.tell(target.entry, target, target.seq, self._encoded())
+
+    def given(self, target: GroupTarget) -> None:
+        """Offer it to the members that are here."""
+        group = self.route_groups[self.groups.index(target)]
+        self.note_depth(group, target.depth)
+        if target.entry is not None:
+            group.offer(target.entry, self._encoded())
+
+    def _encoded(self) -> Encoding:
+        encoding, message = self.encoding, self.message
         if encoding is None or message.expiry_s >= 0:
-            encoding = self._dispatch.encoding(message, message.remaining_s(self._dispatch.cluster.now_ms()))
-        for target, entry in zip(self.targets, self.entries, strict=True):
-            self.tell(entry, target, target.seq, encoding)
-        for group_target, group in zip(self.groups, self.route_groups, strict=True):
-            depth = group_target.depth
-            if depth > 0:
-                group.holding.depth = depth
-            elif depth < 0:
-                reason = "group_queue_full" if depth == REFUSED_FULL else "group_gone"
-                self._dispatch.metrics.dropped[reason] += 1
-            if group_target.entry is not None:
-                group.offer(group_target.entry, encoding)
-            if depth > 0 and slot is not None and group.hold(slot):
-                slot = None
-        if slot is not None:
-            slot.settle(None)
+            remaining = message.remaining_s(self._dispatch.cluster.now_ms())
+            if encoding is None or encoding.remaining_s != remaining:
+                self.encoding = encoding = self._dispatch.encoding(message, remaining)
+        return encoding
+
+    def note_depth(self, group: Group, depth: int) -> None:
+        """The length of a group's queue, or why it did not take the message."""
+        if depth > 0:
+            group.holding.depth = depth
+        elif depth < 0:
+            reason = "group_queue_full" if depth == REFUSED_FULL else "group_gone"
+            self._dispatch.metrics.dropped[reason] += 1
+
+    def stored(self) -> None:
+        """Acknowledge."""
+        slot = self.slot
+        if slot is None:
+            return
+        if self.error is None:
+            for target, group in zip(self.groups, self.route_groups, strict=True):
+                if target.depth > 0 and group.hold(slot):
+                    return
+        slot.settle(self.error)
 
     def tell(self, entry: Entry, target: Target, seq: int, encoding: Encoding) -> None:
         """The store's answer for one session."""
@@ -161,11 +173,21 @@ class Passing(Publication):
         return self._dispatch.matches(self.message, target)
 
 
-def make_target(entry: Entry, granted: int, message: Message) -> Target:
+class EntryTarget(Target):
+    """A target that knows what it was made of."""
+
+    __slots__ = ("entry",)
+
+    entry: Entry
+
+
+def make_target(entry: Entry, granted: int, message: Message) -> EntryTarget:
     """What the store shall keep for a session."""
     subscriber = entry.subscriber
     retain = message.retain and entry.retain_as_published
-    return Target(subscriber.session_id, subscriber.birth, granted, retain, entry.subscription_ids)
+    target = EntryTarget(subscriber.session_id, subscriber.birth, granted, retain, entry.subscription_ids)
+    target.entry = entry
+    return target
 
 
 class Dispatch(Table):

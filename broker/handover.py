@@ -45,9 +45,11 @@ class Handover(Publication):
             self._promised.promised -= 1
         if self.error is not None:
             self._group.give_back_later(self._entry)
-            return
-        self._group.done(self._entry)
-        target = self.targets[0]
+        else:
+            self._group.done(self._entry)
+
+    def reached(self, target: Target) -> None:
+        """Send it like any live message."""
         session = self._subscriber.session
         if target.seq < 0:
             self._group.lost("queue_full" if target.seq == REFUSED_FULL else "session_gone")

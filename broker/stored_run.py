@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from broker.dispatch import Delivery, make_target
+from broker.dispatch import Delivery, EntryTarget, make_target
 from broker.group_messages import GroupMessages
 from broker.message import Message
-from broker.routes import AckSlot, Entry, Route
+from broker.routes import AckSlot, Route
 from broker.session.counted import encoding_of
 from broker.session.run import Run
-from cluster.api import REFUSED_FULL, Extension, GroupTarget, Target
+from cluster.api import Extension, GroupTarget, Target
 
 if TYPE_CHECKING:
     from broker.dispatch import Dispatch
-    from broker.groups import Group
 
 
 def store_run(dispatch: Dispatch, route: Route, run: Run, slot: AckSlot) -> None:
@@ -64,27 +63,25 @@ class RunDelivery(Delivery):
     def stored(self) -> None:
         """As for a single message."""
         slot = self.slot
+        if slot is None:
+            return
         if self.error is None:
-            for target, entry in zip(self.targets, self.entries, strict=True):
-                self._tell_all(entry, target)
-            for group_target, group in zip(self.groups, self.route_groups, strict=True):
-                self._tell_group(group, group_target)
-                if slot is not None and group_target.depths[-1] > 0 and group.hold(slot, self._run.count):
-                    slot = None
-        if slot is not None:
-            slot.settle(self.error)
+            for target, group in zip(self.groups, self.route_groups, strict=True):
+                if target.depths[-1] > 0 and group.hold(slot, self._run.count):
+                    return
+        slot.settle(self.error)
 
-    def _tell_group(self, group: Group, target: GroupTarget) -> None:
+    def given(self, target: GroupTarget) -> None:
+        """As for a single message."""
+        group = self.route_groups[self.groups.index(target)]
         for depth in target.depths:
-            if depth > 0:
-                group.holding.depth = depth
-            elif depth < 0:
-                reason = "group_queue_full" if depth == REFUSED_FULL else "group_gone"
-                self._dispatch.metrics.dropped[reason] += 1
+            self.note_depth(group, depth)
         group.offer_run(GroupMessages(self._run, self.payloads), target.entry_ids, target.chosen)
 
-    def _tell_all(self, entry: Entry, target: Target) -> None:
-        seqs = target.seqs
+    def reached(self, target: Target) -> None:
+        """As for a single message."""
+        assert isinstance(target, EntryTarget)
+        entry, seqs = target.entry, target.seqs
         first, last = seqs[0], seqs[-1]
         subscriber = entry.subscriber
         session = subscriber.session

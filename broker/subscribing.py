@@ -72,14 +72,13 @@ class RetainedDelivery(Publication):
         #: Set then, if somebody waits.
         self.told: trio.Event | None = None
 
-    def stored(self) -> None:
+    def reached(self, target: Target) -> None:
         """Send it like any live message."""
-        target = self.targets[0]
         subscriber = self._subscriber
         session = subscriber.session
-        if self.error is None and target.seq == 0:
+        if target.seq == 0:
             pass  # something newer of the topic is in the queue
-        elif self.error is not None or target.seq < 0:
+        elif target.seq < 0:
             self._metrics.dropped["queue_full" if target.seq == REFUSED_FULL else "not_stored"] += 1
         elif session is None:
             subscriber.stored_seq = max(subscriber.stored_seq, target.seq)
@@ -87,6 +86,11 @@ class RetainedDelivery(Publication):
             session.skip(target.seq)  # what was queued behind it came first
         else:
             session.stored(target.seq, self._encoding, target.qos, target.retain, target.subscription_ids)
+
+    def stored(self) -> None:
+        """Whoever waits goes on."""
+        if self.error is not None:
+            self._metrics.dropped["not_stored"] += 1
         self.answered = True
         if self.told is not None:
             self.told.set()

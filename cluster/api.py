@@ -401,8 +401,17 @@ class Publication:
         """Whether the session still matches: it unsubscribed from something since the message was matched."""
         return True
 
+    def reached(self, target: Target) -> None:
+        """The store answered for a session: called once for each of `targets`, unless that was refused with an error.
+        What one session is told of keeps the order of its queue, however long other parts of a publication take."""
+
+    def given(self, target: GroupTarget) -> None:
+        """The same for one of `groups`. What one group is given by this and by `ClusterEvents.group_entries` keeps the
+        order of its queue."""
+
     def stored(self) -> None:
-        """Called exactly once when the store has answered (or, with `error` set, has refused)."""
+        """Called exactly once when the store has answered for all parts (or, with `error` set, has refused): what the
+        publisher waits for. After `reached` and `given`."""
 
 
 class ClusterEvents(Protocol):

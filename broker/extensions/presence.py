@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from broker.codec.packets import V5, V31
-from broker.dispatch import Delivery
+from broker.dispatch import Delivery, EntryTarget
 from broker.log import get_logger
 from broker.message import Message
 from broker.routes import AckSlot
-from cluster.api import NodeTarget, Publication
+from cluster.api import NodeTarget, Publication, Target
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -62,11 +62,11 @@ class _InTurn(Delivery):
 
     __slots__ = ()
 
-    def stored(self) -> None:
-        for target, entry in zip(self.targets, self.entries, strict=True):
-            if target.seq > 0 and entry.subscriber.session is not None:
-                target.seq = 0  # as one that was stored before: the session looks
-        super().stored()
+    def reached(self, target: Target) -> None:
+        assert isinstance(target, EntryTarget)
+        if target.seq > 0 and target.entry.subscriber.session is not None:
+            target.seq = 0  # as one that was stored before: the session looks
+        super().reached(target)
 
 
 class _Event(AckSlot):

@@ -338,12 +338,15 @@ class MemoryCluster:
         for item in batch:
             if isinstance(item, Publication):
                 self._store(item)
-                item.stored()
+                self._finished(item)
             else:
                 self._perform(item)
         self._give_out()
         if self._batch and self._poller is not None:
             self._poller.wake()
+
+    def _finished(self, publication: Publication) -> None:
+        publication.stored()
 
     def _give_out(self) -> None:
         if self._events is not None:
@@ -363,14 +366,19 @@ class MemoryCluster:
             else:
                 self._retained.pop(topic, None)
                 self._index.discard(topic)
+        targets, groups = publication.targets, publication.groups
         if publication.payloads:
             self._store_run(publication)
-            return
-        served = self._served.of(message.message_id) if publication.deduplicate else None
-        for target in publication.targets:
-            self._enqueue(target, message, served)
-        for group in publication.groups:
-            self._enqueue_for_group(group, message, served)
+        else:
+            served = self._served.of(message.message_id) if publication.deduplicate else None
+            for target in targets:
+                self._enqueue(target, message, served)
+            for group in groups:
+                self._enqueue_for_group(group, message, served)
+        for target in targets:
+            publication.reached(target)
+        for group in groups:
+            publication.given(group)
 
     def _store_run(self, publication: Publication) -> None:
         known = publication.message

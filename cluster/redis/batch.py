@@ -207,13 +207,13 @@ class Batch:
             self._answer_ready()
 
     def _answer_ready(self) -> None:
-        """Those for sessions of this node alone: once it is sure that there is no other node."""
+        """Those for sessions of this node alone: now if it is still sure that there is no other node; else as those
+        that come from now on, which must not overtake them."""
+        ready, self._ready = self._ready, []
         if self._member.alone():
-            ready, self._ready = self._ready, []
             for publication in ready:
                 call_stored(publication)
-        elif len(self._member.members) > 1:
-            ready, self._ready = self._ready, []
+        else:
             for publication in ready:
                 item = Item(publication, b"", self._finished)
                 item.waiting = 1

@@ -11,6 +11,7 @@ from broker.log import get_logger
 from cluster.api import REFUSED_GONE, GroupEntry, GroupTarget, Publication, Target
 from cluster.policy import MAX_CALL_BYTES, MAX_CALL_SESSIONS, ClusterLimits
 from cluster.records import FORMAT, pack_arguments, queue_prefix, unpack_answer
+from cluster.redis.callbacks import call_given, call_reached
 from cluster.redis.lanes import Lane, Outbox
 from cluster.redis.membership import Membership, monotonic_s
 from cluster.redis.pipeline import Part
@@ -258,6 +259,7 @@ class PartitionLane(Lane):
             if seq == _STALE:  # as are all of its session
                 stale.append(pair)
                 continue
+            call_reached(item.publication, target)
             item.waiting -= 1
             if item.waiting == 0:
                 item.finished(item)
@@ -286,6 +288,8 @@ class PartitionLane(Lane):
                 group.depth = depth  # type: ignore[assignment]
                 if stored(group.group_id, entry_id, depth):  # type: ignore[arg-type]
                     group.entry = GroupEntry(entry_id, item.publication.message, b"", member)  # type: ignore[arg-type]
+            # Now, not when all parts are answered: what the group is given by the next answers is newer.
+            call_given(item.publication, group)
             item.waiting -= 1
             if item.waiting == 0:
                 item.finished(item)
@@ -303,6 +307,7 @@ class PartitionLane(Lane):
             else:
                 target.seq = REFUSED_GONE
                 target.seqs = [REFUSED_GONE] * len(item.bodies)
+                call_reached(item.publication, target)
                 item.answered()
         self.pending.extendleft(reversed(fresh))
         self.touch()

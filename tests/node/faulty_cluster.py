@@ -72,6 +72,9 @@ class FaultyCluster(MemoryCluster):
     def __init__(self, limits: ClusterLimits) -> None:
         super().__init__("a", limits)
         self.held = False
+        #: What is published now is stored, and then waits for the version of the route table.
+        self.doubtful = False
+        self._doubted: list[Publication] = []
         self._full = False
         #: What waits for room.
         self._waiting: list[Publication | Call] = []
@@ -131,7 +134,19 @@ class FaultyCluster(MemoryCluster):
 
     def publish(self, publication: Publication) -> None:
         self.publications += 1
+        if self.doubtful:
+            self._doubted.append(publication)
         super().publish(publication)
+
+    def _finished(self, publication: Publication) -> None:
+        if publication not in self._doubted:
+            super()._finished(publication)
+
+    def prove(self) -> None:
+        """The version is known: what waited for it is answered."""
+        doubted, self._doubted = self._doubted, []
+        for publication in doubted:
+            super()._finished(publication)
 
     def forward(self, nodes: Sequence[NodeTarget], family: int, run: bytes, count: int) -> None:
         self.forwarded += [([node.node for node in nodes], family, frame) for frame in split_run(run, count)]
