@@ -10,6 +10,7 @@ import trio.testing
 
 from cluster.api import GroupEntry, GroupTarget, Publication, Target
 from cluster.policy import ClusterLimits
+from cluster.redis.publish import Item
 from cluster.redis.store import RedisCluster
 from tests.kit.cluster_world import LIMIT_S, GroupHand, WaitingPublication, World, message, served, target
 from tests.kit.redis_server import RedisServer
@@ -123,18 +124,22 @@ async def test_g4_a_part_that_waits_longer_holds_up_no_other(single: RedisServer
     async with served(place.cluster) as world:
         at = await world.connect("m")
         add = place.cluster._retained.add
-        held: list[object] = []
-        place.cluster._retained.add = held.append  # type: ignore[method-assign]
+        held: list[Item] = []
         first = Noted(message(payload=b"1", retain=True), [target(at)], retain=True)
         first.log = place.log
-        place.cluster._retained.add = lambda item: (setattr(item, "waiting", item.waiting + 1), held.append(item))  # type: ignore[assignment,method-assign,func-returns-value]
+
+        def hold(item: Item) -> None:
+            item.waiting += 1
+            held.append(item)
+
+        place.cluster._retained.add = hold  # type: ignore[method-assign]
         world.start(first)
         assert await place.said(1) == ["session 1"]
         place.publish(world, "2", target(at))
         assert await place.said(2) == ["session 2", "stored 2"]
         (item,) = held
-        item.waiting -= 1  # type: ignore[attr-defined]
-        add(item)  # type: ignore[arg-type]
+        item.waiting -= 1
+        add(item)
         await world.finished(first)
 
 
