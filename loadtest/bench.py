@@ -64,5 +64,5 @@ def main(arguments: Sequence[str]) -> int:
     print()
     print(report.suiting(*record.table(changes), markdown=options.markdown))
     whole = status != 130
-    print("\n" + "\n".join(record.remarks(changes, new, old, whole=whole)))
+    print("\n" + "\n".join(report.plain(text) for text in record.remarks(changes, new, old, whole=whole)))
     return status or (FELL if options.strict and any(change.verdict == "WORSE" for change in changes) else 0)

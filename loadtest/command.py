@@ -150,7 +150,7 @@ def run(arguments: Sequence[str]) -> int:
                 if results[-1].interrupted:
                     break
     except (ScenarioError, ValueError) as error:
-        print(f"rookery-loadtest: {error}", file=sys.stderr)
+        print(report.plain(f"rookery-loadtest: {error}"), file=sys.stderr)
         return 1
     except (LoadError, targets.TargetError, OSError) as error:
         print(f"rookery-loadtest: {report.plain(str(error))}", file=sys.stderr)

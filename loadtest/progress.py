@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from loadtest.report import plain
 from loadtest.result import FAULTS
 from loadtest.running import Run
 
@@ -40,7 +41,7 @@ class Plain:
         while True:
             await trio.sleep(LINE_S)
             cells = [f"{name} {value}" for name, value in figures(run)]
-            print(f"{run.scenario.name}: {self.where}, {', '.join(cells)}", file=sys.stderr, flush=True)
+            print(plain(f"{run.scenario.name}: {self.where}, {', '.join(cells)}"), file=sys.stderr, flush=True)
 
 
 def figures(run: Run) -> list[tuple[str, str]]:
@@ -91,7 +92,7 @@ class Live(Plain):
         done = (monotonic() - self._began) / self._seconds if self._seconds else 0.0
         table.add_row(self.where, ProgressBar(total=1.0, completed=min(done, 1.0), width=40))
         return Panel(
-            table, title=escape(f"{run.scenario.name}: {run.scenario.title}"), title_align="left", expand=False
+            table, title=escape(plain(f"{run.scenario.name}: {run.scenario.title}")), title_align="left", expand=False
         )
 
 
