@@ -605,7 +605,7 @@ def test_dup_is_as_it_has_to_be_in_a_session_that_goes_on(make: Make) -> None:
         ([Suback(1, (1,)), Suback(1, (1,))], "SUBACK for packet identifier 1", True),
         ([Suback(1, (1, 1))], "2 reason codes for 1 filters", True),
     ],
-    ids=str,
+    ids=["another", "twice", "too many"],
 )
 def test_a_wrong_suback_is_counted(make: Make, answers: list[Suback], text: str, ready: bool) -> None:
     bench = _p2p(make, 1)
