@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract.test_functions_groups import BY_ROOM, GID, World, numbers
 from tests.kit.redis_server import RedisServer
-from tests.kit.store_functions import Functions, load_library
+from tests.kit.store_functions import Functions, body, load_library
 
 
 @pytest.fixture
@@ -81,3 +81,20 @@ def test_only_what_is_acknowledged_leaves_the_queue(functions: Functions, seed: 
         for name in w.held:
             w.settle(name, w.ids(name))
     assert functions.client.xlen(queue) == 0
+
+
+def test_entries_come_by_the_stream_while_the_member_holds_one_that_came_so(functions: Functions) -> None:
+    """G4: what comes with an answer would overtake what another node gave before."""
+    w = World(functions)
+    w.members("a", 1000)
+    w.add("b", ["0"])  # by the stream: the publisher is another node
+    w.take("a", functions.given("a:1"))
+    entry, _, _ = functions.enqueue("a", [body("1")], groups=[(GID, 1, 0)])
+    assert entry == b""
+    given = functions.given("a:1")
+    assert [text for *_, text in given] == ["1"]
+    w.take("a", given)
+    w.settle("a", w.ids("a"))
+    entry, _, _ = functions.enqueue("a", [body("2")], groups=[(GID, 1, 0)])
+    assert entry
+    assert not functions.given("a:1")

@@ -8,8 +8,18 @@
 
 local NODE_ROOM = 1000 -- room of a node if the strategy names the session
 
--- A member: name, window, entries held, turn, connected sessions.
-local NAME, WINDOW, COUNT, TURN, SESSIONS = 1, 2, 3, 4, 5
+-- A member: name, window, entries held, turn, connected sessions, the newest entry that went by its stream (nil: it holds
+-- none of those any more).
+local NAME, WINDOW, COUNT, TURN, SESSIONS, STREAMED = 1, 2, 3, 4, 5, 6
+
+-- Whether an entry is older than another one. Ids are "<ms>-<n>", and the number of ms has 13 digits.
+local function is_older(id, other)
+  if #id == #other then
+    return id < other
+  end
+  local ms, other_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
+  return ms < other_ms or (ms == other_ms and #id < #other)
+end
 
 local function load_group(p, gid)
   local packed = redis.call('GET', p .. 'gn:' .. gid)

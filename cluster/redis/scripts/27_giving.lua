@@ -2,10 +2,22 @@
 
 local GIVEN, GIVEN_BYTES = 200, 262144 -- what one call gives out at most; who acknowledges it makes it go on
 
--- Whether entries for the caller may go with the answer. While others give out too, their entries for the caller come
--- by its stream, and two ways would mix up what one publisher sent.
+-- Whether entries for the caller may go with the answer. What others give it, and what an answer has no place for, comes
+-- by its stream, and two ways would mix up what one publisher sent: as long as it holds an entry that may have gone that
+-- way, all others follow it.
 local function is_only_way(p, group, caller)
-  return #group.members == 1 or redis.call('EXISTS', p .. 'n:' .. caller) == 0
+  if redis.call('EXISTS', p .. 'n:' .. caller) == 0 then
+    return true
+  end
+  local m = group.members[1]
+  if group.members[2] or not m then
+    return false
+  end
+  if m[STREAMED] and #redis.call('XPENDING', group.key, 'm', '-', m[STREAMED], 1, m[NAME]) > 0 then
+    return false
+  end
+  m[STREAMED] = nil
+  return true
 end
 
 -- How many entries the members have room for.
@@ -100,7 +112,7 @@ end
 
 -- Gives entries out while members have room: first what came back, then what nobody had yet. Where the strategy names
 -- the session, an entry whose node has no room holds up those behind it.
--- `to` says how: caller; give(member, id, sid, kept, body); not_to (a set of ids that the caller returned);
+-- `to` says how: caller; give(member, id, sid, kept, body), true if that goes with the answer; not_to (a set of ids that the caller returned);
 -- added, {ids = , bodies = }: what is new, where that is all that nobody had yet.
 -- Returns whether it stopped only because it gave out enough for one call.
 local function give_out(p, group, to)
@@ -115,7 +127,9 @@ local function give_out(p, group, to)
       ids_of[m[NAME]] = { id }
     end
     given, bytes = given + 1, bytes + #body
-    to.give(m[NAME], id, sid, kept, body)
+    if not to.give(m[NAME], id, sid, kept, body) and (not m[STREAMED] or is_older(m[STREAMED], id)) then
+      m[STREAMED] = id
+    end
   end
   local function enough()
     return given >= GIVEN or bytes >= GIVEN_BYTES
@@ -164,10 +178,10 @@ end
 
 -- Gives the caller all that is new, if nothing waits for anybody, no other member is there and it has room for them:
 -- then the strategy has nothing to choose. Returns whether it did.
-local function take_all(group, caller, ids)
+local function take_all(p, group, caller, ids)
   local m, count = group.members[1], #ids
   if group.members[2] or not values[group.strategy] or group.kept > 0 or not m or m[NAME] ~= caller
-    or m[SESSIONS] == 0 or m[WINDOW] - m[COUNT] < count then
+    or m[SESSIONS] == 0 or m[WINDOW] - m[COUNT] < count or not is_only_way(p, group, caller) then
     return false
   end
   if group.strategy == 'round_robin' then

@@ -134,9 +134,9 @@ local function group_members(keys, args)
     if member == caller and not by_stream then
       local n = #answer
       answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = id, sid, kept, '\1' .. body
-    else
-      send_entry(out, p, member, gid, id, sid, kept, body, depth)
+      return true
     end
+    send_entry(out, p, member, gid, id, sid, kept, body, depth)
   end })
   send_all(out, p)
   return { 0, keep_or_end(p, group), answer }
@@ -187,15 +187,6 @@ local function take_back(p, group, ids)
   end
   claim(group, ids_of)
   group.orphans, group.kept = group.orphans + #ids_of.o, group.kept + #ids_of.k
-end
-
--- Whether an entry is older than another one. Ids are "<ms>-<n>", and the number of ms has 13 digits.
-local function is_older(id, other)
-  if #id == #other then
-    return id < other
-  end
-  local ms, other_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
-  return ms < other_ms or (ms == other_ms and #id < #other)
 end
 
 -- Removes acknowledged entries from the queue. Those older than all that somebody holds go in one piece: XDEL looks
@@ -266,10 +257,13 @@ local function settle_group(p, caller, item, out)
     give_out(p, group, { caller = caller, not_to = not_to, give = function(member, id, sid, kept_sid, body)
       if member ~= caller or not direct then
         send_entry(out, p, member, gid, id, sid, kept_sid, body, depth)
-      elseif not odd then
+        return false
+      end
+      if not odd then
         answer[n + 1], answer[n + 2], answer[n + 3], answer[n + 4] = id, sid, kept_sid, '\1' .. body
         n = n + 4
       end
+      return true
     end })
   end
   if m[SESSIONS] == 0 then

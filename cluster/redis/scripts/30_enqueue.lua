@@ -5,7 +5,7 @@
 local function give_added(p, caller, added, answer, out)
   for gid, each in pairs(added) do
     local group, ids, places = each.group, each.ids, each.places
-    if each.first and take_all(group, caller, ids) then
+    if each.first and take_all(p, group, caller, ids) then
       for i = 1, #ids do
         answer[places[i]] = ids[i]
       end
@@ -18,9 +18,10 @@ local function give_added(p, caller, added, answer, out)
         local place = direct and member == caller and at[id]
         if place then
           answer[place], answer[place + 1] = id, sid
-        else
-          send_entry(out, p, member, gid, id, sid, kept, body, each.depth)
+          return true
         end
+        direct = direct and member ~= caller -- an older one, and those behind it
+        send_entry(out, p, member, gid, id, sid, kept, body, each.depth)
       end })
     end
     save_group(p, group)
