@@ -225,7 +225,8 @@ async def _converse(seed: int, steps: int, quotas: Quotas, way: int) -> tuple[di
             for piece in filter(None, (data[:cut], data[cut:])):
                 log.append((index, piece))
                 client.peer.socket.feed(piece)
-                if choose.random() < 0.7 or way == TO_QUEUES:  # else the answers of the store come in other turns
+                # Else the answers of the store come in other turns: not where what is sent again overtakes what waits.
+                if choose.random() < 0.7 or way == TO_QUEUES or CLIENTS[index][0] == "kept":
                     await world.settle()
             await world.settle()
             for each in clients:
